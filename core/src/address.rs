@@ -1,0 +1,241 @@
+//! The one address space: how a topic name and a key are spelled, and patterns over both.
+//!
+//! An [`Address`] is a topic and a key. Each protocol's `mapping` turns its own spelling into one and
+//! back; this file owns what they share: the encoding of arbitrary bytes into RocketMQ's topic
+//! characters, and the pattern that a subscription or binding matches addresses with.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Longest topic name in bytes; RocketMQ writes its length as a signed byte (record layout V1).
+pub const TOPIC_NAME_MAX: usize = 127;
+
+/// A message's address: encoded topic name and key (the native tag, byte for byte).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// Encoded topic name, see [`encode_name`].
+    pub topic: Bytes,
+    /// Levels are this split at `.`; empty means "no key".
+    pub key: Bytes,
+}
+
+/// The encoded name of the empty name.
+pub const EMPTY_NAME: &[u8] = b"|-";
+
+/// Bytes kept of a name that is too long; the rest becomes `|~` and 16 hex digits of its hash.
+const CUT_AT: usize = TOPIC_NAME_MAX - 18;
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'%')
+}
+
+/// Encodes any bytes as a RocketMQ topic name of at most [`TOPIC_NAME_MAX`] bytes.
+///
+/// Allowed bytes (`[%a-zA-Z0-9_-]`) stay; every other byte is `|` and two upper-case hex digits, a
+/// literal `|` too. The empty name is `|-`. A name that would be too long is cut and ends in `|~` and
+/// a hash of the whole: then [`name_is_cut`] holds and the publisher keeps the original in
+/// [`Attribute::Topic`](crate::attributes::Attribute::Topic).
+pub fn encode_name(raw: &Bytes) -> Bytes {
+    if !raw.is_empty() && raw.len() <= TOPIC_NAME_MAX && raw.iter().all(|b| is_plain(*b)) {
+        return raw.clone();
+    }
+    if raw.is_empty() {
+        return Bytes::from_static(EMPTY_NAME);
+    }
+    let mut name = BytesMut::with_capacity(raw.len() + 16);
+    for &byte in raw {
+        if is_plain(byte) {
+            name.put_u8(byte);
+        } else {
+            name.put_u8(b'|');
+            put_hex(&mut name, byte);
+        }
+    }
+    if name.len() > TOPIC_NAME_MAX {
+        name.truncate(cut_point(&name));
+        name.put_slice(b"|~");
+        for byte in fnv1a(raw).to_be_bytes() {
+            put_hex(&mut name, byte);
+        }
+    }
+    name.freeze()
+}
+
+/// Never inside an escape, so that what is kept still decodes.
+fn cut_point(name: &[u8]) -> usize {
+    (CUT_AT - 2..=CUT_AT).find(|at| name[*at] == b'|').unwrap_or(CUT_AT)
+}
+
+/// Whether [`encode_name`] had to cut this name, so that [`decode_name`] cannot give the original.
+pub fn name_is_cut(name: &[u8]) -> bool {
+    name.len() >= 18 && name[name.len() - 18..].starts_with(b"|~")
+}
+
+/// The bytes that [`encode_name`] encoded. A name that no encoder made decodes as far as it can:
+/// what is not an escape stays as it is. A cut name stays as it is.
+pub fn decode_name(name: &[u8]) -> Cow<'_, [u8]> {
+    if name == EMPTY_NAME {
+        return Cow::Borrowed(b"");
+    }
+    if !name.contains(&b'|') || name_is_cut(name) {
+        return Cow::Borrowed(name);
+    }
+    let mut raw = Vec::with_capacity(name.len());
+    let mut at = 0;
+    while at < name.len() {
+        let escape = (name[at] == b'|')
+            .then(|| name.get(at + 1..at + 3))
+            .flatten()
+            .and_then(|digits| Some(hex_value(digits[0])? << 4 | hex_value(digits[1])?));
+        match escape {
+            Some(byte) => {
+                raw.push(byte);
+                at += 3;
+            }
+            None => {
+                raw.push(name[at]);
+                at += 1;
+            }
+        }
+    }
+    Cow::Owned(raw)
+}
+
+fn put_hex(out: &mut BytesMut, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.put_u8(DIGITS[usize::from(byte >> 4)]);
+    out.put_u8(DIGITS[usize::from(byte & 15)]);
+}
+
+fn hex_value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+/// FNV-1a, 64 bit: stable for ever, since it stands in names and picks message queues.
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// The key of an address whose only level after the topic is empty (MQTT `a/`).
+pub const EMPTY_LEVEL_KEY: &[u8] = b"|-";
+
+/// Turns the levels after the topic, joined by `.`, into a key. `None` is "no level at all".
+///
+/// Exists because an empty key already means no level: one empty level is `|-`, and a key that
+/// looks like that (`|-`, `||-`, ...) gets one more `|`.
+pub fn key_from_levels(levels: Option<&[u8]>) -> Cow<'_, [u8]> {
+    match levels {
+        None => Cow::Borrowed(b""),
+        Some(b"") => Cow::Borrowed(EMPTY_LEVEL_KEY),
+        Some(text) if is_marked(text) => Cow::Owned([b"|", text].concat()),
+        Some(text) => Cow::Borrowed(text),
+    }
+}
+
+/// The reverse of [`key_from_levels`].
+pub fn levels_from_key(key: &[u8]) -> Option<&[u8]> {
+    match key {
+        b"" => None,
+        EMPTY_LEVEL_KEY => Some(b""),
+        key if is_marked(key) => Some(&key[1..]),
+        key => Some(key),
+    }
+}
+
+fn is_marked(text: &[u8]) -> bool {
+    text.len() >= 2 && text.ends_with(b"-") && text[..text.len() - 1].iter().all(|b| *b == b'|')
+}
+
+/// One level of a [`Pattern`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// Exactly this level.
+    Literal(Bytes),
+    /// Any one level (AMQP `*`, MQTT `+`).
+    One,
+    /// Any number of levels, also none (`#`).
+    Many,
+}
+
+/// A pattern over the levels of an address or of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pattern {
+    /// Level by level. For a pattern over whole addresses the first level is the encoded topic name.
+    pub levels: Vec<Level>,
+    /// Leading wildcards do not match a first level that begins with `$`. [MQTT-4.7.2-1]
+    pub spare_dollar: bool,
+}
+
+impl Pattern {
+    /// Reads a pattern over a key: words split at `.`, `*` is one word, `#` any number.
+    pub fn from_key_pattern(text: &[u8]) -> Self {
+        let levels = text
+            .split(|b| *b == b'.')
+            .map(|word| match word {
+                b"*" => Level::One,
+                b"#" => Level::Many,
+                word => Level::Literal(Bytes::copy_from_slice(word)),
+            })
+            .collect();
+        Self {
+            levels,
+            spare_dollar: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(raw: &[u8]) -> Vec<u8> {
+        let name = encode_name(&Bytes::copy_from_slice(raw));
+        assert!(name.len() <= TOPIC_NAME_MAX);
+        assert!(name.iter().all(|b| is_plain(*b) || *b == b'|'), "{name:?}");
+        decode_name(&name).into_owned()
+    }
+
+    #[test]
+    fn every_byte_survives_the_encoding_of_names() {
+        for byte in 0..=255u8 {
+            assert_eq!(round_trip(&[b'a', byte, b'z']), [b'a', byte, b'z']);
+            assert_eq!(round_trip(&[byte]), [byte]);
+        }
+        assert_eq!(round_trip(b""), b"");
+        assert_eq!(encode_name(&Bytes::from_static(b"user.events")), "user|2Eevents");
+        assert_eq!(encode_name(&Bytes::from_static(b"a|b")), "a|7Cb");
+        assert_eq!(encode_name(&Bytes::from_static(b"%RETRY%g")), "%RETRY%g");
+    }
+
+    #[test]
+    fn long_names_are_cut_and_stay_apart() {
+        let one = encode_name(&Bytes::from(vec![b'.'; 300]));
+        let two = encode_name(&Bytes::from(vec![b'.'; 301]));
+        assert!(name_is_cut(&one) && one.len() <= TOPIC_NAME_MAX);
+        assert_ne!(one, two);
+        assert!(!name_is_cut(b"exchange_user"));
+    }
+
+    #[test]
+    fn levels_and_keys_are_one_to_one() {
+        for levels in [
+            None,
+            Some(&b""[..]),
+            Some(b"|-"),
+            Some(b"||-"),
+            Some(b"a.b"),
+            Some(b"."),
+            Some(b"-"),
+        ] {
+            let key = key_from_levels(levels);
+            assert_eq!(levels_from_key(&key), levels, "{key:?}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What the engine is told at start: limits, defaults, users.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+
+/// When a persistent message counts as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flush {
+    /// When the disk has it (`fdatasync`): survives a power cut.
+    #[default]
+    Sync,
+    /// When the kernel has it: survives the broker's death. The disk follows within 500 ms.
+    Async,
+}
+
+/// Somebody who may log in.
+#[derive(Clone, Debug)]
+pub struct User {
+    /// The login name.
+    pub name: Bytes,
+    /// The password.
+    pub password: Bytes,
+    /// Only from this machine.
+    pub loopback_only: bool,
+}
+
+/// The engine's settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// When a persistent message counts as stored.
+    pub flush: Flush,
+    /// Who may log in with a password.
+    pub users: Vec<User>,
+    /// Whether clients from this machine may come without credentials.
+    pub anonymous_loopback: bool,
+    /// The address that native records carry and that clients use to ask for a message by its id.
+    pub store_host: SocketAddr,
+    /// Message queues of a topic that nobody asked a number for.
+    pub topic_queues: u32,
+    /// Most topics that publishes of foreign protocols make; beyond it messages enter `catch-all`.
+    pub topics_auto_max: usize,
+    /// Largest body, bytes.
+    pub body_max: usize,
+    /// Most bytes that may wait for the disk before publishes are held back.
+    pub unsynced_max: usize,
+    /// Memory for transient messages, bytes; beyond it they go to the log like any other.
+    pub transient_max: usize,
+    /// Bytes of the newest log kept in memory for readers.
+    pub tail_cache: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            flush: Flush::Sync,
+            users: vec![User {
+                name: Bytes::from_static(b"guest"),
+                password: Bytes::from_static(b"guest"),
+                loopback_only: true,
+            }],
+            anonymous_loopback: true,
+            store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
+            topic_queues: 4,
+            topics_auto_max: 10_000,
+            body_max: 16 << 20,
+            unsynced_max: 32 << 20,
+            transient_max: 64 << 20,
+            tail_cache: 64 << 20,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The embedded engine.
+
+mod config;
+
+pub use config::{Config, Flush, User};

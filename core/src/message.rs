@@ -1,0 +1,158 @@
+//! A message as it is handed out: a view of its record, see `store/FORMAT.md`, "Message".
+
+use std::borrow::Cow;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::address::decode_name;
+use crate::attributes::{Attribute, Iter, Name, Value};
+use crate::boundary::Publish;
+use crate::properties::{self, AttributeIter};
+use crate::store::chunk::{ChunkWriter, Slice};
+use crate::store::record::{MessageRecord, NewMessage, Position};
+use crate::time::Millis;
+
+/// How a message entered the broker, which decides who may see it (DESIGN: "One address space").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Entry {
+    /// Through the exchange of that name, which must exist: its bindings, patterns over everything.
+    Exchange = 0,
+    /// Straight to the queue that the topic is named for: that queue and native groups, no pattern.
+    Queue = 1,
+    /// Published to a topic by name: also the bindings of that exchange and of the root exchange.
+    Topic = 2,
+    /// By a native producer: as `Topic`, and the queue of that name when the key is empty.
+    Native = 3,
+}
+
+/// Which header bytes a message's origin holds. Core only compares it: a protocol knows its own
+/// number, and 0 is the native property string.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Format(pub u8);
+
+impl Format {
+    /// The native property string.
+    pub const NATIVE: Self = Self(0);
+}
+
+/// A stored or transient message. Cheap to clone (one reference count) and immutable.
+#[derive(Clone, Debug)]
+pub struct Message {
+    record: Slice,
+}
+
+impl Message {
+    pub(crate) fn new(record: Slice) -> Self {
+        Self { record }
+    }
+
+    /// The message as a reader would see it, without storing it.
+    pub fn from_publish(publish: &Publish, born_host: SocketAddr, store_host: SocketAddr, now: Millis) -> Self {
+        let mut properties = Vec::new();
+        let new = NewMessage::of(publish, born_host, store_host, now, &mut properties);
+        let mut writer = ChunkWriter::new(new.len());
+        Self::new(writer.append(new.len(), |record| {
+            new.write(record, Position(Position::MEMORY), Position(0), now, false);
+        }))
+    }
+
+    fn view(&self) -> MessageRecord<'_> {
+        MessageRecord::of(&self.record)
+    }
+
+    /// Encoded topic name.
+    pub fn topic(&self) -> &[u8] {
+        self.view().topic()
+    }
+
+    /// The topic's name as its publisher spelled it, before the encoding.
+    pub fn topic_name(&self) -> Cow<'_, [u8]> {
+        let original = self.attributes().find_map(|(name, value)| match (name, value) {
+            (Name::Known(Attribute::Topic), Value::Text(text)) => Some(text),
+            _ => None,
+        });
+        match original {
+            Some(text) if self.origin().0 != Format::NATIVE => Cow::Owned(text.to_vec()),
+            _ => decode_name(self.topic()),
+        }
+    }
+
+    /// The key: the native tag.
+    pub fn key(&self) -> &[u8] {
+        self.view().key()
+    }
+
+    /// How it entered.
+    pub fn entry(&self) -> Entry {
+        self.view().entry()
+    }
+
+    /// Whether its publisher asked for it to be kept.
+    pub fn is_persistent(&self) -> bool {
+        self.view().is_persistent()
+    }
+
+    /// The payload. A native body may be compressed, see [`native_record`](Self::native_record).
+    pub fn body(&self) -> &[u8] {
+        &self.record[self.view().body()]
+    }
+
+    /// The payload as shared bytes, for bodies too large to be worth copying.
+    pub fn body_bytes(&self) -> Bytes {
+        self.bytes(self.view().body())
+    }
+
+    /// The publisher's own header bytes and whose they are.
+    pub fn origin(&self) -> (Format, &[u8]) {
+        self.view().origin()
+    }
+
+    /// Well-known and user properties, whichever protocol they came from.
+    pub fn attributes(&self) -> AttributeIter<'_> {
+        let view = self.view();
+        match view.origin() {
+            (Format::NATIVE, header) => properties::attributes(header),
+            _ => AttributeIter::encoded(Iter::new(view.attributes())),
+        }
+    }
+
+    /// When it was stored, Unix milliseconds.
+    pub fn stored_at(&self) -> Millis {
+        self.view().stored_at()
+    }
+
+    /// When its publisher made it, Unix milliseconds.
+    pub fn born_at(&self) -> Millis {
+        self.view().born_at()
+    }
+
+    /// Where it lies in the log, or in memory.
+    pub fn position(&self) -> Position {
+        self.view().position()
+    }
+
+    /// Bytes of the whole record: what keeping this message costs.
+    pub fn record_len(&self) -> usize {
+        self.record.len()
+    }
+
+    /// The RocketMQ V1 record, byte for byte what a native pull returns.
+    pub fn native_record(&self) -> &[u8] {
+        &self.record[self.view().native()]
+    }
+
+    /// RocketMQ's sysFlag of the record (compression, IPv6 hosts).
+    pub fn native_sys_flag(&self) -> i32 {
+        self.view().sys_flag()
+    }
+
+    fn bytes(&self, range: Range<usize>) -> Bytes {
+        if range.is_empty() {
+            return Bytes::new();
+        }
+        Bytes::from_owner(self.record.part(range.start, range.len()))
+    }
+}

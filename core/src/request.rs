@@ -1,0 +1,468 @@
+//! Requests and replies: the control plane of a [`Link`](crate::boundary::Link).
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::address::Pattern;
+use crate::boundary::{Delivery, SubscriptionId};
+use crate::message::Message;
+use crate::store::record::Position;
+use crate::time::Millis;
+
+/// What a session may ask besides publishing and settling. The doc of each variant names its reply;
+/// each may also be refused.
+#[derive(Debug)]
+pub enum Request {
+    /// Proves who the peer is. Until then only this is answered. [`Reply::Done`], or
+    /// [`Refusal::AccessRefused`].
+    Login(Credentials),
+
+    // --- exchanges, queues, bindings ---------------------------------------------------------
+    /// Makes an exchange unless it exists. [`Reply::Exchange`] with what there is now: the session
+    /// compares it with what its client wanted.
+    DeclareExchange(Exchange),
+    /// [`Reply::Exchange`], or [`Refusal::NotFound`].
+    FindExchange { name: Bytes },
+    /// [`Reply::Done`]; [`Refusal::NotFound`], [`Refusal::InUse`] when it has bindings and `if_unused`.
+    DeleteExchange { name: Bytes, if_unused: bool },
+    /// Makes a queue unless it exists. [`Reply::Queue`] with what there is now;
+    /// [`Refusal::Locked`] when it is another connection's exclusive queue.
+    DeclareQueue(Queue),
+    /// [`Reply::Queue`]; [`Refusal::NotFound`], [`Refusal::Locked`].
+    FindQueue { name: Bytes },
+    /// [`Reply::Count`] of the messages that went with it; [`Refusal::NotFound`], [`Refusal::Locked`],
+    /// [`Refusal::InUse`] (it has consumers), [`Refusal::NotEmpty`].
+    DeleteQueue {
+        name: Bytes,
+        if_unused: bool,
+        if_empty: bool,
+    },
+    /// Removes what is ready, not what is leased. [`Reply::Count`].
+    PurgeQueue { name: Bytes },
+    /// Idempotent. [`Reply::Done`]; [`Refusal::NotFound`] says which end is missing.
+    Bind(Binding),
+    /// Idempotent. [`Reply::Done`].
+    Unbind(Binding),
+
+    // --- consuming from queues ---------------------------------------------------------------
+    /// Deliveries begin after the reply. [`Reply::Done`]; [`Refusal::NotFound`], [`Refusal::Locked`],
+    /// [`Refusal::InUse`] when somebody consumes exclusively or `exclusive` finds a consumer.
+    Subscribe(Subscribe),
+    /// No delivery comes after the reply; what is leased stays leased until settled. [`Reply::Done`].
+    Unsubscribe { subscription: SubscriptionId },
+    /// Takes one message. Its lease, if any, is settled under `subscription`, which must be this
+    /// link's alone for gets from that queue. [`Reply::Got`].
+    Get {
+        subscription: SubscriptionId,
+        queue: Bytes,
+        leased: bool,
+    },
+
+    // --- holders: named sessions that outlive a connection --------------------------------------
+    /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
+    /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
+    Attach(Attach),
+    /// Gives the session up in good order: it lives on for `keep`, or ends now when that is zero.
+    /// [`Reply::Done`].
+    Detach { keep: Millis },
+
+    // --- topics and native groups -------------------------------------------------------------
+    /// [`Reply::Topic`], or [`Refusal::NotFound`].
+    FindTopic { topic: Bytes },
+    /// Makes a topic unless it exists. [`Reply::Topic`].
+    DeclareTopic { topic: Bytes, queues: u32 },
+    /// This link is a producer of that group. [`Reply::Done`].
+    JoinProducers { group: Bytes, client_id: Bytes },
+    /// This link's client is a member of that consumer group, with these subscriptions, until it
+    /// leaves or the link ends. Members are told of changes. [`Reply::Done`].
+    JoinConsumers(Join),
+    /// [`Reply::Done`].
+    LeaveConsumers { group: Bytes, client_id: Bytes },
+    /// [`Reply::Members`]: client ids, sorted; empty for an unknown group.
+    Members { group: Bytes },
+    /// Messages from one message queue, from an offset on. [`Reply::Pulled`].
+    Pull(Pull),
+    /// [`Reply::Offset`]: the group's committed offset, `None` when it never committed one.
+    CommittedOffset { group: Bytes, topic: Bytes, queue_id: u32 },
+    /// [`Reply::Done`]. May go backwards, as RocketMQ's may.
+    CommitOffset {
+        group: Bytes,
+        topic: Bytes,
+        queue_id: u32,
+        offset: u64,
+    },
+    /// [`Reply::Offsets`]: the first and the next offset of a message queue.
+    Bounds { topic: Bytes, queue_id: u32 },
+    /// [`Reply::Offset`]: of the first message stored at or after `at` (Unix milliseconds).
+    SearchOffset { topic: Bytes, queue_id: u32, at: Millis },
+    /// Locks message queues for a client for 60 s. [`Reply::Locked`]: those it has now.
+    LockQueues {
+        group: Bytes,
+        client_id: Bytes,
+        queues: Vec<(Bytes, u32)>,
+    },
+    /// [`Reply::Done`].
+    UnlockQueues {
+        group: Bytes,
+        client_id: Bytes,
+        queues: Vec<(Bytes, u32)>,
+    },
+    /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
+    View { position: Position },
+}
+
+/// What a peer shows at login.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// Name and password.
+    Password { user: Bytes, password: Bytes },
+    /// Nothing: allowed from loopback only.
+    Anonymous,
+}
+
+/// How an exchange routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ExchangeKind {
+    /// To every binding.
+    Fanout = 0,
+    /// To bindings whose key is the message's key.
+    Direct = 1,
+    /// To bindings whose pattern matches the message's key.
+    Pattern = 2,
+    /// To bindings whose matcher fits the message's user properties.
+    Headers = 3,
+}
+
+/// An exchange: a topic seen as a router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Encoded topic name.
+    pub name: Bytes,
+    /// How it routes.
+    pub kind: ExchangeKind,
+    /// Kept over a restart.
+    pub durable: bool,
+    /// Goes when its last binding goes.
+    pub auto_delete: bool,
+    /// Only other exchanges publish to it.
+    pub internal: bool,
+    /// The declarer's own words, kept and given back unread.
+    pub arguments: Bytes,
+}
+
+/// A queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name; any bytes, not encoded.
+    pub name: Bytes,
+    /// Kept over a restart. An exclusive queue never is.
+    pub durable: bool,
+    /// Only the declaring connection may use it, and it goes with it.
+    pub exclusive: bool,
+    /// Goes when its last consumer goes, after it had one.
+    pub auto_delete: bool,
+    /// Messages published to the topic of its name reach it, and it is seen as that topic. Not for
+    /// server-named, exclusive and temporary queues.
+    pub addressable: bool,
+    /// Most messages and bytes kept; the oldest ready one is dropped to make room. Zero is no limit.
+    pub limit: Limit,
+    /// The declarer's own words, kept and given back unread.
+    pub arguments: Bytes,
+}
+
+/// How much a queue may hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// Messages; 0 is no limit.
+    pub messages: u64,
+    /// Bytes of records; 0 is no limit.
+    pub bytes: u64,
+}
+
+/// Where a binding's messages come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// The exchange of that (encoded) name.
+    Exchange(Bytes),
+    /// The root exchange: a pattern over whole addresses that sees what is published to topics by
+    /// name, but not what enters through another exchange.
+    Topics,
+    /// A pattern over whole addresses that sees everything but what goes straight to a queue.
+    Everything,
+}
+
+/// Which of a source's messages a binding takes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Matcher {
+    /// For fanout (where it does not matter) and direct exchanges: the key, byte for byte.
+    Key(Bytes),
+    /// For pattern exchanges and the two pattern sources.
+    Pattern(Pattern),
+    /// For headers exchanges.
+    Headers(Headers),
+}
+
+/// A match over user properties.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Headers {
+    /// All of them must fit, or any one.
+    pub all: bool,
+    /// Encoded [`Attributes`](crate::attributes::Attributes) entries with user names; a
+    /// [`Value::Null`](crate::attributes::Value::Null) only asks for presence.
+    pub wanted: Bytes,
+}
+
+/// Where a binding's messages go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Destination {
+    /// The queue of that name.
+    Queue(Bytes),
+    /// The exchange of that (encoded) name.
+    Exchange(Bytes),
+}
+
+/// A binding. Its identity is all of it but `cookie`: binding again replaces the cookie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// Where from.
+    pub source: Source,
+    /// Which.
+    pub matcher: Matcher,
+    /// Where to.
+    pub destination: Destination,
+    /// Tells apart bindings that match alike (AMQP binding arguments); part of the identity.
+    pub arguments: Bytes,
+    /// The session's own words, given back by [`Reply::Attached`].
+    pub cookie: Bytes,
+}
+
+/// When a delivery is leased, that is, must be settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// Never: it is done with once delivered.
+    Never,
+    /// Always.
+    Always,
+    /// Only persistent messages.
+    Persistent,
+}
+
+/// A consumer of a queue.
+#[derive(Clone, Debug)]
+pub struct Subscribe {
+    /// The session's number for it.
+    pub subscription: SubscriptionId,
+    /// The queue's name.
+    pub queue: Bytes,
+    /// What is leased.
+    pub acknowledge: Acknowledge,
+    /// Most leased messages at a time; `None` is no limit. Deliveries that need no settling are
+    /// limited by the inbox only.
+    pub window: Option<u32>,
+    /// No other consumer beside it.
+    pub exclusive: bool,
+}
+
+/// Taking a named session.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// The session's name.
+    pub holder: Bytes,
+    /// Throw away what there is and begin anew.
+    pub clean: bool,
+    /// It may outlive this connection and a restart: its queue is durable. Without, it goes when the
+    /// connection goes, as [`Request::Detach`] with zero would do.
+    pub durable: bool,
+    /// How long it lives on when the connection is lost.
+    pub keep: Millis,
+    /// How much its queue may hold.
+    pub limit: Limit,
+}
+
+/// A member of a consumer group.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// The group.
+    pub group: Bytes,
+    /// The member.
+    pub client_id: Bytes,
+    /// Every member gets every message, and no offsets are kept here.
+    pub broadcasting: bool,
+    /// What the group wants.
+    pub subscriptions: Vec<GroupSubscription>,
+}
+
+/// What a consumer group wants of one topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupSubscription {
+    /// Encoded topic name.
+    pub topic: Bytes,
+    /// Which of its messages.
+    pub filter: Filter,
+    /// A newer version replaces an older one.
+    pub version: u64,
+}
+
+/// Which messages of a topic a native consumer wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Filter {
+    /// All of them.
+    #[default]
+    All,
+    /// Those whose tag has one of these hashes (Java's `String.hashCode`), as RocketMQ filters: the
+    /// client compares the tags themselves.
+    Tags(Vec<i32>),
+}
+
+/// A native pull.
+#[derive(Clone, Debug)]
+pub struct Pull {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// The message queue.
+    pub queue_id: u32,
+    /// The first offset wanted.
+    pub offset: u64,
+    /// Most messages wanted.
+    pub messages_max: u32,
+    /// Most bytes wanted; at least one message comes whatever its size.
+    pub bytes_max: u32,
+    /// Which messages; `None` takes the filter that the group joined with.
+    pub filter: Option<Filter>,
+    /// Wait when there is nothing, until [`cancel`](crate::boundary::Link::cancel).
+    pub hold: bool,
+}
+
+/// What a pull found.
+#[derive(Debug)]
+pub struct Pulled {
+    /// How it went.
+    pub status: PullStatus,
+    /// The messages, each a native record.
+    pub messages: Vec<Message>,
+    /// Where to go on.
+    pub next_offset: u64,
+    /// First and next offset of the message queue.
+    pub bounds: Range<u64>,
+}
+
+/// How a pull went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PullStatus {
+    /// There are messages.
+    Found,
+    /// There were messages, none that the filter takes; go on at `next_offset` at once.
+    NoneMatched,
+    /// Nothing yet at that offset.
+    NotFound,
+    /// The offset is out of bounds; go on at `next_offset`.
+    OffsetMoved,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub enum Reply {
+    /// It is done, and as durable as a confirmed message.
+    Done,
+    /// An exchange as it is.
+    Exchange(Exchange),
+    /// A queue as it is.
+    Queue(QueueState),
+    /// A number of messages.
+    Count(u64),
+    /// What a get took, if there was anything.
+    Got(Option<Box<Got>>),
+    /// A named session was taken.
+    Attached {
+        /// It was there already.
+        present: bool,
+        /// The cookies of its queue's bindings.
+        cookies: Vec<Bytes>,
+    },
+    /// A topic as it is.
+    Topic(Topic),
+    /// A group's members.
+    Members(Vec<Bytes>),
+    /// What a pull found.
+    Pulled(Box<Pulled>),
+    /// An offset.
+    Offset(Option<u64>),
+    /// First and next offset.
+    Offsets(Range<u64>),
+    /// The message queues that the client has locked.
+    Locked(Vec<(Bytes, u32)>),
+    /// One message.
+    Message(Message),
+}
+
+/// What a get took.
+#[derive(Debug)]
+pub struct Got {
+    /// The message.
+    pub delivery: Delivery,
+    /// Ready messages left.
+    pub remaining: u64,
+}
+
+/// A queue and how full it is.
+#[derive(Clone, Debug)]
+pub struct QueueState {
+    /// As it was declared.
+    pub queue: Queue,
+    /// Messages ready to be delivered.
+    pub ready: u64,
+    /// Its consumers.
+    pub consumers: u32,
+    /// This very request made it.
+    pub created: bool,
+}
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Encoded name.
+    pub name: Bytes,
+    /// Its message queues.
+    pub queues: u32,
+}
+
+/// Why a request was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is none of that name.
+    #[error("no {what} {}", String::from_utf8_lossy(name))]
+    NotFound {
+        /// What kind of thing: `exchange`, `queue`, `topic`, `group`, `message`.
+        what: &'static str,
+        /// Its name.
+        name: Bytes,
+    },
+    /// Another connection's exclusive queue.
+    #[error("it is exclusive to another connection")]
+    Locked,
+    /// It has consumers or bindings, or is consumed exclusively.
+    #[error("it is in use")]
+    InUse,
+    /// It still has messages.
+    #[error("it is not empty")]
+    NotEmpty,
+    /// Wrong user or password, or not allowed.
+    #[error("access refused")]
+    AccessRefused,
+    /// A limit was reached or a value is out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// The group has not joined with a subscription of that topic.
+    #[error("the group has no subscription of that topic")]
+    NoSubscription,
+    /// This broker does not do that.
+    #[error("{0} is not supported")]
+    NotSupported(&'static str),
+    /// The broker is going down.
+    #[error("the broker is going down")]
+    Closed,
+}
