@@ -66,10 +66,8 @@ fn run(storage: &CrashStorage, random: &mut Random, flush: Flush, steps: u64, fa
                 tokens_by_body.insert(body.clone(), token);
                 history.sent.push((token, to, body));
             }
-            4..6 => {
-                if harness.engine.sync_once().is_err() {
-                    break;
-                }
+            4..6 if harness.engine.sync_once().is_err() => {
+                break;
             }
             _ => {}
         }
@@ -86,10 +84,8 @@ fn run(storage: &CrashStorage, random: &mut Random, flush: Flush, steps: u64, fa
                     history.acked.push(tokens_by_body[&body(&delivery)]);
                     client.settle(subscription, delivery.sequence, 1, Settle::Ack);
                 }
-                Event::Delivery(delivery) => {
-                    if random.below(2) == 0 {
-                        client.settle(subscription, delivery.sequence, 1, Settle::Release);
-                    }
+                Event::Delivery(delivery) if random.below(2) == 0 => {
+                    client.settle(subscription, delivery.sequence, 1, Settle::Release);
                 }
                 _ => {}
             }

@@ -413,7 +413,7 @@ impl State {
         let Some(group) = self.groups.get_mut(group_name) else {
             return;
         };
-        if !group.members.get(client_id).is_some_and(|member| member.link == link) {
+        if group.members.get(client_id).is_none_or(|member| member.link != link) {
             return;
         }
         group.members.remove(client_id);
