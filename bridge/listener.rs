@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rocketbridge_core::boundary::{Broker, Peer};
 use rocketbridge_core::inbox::Inbox;
+use rocketbridge_core::time::{Clock, Now};
 use rocketbridge_session::Session;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Duration, Instant, sleep};
@@ -20,7 +21,7 @@ use crate::connections::{Connections, Ticket};
 use crate::driver::Connection;
 
 /// Makes the session of a new connection. The number is random, for names that must not be guessed.
-pub type NewSession = Arc<dyn Fn(Peer, u64) -> Box<dyn Session> + Send + Sync>;
+pub type NewSession = Arc<dyn Fn(Peer, u64, Now) -> Box<dyn Session> + Send + Sync>;
 
 /// The first wait after an accept that failed for want of something (file descriptors, memory).
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -107,7 +108,7 @@ where
         debug!(parent: &span, "open");
         let inbox = Inbox::new();
         let link = self.broker.open(peer, inbox.clone());
-        let session = (self.sessions)(peer, random());
+        let session = (self.sessions)(peer, random(), self.clock.now());
         tokio::spawn(Connection::new(stream, link, inbox, session, self.clock, ticket).instrument(span));
     }
 }
