@@ -1,1 +1,12 @@
-//! placeholder
+#![doc = include_str!("../MAPPING.md")]
+
+pub mod arguments;
+pub mod codec;
+mod config;
+pub mod fuzzing;
+pub mod mapping;
+pub mod reply_code;
+mod session;
+
+pub use config::Config;
+pub use session::Session;
