@@ -143,7 +143,10 @@ impl Context<'_> {
 
     fn publish(&mut self, message: Headed, body: Bytes) {
         let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
-        let token = self.shared.publishes.push(self.channel.key, tag, &message.exchange.name);
+        let token = self
+            .shared
+            .publishes
+            .push(self.channel.key, tag, &message.exchange.name);
         self.out.publish(Publish {
             token,
             entry: message.target.entry,
@@ -200,7 +203,12 @@ impl Context<'_> {
         let envelope = envelope(message, &mut self.shared.scratch);
         let text = ReplyCode::NoRoute.name().as_bytes();
         let out = self.out.bytes();
-        put_frame_header(out, FRAME_METHOD, number, 4 + 2 + 1 + text.len() + envelope.address.len());
+        put_frame_header(
+            out,
+            FRAME_METHOD,
+            number,
+            4 + 2 + 1 + text.len() + envelope.address.len(),
+        );
         out.put_slice(&[0, 60, 0, 50]);
         out.put_u16(ReplyCode::NoRoute as u16);
         put_short_str(out, text);
@@ -223,7 +231,12 @@ impl Context<'_> {
 fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &Message, out: &mut Outbox) {
     let body = message.body();
     let bytes = out.bytes();
-    put_frame_header(bytes, FRAME_HEADER, channel, CONTENT_HEADER_SIZE + envelope.properties.len());
+    put_frame_header(
+        bytes,
+        FRAME_HEADER,
+        channel,
+        CONTENT_HEADER_SIZE + envelope.properties.len(),
+    );
     let header = ContentHeader {
         class: CLASS_BASIC,
         weight: 0,

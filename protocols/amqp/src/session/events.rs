@@ -362,7 +362,9 @@ fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) -> Opt
             what: resource.to_string(),
             user: String::from_utf8_lossy(user).into_owned(),
         },
-        Reject::TooLarge => ChannelError::Invalid(format!("message size is larger than configured max size {size_max}")),
+        Reject::TooLarge => {
+            ChannelError::Invalid(format!("message size is larger than configured max size {size_max}"))
+        }
         Reject::NoTopic | Reject::NoQueue | Reject::QueueFull | Reject::Closed => return None,
     }))
 }

@@ -185,16 +185,38 @@ mod tests {
                 frame_max,
                 heartbeat: 0,
             };
-            negotiate(&config, limits).map(|_| ()).map_err(|error| error.to_string())
+            negotiate(&config, limits)
+                .map(|_| ())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(with(2047, 131_072), Ok(()));
         assert_eq!(with(1, 4096), Ok(()));
         for (channel_max, frame_max, text) in [
-            (1, 100, "negotiated frame_max = 100 is lower than the minimum allowed value (4096)"),
-            (1, 131_073, "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)"),
-            (1, 0, "negotiated frame_max = 0 (no limit) is higher than the maximum allowed value (131072)"),
-            (2048, 4096, "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)"),
-            (0, 4096, "negotiated channel_max = 0 (no limit) is higher than the maximum allowed value (2047)"),
+            (
+                1,
+                100,
+                "negotiated frame_max = 100 is lower than the minimum allowed value (4096)",
+            ),
+            (
+                1,
+                131_073,
+                "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)",
+            ),
+            (
+                1,
+                0,
+                "negotiated frame_max = 0 (no limit) is higher than the maximum allowed value (131072)",
+            ),
+            (
+                2048,
+                4096,
+                "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)",
+            ),
+            (
+                0,
+                4096,
+                "negotiated channel_max = 0 (no limit) is higher than the maximum allowed value (2047)",
+            ),
         ] {
             assert_eq!(with(channel_max, frame_max), Err(text.to_owned()));
         }

@@ -199,7 +199,11 @@ impl Session {
             return false;
         }
         let header = input.split_to(PROTOCOL_HEADER.len());
-        let version_minor = if header[..] == PROTOCOL_HEADER { 9 } else { 9 - u8::from(header[7] != 9) };
+        let version_minor = if header[..] == PROTOCOL_HEADER {
+            9
+        } else {
+            9 - u8::from(header[7] != 9)
+        };
         handshake::start(version_minor, |start| start.encode(0, out.bytes()));
         self.phase = Phase::Starting;
         true
@@ -332,7 +336,8 @@ impl Session {
                 }
                 self.phase = Phase::LoggingIn;
                 let what = What::Login { mechanism };
-                self.shared.request(CONNECTION, method.id(), what, Request::Login(credentials), out);
+                self.shared
+                    .request(CONNECTION, method.id(), what, Request::Login(credentials), out);
                 Ok(())
             }
             (
@@ -450,7 +455,9 @@ impl Session {
         };
         if let Some(backlog) = &mut channel.backlog {
             self.shared.backlog_bytes += frame.payload.len();
-            backlog.frames.push_back((frame.kind, Bytes::copy_from_slice(frame.payload)));
+            backlog
+                .frames
+                .push_back((frame.kind, Bytes::copy_from_slice(frame.payload)));
             return Ok(());
         }
         if channel.life != Life::Open {
@@ -647,7 +654,11 @@ impl Session {
         close.encode(0, out.bytes());
         let listens = !loses_sync(failure);
         self.phase = Phase::Closing { listens };
-        let patience = if listens { Millis::from_secs(self.config.close_timeout.into()) } else { SILENT_CLOSE };
+        let patience = if listens {
+            Millis::from_secs(self.config.close_timeout.into())
+        } else {
+            SILENT_CLOSE
+        };
         self.deadline = Some(now.mono + patience);
         self.heartbeat = None;
         self.channels.clear();
@@ -733,9 +744,11 @@ impl Protocol for Session {
     }
 
     fn next_timeout(&self) -> Option<Millis> {
-        let heartbeat = self
-            .heartbeat
-            .map(|heartbeat| heartbeat.send_at.min(self.heard_at + heartbeat.interval + heartbeat.interval));
+        let heartbeat = self.heartbeat.map(|heartbeat| {
+            heartbeat
+                .send_at
+                .min(self.heard_at + heartbeat.interval + heartbeat.interval)
+        });
         [self.deadline, heartbeat].into_iter().flatten().min()
     }
 

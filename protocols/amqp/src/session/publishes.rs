@@ -51,7 +51,11 @@ impl Publishes {
         if let Some(last) = self.runs.back_mut()
             && last.tokens.end == token
             && last.channel == channel
-            && (if tag == 0 { last.tag == 0 } else { last.tag != 0 && last.tag + (token - last.tokens.start) == tag })
+            && (if tag == 0 {
+                last.tag == 0
+            } else {
+                last.tag != 0 && last.tag + (token - last.tokens.start) == tag
+            })
             && last.exchange == *exchange
         {
             last.tokens.end += 1;
@@ -86,7 +90,13 @@ impl Publishes {
             if part.is_empty() {
                 break;
             }
-            let tag_at = |token: u64| if run.tag == 0 { 0 } else { run.tag + (token - run.tokens.start) };
+            let tag_at = |token: u64| {
+                if run.tag == 0 {
+                    0
+                } else {
+                    run.tag + (token - run.tokens.start)
+                }
+            };
             each(Settled {
                 channel: run.channel,
                 tags: tag_at(part.start)..tag_at(part.end),
@@ -149,7 +159,10 @@ mod tests {
         assert_eq!(publishes.runs.len(), 3);
         assert_eq!(publishes.channel_of(6), Some(TWO));
         assert_eq!(settled(&mut publishes, 2..4), [(1, 3..5)]);
-        assert_eq!(settled(&mut publishes, 0..8), [(1, 1..3), (1, 5..6), (2, 0..0), (1, 6..7)]);
+        assert_eq!(
+            settled(&mut publishes, 0..8),
+            [(1, 1..3), (1, 5..6), (2, 0..0), (1, 6..7)]
+        );
         assert!(publishes.is_empty());
         assert_eq!(settled(&mut publishes, 0..8), []);
     }

@@ -278,7 +278,8 @@ impl Context<'_> {
     /// Asks core; the reply has its turn on this channel.
     pub fn request(&mut self, what: What, request: Request) {
         self.channel.waiting += 1;
-        self.shared.request(self.channel.key, self.method, what, request, self.out);
+        self.shared
+            .request(self.channel.key, self.method, what, request, self.out);
     }
 
     /// Sends a method behind everything that was asked before on this channel.
@@ -327,7 +328,9 @@ impl Context<'_> {
             self.channel.waiting += 1;
         }
         let out = &mut *self.out;
-        self.channel.unacked.settle_all(Settle::Release, |settlement| out.settle(settlement));
+        self.channel
+            .unacked
+            .settle_all(Settle::Release, |settlement| out.settle(settlement));
         self.channel.content = super::channel::Content::Idle;
     }
 }
