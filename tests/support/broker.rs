@@ -46,7 +46,11 @@ impl Broker {
     }
 
     pub fn start_with(options: &Options) -> Self {
-        let folder = tempfile::Builder::new().prefix("rocketbridge-test-").tempdir().expect("a folder").keep();
+        let folder = tempfile::Builder::new()
+            .prefix("rocketbridge-test-")
+            .tempdir()
+            .expect("a folder")
+            .keep();
         Self::launch(options, Arc::new(Folder(folder)), &BTreeMap::new())
     }
 
@@ -59,7 +63,11 @@ impl Broker {
     }
 
     fn launch(options: &Options, folder: Arc<Folder>, addresses: &BTreeMap<String, SocketAddr>) -> Self {
-        let address = |name: &str| addresses.get(name).map_or("127.0.0.1:0".to_owned(), ToString::to_string);
+        let address = |name: &str| {
+            addresses
+                .get(name)
+                .map_or("127.0.0.1:0".to_owned(), ToString::to_string)
+        };
         let config = format!(
             "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
@@ -73,7 +81,11 @@ impl Broker {
         let file = folder.0.join("rocketbridge.toml");
         std::fs::write(&file, config).expect("the configuration is written");
         let mut words = options.wrapper.clone();
-        words.extend([env!("CARGO_BIN_EXE_rocketbridge").to_owned(), "serve".to_owned(), "--config".to_owned()]);
+        words.extend([
+            env!("CARGO_BIN_EXE_rocketbridge").to_owned(),
+            "serve".to_owned(),
+            "--config".to_owned(),
+        ]);
         let mut child = Command::new(&words[0])
             .args(&words[1..])
             .arg(&file)
@@ -84,7 +96,12 @@ impl Broker {
             .unwrap_or_else(|error| panic!("{}: {error}", words[0]));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
-        let mut broker = Self { child, folder, addresses: BTreeMap::new(), log };
+        let mut broker = Self {
+            child,
+            folder,
+            addresses: BTreeMap::new(),
+            log,
+        };
         broker.wait_until_ready(&lines);
         broker
     }
@@ -106,7 +123,10 @@ impl Broker {
 
     /// The listening address of that name.
     pub fn address(&self, name: &str) -> SocketAddr {
-        *self.addresses.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
+        *self
+            .addresses
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
     }
 
     /// Its data folder.
@@ -137,7 +157,10 @@ impl Broker {
 
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status();
         assert!(status.expect("kill runs").success());
     }
 
@@ -157,7 +180,10 @@ impl Broker {
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("a number")
     }
 }
 
