@@ -235,6 +235,7 @@ fn reorder(history: &mut History, random: &mut Random) -> fn(&Fault) -> bool {
         let sent = history.events.iter().position(sent).unwrap();
         if let Some(before) = last.insert((queue, stream, message.publisher), at)
             && sent < before
+            && !again_between(history, before, at)
         {
             pairs.push((before, at));
         }
@@ -243,6 +244,13 @@ fn reorder(history: &mut History, random: &mut Random) -> fn(&Fault) -> bool {
     let (one, other) = (history.events[a].clone(), history.events[b].clone());
     (history.events[a], history.events[b]) = (other, one);
     |fault| matches!(fault, Fault::Reordered { .. })
+}
+
+/// The message delivered at `from` is delivered again before `to`, which may be to another consumer.
+fn again_between(history: &History, from: usize, to: usize) -> bool {
+    let first = history.events[from].message();
+    let mut between = history.events[from + 1..to].iter();
+    between.any(|event| matches!(event, Event::Delivered { .. }) && event.message() == first)
 }
 
 fn invent(history: &mut History, random: &mut Random) -> fn(&Fault) -> bool {
