@@ -55,14 +55,37 @@ impl Broker {
     }
 
     /// Starts again on the same data folder and the same ports.
-    pub fn restart(mut self, options: &Options) -> Self {
+    pub fn restart(self, options: &Options) -> Self {
+        let (mut broker, lines) = self.respawn(options);
+        broker.wait_until_ready(&lines);
+        broker
+    }
+
+    /// As [`restart`](Self::restart), but does not wait until it is ready.
+    pub fn restart_unready(self, options: &Options) -> Self {
+        self.respawn(options).0
+    }
+
+    fn respawn(mut self, options: &Options) -> (Self, Receiver<String>) {
         self.kill();
         let (folder, addresses) = (Arc::clone(&self.folder), std::mem::take(&mut self.addresses));
         drop(self);
-        Self::launch(options, folder, &addresses)
+        let (mut broker, lines) = Self::spawn(options, folder, &addresses);
+        broker.addresses = addresses;
+        (broker, lines)
     }
 
     fn launch(options: &Options, folder: Arc<Folder>, addresses: &BTreeMap<String, SocketAddr>) -> Self {
+        let (mut broker, lines) = Self::spawn(options, folder, addresses);
+        broker.wait_until_ready(&lines);
+        broker
+    }
+
+    fn spawn(
+        options: &Options,
+        folder: Arc<Folder>,
+        addresses: &BTreeMap<String, SocketAddr>,
+    ) -> (Self, Receiver<String>) {
         let address = |name: &str| {
             addresses
                 .get(name)
@@ -86,7 +109,14 @@ impl Broker {
             "serve".to_owned(),
             "--config".to_owned(),
         ]);
-        let mut child = Command::new(&words[0])
+        let mut command = Command::new(&words[0]);
+        // Those are settings of tests, or of whoever runs them.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ROCKETBRIDGE_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             .args(&words[1..])
             .arg(&file)
             .stdin(Stdio::null())
@@ -96,14 +126,13 @@ impl Broker {
             .unwrap_or_else(|error| panic!("{}: {error}", words[0]));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
-        let mut broker = Self {
+        let broker = Self {
             child,
             folder,
             addresses: BTreeMap::new(),
             log,
         };
-        broker.wait_until_ready(&lines);
-        broker
+        (broker, lines)
     }
 
     fn wait_until_ready(&mut self, lines: &Receiver<String>) {
@@ -162,6 +191,11 @@ impl Broker {
             .arg(self.pid().to_string())
             .status();
         assert!(status.expect("kill runs").success());
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it can be waited for").is_none()
     }
 
     /// Waits for it to end by itself.

@@ -4,6 +4,7 @@
 pub mod amqp;
 pub mod broker;
 pub mod history;
+pub mod load;
 pub mod mqtt;
 pub mod random;
 pub mod remoting;
