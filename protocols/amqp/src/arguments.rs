@@ -120,7 +120,9 @@ pub fn check_queue(name: &[u8], arguments: Table<'_>) -> Result<Limit, Failure> 
 fn limit(arguments: Table<'_>, name: &str) -> Result<u64, Failure> {
     match arguments.get(name.as_bytes()).and_then(|value| value.as_integer()) {
         None => Ok(0),
-        Some(0) => Err(Failure::not_implemented(format!("queue argument '{name}' of 0 is not implemented"))),
+        Some(0) => Err(Failure::not_implemented(format!(
+            "queue argument '{name}' of 0 is not implemented"
+        ))),
         Some(limit) => Ok(limit.unsigned_abs()),
     }
 }
@@ -221,7 +223,12 @@ pub fn check_exchange(name: &[u8], arguments: Table<'_>) -> Result<(), Failure> 
 /// 406 for a bad value or another queue type's argument, 540 for what is not built.
 pub fn check_consumer(queue: &[u8], arguments: Table<'_>) -> Result<(), Failure> {
     const PRIORITY: &str = "x-priority";
-    for other in ["x-consumer-timeout", "x-stream-offset", "x-stream-filter", "x-stream-match-unfiltered"] {
+    for other in [
+        "x-consumer-timeout",
+        "x-stream-offset",
+        "x-stream-filter",
+        "x-stream-match-unfiltered",
+    ] {
         if arguments.get(other.as_bytes()).is_some() {
             return Err(Failure::from(ChannelError::OtherQueueType {
                 argument: other.to_owned(),
@@ -251,7 +258,10 @@ pub fn check_consumer(queue: &[u8], arguments: Table<'_>) -> Result<(), Failure>
 /// What is wrong with it, in RabbitMQ's words.
 pub fn check_expiration(expiration: &[u8]) -> Result<u64, String> {
     let digits_from = usize::from(matches!(expiration.first(), Some(b'-' | b'+')));
-    let digits = expiration[digits_from..].iter().take_while(|b| b.is_ascii_digit()).count();
+    let digits = expiration[digits_from..]
+        .iter()
+        .take_while(|b| b.is_ascii_digit())
+        .count();
     if digits == 0 {
         return Err("no_integer".to_owned());
     }
@@ -412,17 +422,37 @@ mod tests {
     fn bad_values_are_refused_in_rabbitmqs_words() {
         for (name, value, fault) in [
             ("x-message-ttl", Value::Int(-1), "{value_negative,-1}"),
-            ("x-message-ttl", Value::LongStr(b"1"), "\"expected integer, got longstr\""),
+            (
+                "x-message-ttl",
+                Value::LongStr(b"1"),
+                "\"expected integer, got longstr\"",
+            ),
             ("x-expires", Value::Int(0), "{value_zero,0}"),
-            ("x-expires", Value::Long(315_360_000_001), "{value_too_large,315360000001}"),
+            (
+                "x-expires",
+                Value::Long(315_360_000_001),
+                "{value_too_large,315360000001}",
+            ),
             ("x-max-priority", Value::Int(256), "{max_value_exceeded,256}"),
             ("x-max-length", Value::Byte(-2), "{value_negative,-2}"),
             ("x-overflow", Value::LongStr(b"x"), "invalid_overflow"),
             ("x-overflow", Value::Int(1), "{unacceptable_type,signedint}"),
-            ("x-dead-letter-routing-key", Value::LongStr(b"k"), "routing_key_but_no_dlx_defined"),
-            ("x-queue-type", Value::LongStr(b"foo"), "\"unsupported queue type 'foo'\""),
+            (
+                "x-dead-letter-routing-key",
+                Value::LongStr(b"k"),
+                "routing_key_but_no_dlx_defined",
+            ),
+            (
+                "x-queue-type",
+                Value::LongStr(b"foo"),
+                "\"unsupported queue type 'foo'\"",
+            ),
             ("x-queue-version", Value::Int(1), "\"unsupported queue version '1'\""),
-            ("x-single-active-consumer", Value::Int(1), "{unacceptable_type,signedint}"),
+            (
+                "x-single-active-consumer",
+                Value::Int(1),
+                "{unacceptable_type,signedint}",
+            ),
         ] {
             let text = format!("PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/': {fault}");
             assert_eq!(check(name, value), Err(text));
@@ -467,13 +497,13 @@ mod tests {
 
     #[test]
     fn integer_width_does_not_matter_for_equivalence_but_type_and_value_do() {
-        let table = |value| {
+        fn table(value: Option<Value<'_>>) -> TableWriter {
             let mut table = TableWriter::default();
             if let Some(value) = value {
                 table.put(b"x-max-length", value);
             }
             table
-        };
+        }
         let compare = |current: Option<Value<'_>>, received: Option<Value<'_>>| {
             check_queue_equivalence(b"q", table(current).table(), table(received).table()).map_err(|e| e.to_string())
         };
@@ -485,7 +515,9 @@ mod tests {
         );
         assert_eq!(
             compare(None, Some(Value::Int(1000))),
-            Err(format!("{head} the value '1000' of type 'signedint' but current is none"))
+            Err(format!(
+                "{head} the value '1000' of type 'signedint' but current is none"
+            ))
         );
         assert!(compare(Some(Value::LongStr(b"5")), Some(Value::Int(5))).is_err());
     }

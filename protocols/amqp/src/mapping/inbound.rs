@@ -56,7 +56,9 @@ fn read(properties: &Properties<'_>, user: &[u8], attributes: &mut AttributesBui
             expiration: String::from_utf8_lossy(expiration).into_owned(),
             fault,
         })?;
-        return Err(Failure::not_implemented("message property 'expiration' is not implemented"));
+        return Err(Failure::not_implemented(
+            "message property 'expiration' is not implemented",
+        ));
     }
     if let Some(claimed) = properties.user_id
         && claimed != user
@@ -88,7 +90,9 @@ fn read(properties: &Properties<'_>, user: &[u8], attributes: &mut AttributesBui
     if let Some(seconds) = properties.timestamp {
         attributes.put(Name::Known(Attribute::Timestamp), Neutral::Uint(milliseconds(seconds)));
     }
-    properties.headers.map_or(Ok(()), |headers| read_headers(headers, attributes))
+    properties
+        .headers
+        .map_or(Ok(()), |headers| read_headers(headers, attributes))
 }
 
 fn read_headers(headers: Table<'_>, attributes: &mut AttributesBuilder) -> Result<(), Failure> {
@@ -97,7 +101,9 @@ fn read_headers(headers: Table<'_>, attributes: &mut AttributesBuilder) -> Resul
         match (name, value) {
             (b"CC" | b"BCC", _) => {
                 let name = String::from_utf8_lossy(name);
-                return Err(Failure::not_implemented(format!("message header '{name}' is not implemented")));
+                return Err(Failure::not_implemented(format!(
+                    "message header '{name}' is not implemented"
+                )));
             }
             (ORDERING_HEADER, Value::LongStr(key)) => attributes.text(Attribute::OrderingKey, key),
             (_, Value::Table(table)) => {
@@ -335,7 +341,10 @@ mod tests {
             headers: Some(headers.table()),
             ..Properties::default()
         };
-        assert_eq!(text(properties), "NOT_IMPLEMENTED - message header 'CC' is not implemented");
+        assert_eq!(
+            text(properties),
+            "NOT_IMPLEMENTED - message header 'CC' is not implemented"
+        );
     }
 
     #[test]

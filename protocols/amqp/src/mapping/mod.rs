@@ -82,8 +82,18 @@ pub struct Target {
 /// The address of a message published to an exchange with a routing key.
 pub fn target(exchange: &ExchangeName, routing_key: &Bytes) -> Target {
     let (entry, raw, topic, key) = match &exchange.route {
-        Route::Exchange(topic) => (Entry::Exchange, exchange.name.clone(), topic.clone(), routing_key.clone()),
-        Route::Default => (Entry::Queue, routing_key.clone(), encode_name(routing_key), Bytes::new()),
+        Route::Exchange(topic) => (
+            Entry::Exchange,
+            exchange.name.clone(),
+            topic.clone(),
+            routing_key.clone(),
+        ),
+        Route::Default => (
+            Entry::Queue,
+            routing_key.clone(),
+            encode_name(routing_key),
+            Bytes::new(),
+        ),
         Route::Topics => {
             let dot = routing_key.iter().position(|b| *b == b'.');
             let raw = routing_key.slice(..dot.unwrap_or(routing_key.len()));
@@ -154,13 +164,19 @@ fn headers(arguments: Table<'_>) -> Result<Headers, ChannelError> {
         Some(other) => {
             return Err(ChannelError::InvalidMatchType {
                 kind: other.type_name(),
-                value: other.as_integer().map_or_else(|| "undefined".to_owned(), |value| value.to_string()),
+                value: other
+                    .as_integer()
+                    .map_or_else(|| "undefined".to_owned(), |value| value.to_string()),
             });
         }
     };
     let mut wanted = AttributesBuilder::default();
     for (name, value) in arguments.iter().filter_map(Result::ok) {
-        let is_skipped = if with_x { name == b"x-match" } else { name.starts_with(b"x-") };
+        let is_skipped = if with_x {
+            name == b"x-match"
+        } else {
+            name.starts_with(b"x-")
+        };
         if !is_skipped {
             inbound::put_header(&mut wanted, Name::User(name), value);
         }
@@ -174,7 +190,11 @@ fn headers(arguments: Table<'_>) -> Result<Headers, ChannelError> {
 /// What tells bindings apart besides source, matcher and destination: the routing key where the matcher
 /// does not hold it, then the arguments. Empty for a plain binding.
 pub fn binding_arguments(kind: ExchangeKind, routing_key: &[u8], arguments: Table<'_>) -> Bytes {
-    let key = if kind == ExchangeKind::Headers { routing_key } else { b"" };
+    let key = if kind == ExchangeKind::Headers {
+        routing_key
+    } else {
+        b""
+    };
     if key.is_empty() && arguments.is_empty() {
         return Bytes::new();
     }
@@ -234,8 +254,14 @@ mod tests {
 
     #[test]
     fn an_exchange_is_the_topic_of_its_name_and_the_routing_key_is_the_key() {
-        assert_eq!(routed(b"events", "a.b"), (Entry::Exchange, "events".into(), "a.b".into()));
-        assert_eq!(routed(b"amq.direct", ""), (Entry::Exchange, "amq|2Edirect".into(), "".into()));
+        assert_eq!(
+            routed(b"events", "a.b"),
+            (Entry::Exchange, "events".into(), "a.b".into())
+        );
+        assert_eq!(
+            routed(b"amq.direct", ""),
+            (Entry::Exchange, "amq|2Edirect".into(), "".into())
+        );
     }
 
     #[test]
@@ -244,7 +270,10 @@ mod tests {
         assert_eq!(routed(b"amq.topic", "a"), (Entry::Topic, "a".into(), "".into()));
         assert_eq!(routed(b"amq.topic", "a."), (Entry::Topic, "a".into(), "|-".into()));
         assert_eq!(routed(b"amq.topic", ""), (Entry::Topic, "|-".into(), "".into()));
-        assert_eq!(routed(b"amq.topic", "x y.z"), (Entry::Topic, "x|20y".into(), "z".into()));
+        assert_eq!(
+            routed(b"amq.topic", "x y.z"),
+            (Entry::Topic, "x|20y".into(), "z".into())
+        );
     }
 
     #[test]
@@ -303,6 +332,9 @@ mod tests {
     #[test]
     fn plain_bindings_have_no_arguments_and_headers_bindings_keep_the_key() {
         assert_eq!(binding_arguments(ExchangeKind::Direct, b"k", Table::default()), "");
-        assert_eq!(binding_arguments(ExchangeKind::Headers, b"k", Table::default()), "\x01k");
+        assert_eq!(
+            binding_arguments(ExchangeKind::Headers, b"k", Table::default()),
+            "\x01k"
+        );
     }
 }

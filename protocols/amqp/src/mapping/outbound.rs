@@ -243,7 +243,10 @@ mod tests {
         let message = message(publish);
         let mut scratch = BytesMut::new();
         let envelope = envelope(&message, &mut scratch);
-        assert_eq!((envelope.address, envelope.properties), (&b"\x01e\x01k"[..], &properties[..]));
+        assert_eq!(
+            (envelope.address, envelope.properties),
+            (&b"\x01e\x01k"[..], &properties[..])
+        );
     }
 
     #[test]
@@ -256,7 +259,11 @@ mod tests {
             (Entry::Topic, "a", "", b"\x09amq.topic\x01a"),
             (Entry::Topic, "a", "|-", b"\x09amq.topic\x02a."),
         ] {
-            assert_eq!(address_of(publish(entry, topic, key)), expected, "{entry:?} {topic} {key}");
+            assert_eq!(
+                address_of(publish(entry, topic, key)),
+                expected,
+                "{entry:?} {topic} {key}"
+            );
         }
     }
 

@@ -73,7 +73,11 @@ impl Context<'_> {
         let request = Request::Subscribe(Subscribe {
             subscription,
             queue: queue.clone(),
-            acknowledge: if consume.no_ack { Acknowledge::Never } else { Acknowledge::Always },
+            acknowledge: if consume.no_ack {
+                Acknowledge::Never
+            } else {
+                Acknowledge::Always
+            },
             window: (prefetch > 0 && !consume.no_ack).then_some(prefetch),
             exclusive: consume.exclusive,
         });
@@ -210,7 +214,9 @@ impl Context<'_> {
             return Err(Failure::not_implemented("requeue=false"));
         }
         let out = &mut *self.out;
-        self.channel.unacked.settle_all(Settle::Release, |settlement| out.settle(settlement));
+        self.channel
+            .unacked
+            .settle_all(Settle::Release, |settlement| out.settle(settlement));
         if answers {
             self.answer(&Method::BasicRecoverOk {});
         }

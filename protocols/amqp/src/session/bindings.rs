@@ -74,7 +74,11 @@ impl Context<'_> {
         let destination = ExchangeName::new(&strip_line_ends(fields.destination));
         match destination.route {
             Route::Default => return Err(ChannelError::DefaultExchange.into()),
-            Route::Topics => return Err(Failure::not_implemented("binding an exchange to amq.topic is not implemented")),
+            Route::Topics => {
+                return Err(Failure::not_implemented(
+                    "binding an exchange to amq.topic is not implemented",
+                ));
+            }
             Route::Exchange(_) => {}
         }
         let bind = Bind {
@@ -157,7 +161,11 @@ impl Context<'_> {
                         name == *destination || name == bind.destination_name.name.as_bytes()
                     }
                 };
-                let missing = if is_destination { bind.destination_name.clone() } else { source };
+                let missing = if is_destination {
+                    bind.destination_name.clone()
+                } else {
+                    source
+                };
                 Err(ChannelError::NotFound(missing).into())
             }
             Err(Refusal::Locked) => Err(ChannelError::Locked(bind.destination_name.clone()).into()),

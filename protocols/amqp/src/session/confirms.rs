@@ -96,7 +96,9 @@ impl Confirms {
 /// Tells settled tags: those below `safe_below` by one `multiple`, the others singly.
 fn put(settled: &[Range<u64>], from: usize, safe_below: u64, verdict: Verdict, channel: u16, out: &mut BytesMut) {
     let safe = clip_iter(&settled[from..], 0..safe_below);
-    let (count, last) = safe.fold((0, 0), |(count, _), range| (count + (range.end - range.start), range.end - 1));
+    let (count, last) = safe.fold((0, 0), |(count, _), range| {
+        (count + (range.end - range.start), range.end - 1)
+    });
     let tell = |tag, multiple, out: &mut BytesMut| match verdict {
         Verdict::Ack => Method::BasicAck {
             delivery_tag: tag,

@@ -7,6 +7,7 @@ use rocketbridge_session::Outbox;
 
 use super::channel::{Life, PUBLISH};
 use super::confirms::Verdict;
+use super::content::deliver;
 use super::publishes::ChannelKey;
 use super::shared::{Context, Pending, What};
 use super::{CONNECTION, Frame, Phase, Session};
@@ -70,18 +71,11 @@ impl Session {
         if let Some(subscription) = self.shared.subscriptions.get(&delivery.subscription)
             && let Some(channel) = self.channels.get_mut(&subscription.channel.number)
             && channel.key == subscription.channel
-            && matches!(channel.life, Life::Open | Life::Failing)
+            && matches!(channel.life, Life::Open | Life::Failing { .. })
             && self.phase == Phase::Running
         {
-            let tag = subscription.tag.clone();
-            let mut context = Context {
-                channel,
-                shared: &mut self.shared,
-                config: &self.config,
-                out,
-                method: MethodId::NONE,
-            };
-            context.deliver(&tag, delivery);
+            let (frame_max, scratch) = (self.shared.frame_max, &mut self.shared.scratch);
+            deliver(channel, &subscription.tag, delivery, frame_max, scratch, out);
         } else {
             give_up(delivery, out);
         }
@@ -104,7 +98,7 @@ impl Session {
                 return;
             }
             if let Fate::Rejected(reject) = outcome.fate
-                && let Some(failure) = rejection(reject, settled.exchange, user, size_max)
+                && let Some(failure) = rejection(reject, &settled.exchange.name, user, size_max)
             {
                 failed.push((settled.channel, failure));
                 return;
@@ -152,7 +146,7 @@ impl Session {
             self.fail_now(now, key.number, method, &failure, out);
         }
         self.catch_up(now, key, out);
-        self.answers_at(now, out);
+        self.answers(now, out);
     }
 
     fn connection_reply(&mut self, now: Now, pending: &Pending, result: &Result<Reply, Refusal>, out: &mut Outbox) {
@@ -288,13 +282,7 @@ impl Session {
     }
 
     /// Sends answers whose turn has come.
-    pub(super) fn answers(&mut self, out: &mut Outbox) {
-        // Only reached with answers that cannot fail: errors wait only behind requests, whose replies
-        // bring the time along.
-        self.answers_at(Now::default(), out);
-    }
-
-    fn answers_at(&mut self, now: Now, out: &mut Outbox) {
+    pub(super) fn answers(&mut self, now: Now, out: &mut Outbox) {
         while let Some(front) = self.shared.pending.front() {
             if front.id.is_some() {
                 return;
@@ -362,7 +350,9 @@ fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) -> Opt
             what: resource.to_string(),
             user: String::from_utf8_lossy(user).into_owned(),
         },
-        Reject::TooLarge => ChannelError::Invalid(format!("message size is larger than configured max size {size_max}")),
+        Reject::TooLarge => {
+            ChannelError::Invalid(format!("message size is larger than configured max size {size_max}"))
+        }
         Reject::NoTopic | Reject::NoQueue | Reject::QueueFull | Reject::Closed => return None,
     }))
 }

@@ -24,7 +24,7 @@ const CAPABILITIES: [&str; 9] = [
 const MECHANISMS: [&str; 2] = ["PLAIN", "AMQPLAIN"];
 
 /// Calls `send` with `connection.start`.
-pub fn start(version_minor: u8, send: impl FnOnce(&Method<'_>)) {
+pub fn start(send: impl FnOnce(&Method<'_>)) {
     let mut capabilities = TableWriter::default();
     for name in CAPABILITIES {
         capabilities.put(name.as_bytes(), Value::Bool(true));
@@ -43,7 +43,7 @@ pub fn start(version_minor: u8, send: impl FnOnce(&Method<'_>)) {
     }
     send(&Method::ConnectionStart {
         version_major: 0,
-        version_minor,
+        version_minor: 9,
         server_properties: properties.table(),
         mechanisms: LongStr(MECHANISMS.join(" ").as_bytes()),
         locales: LongStr(b"en_US"),
@@ -185,16 +185,38 @@ mod tests {
                 frame_max,
                 heartbeat: 0,
             };
-            negotiate(&config, limits).map(|_| ()).map_err(|error| error.to_string())
+            negotiate(&config, limits)
+                .map(|_| ())
+                .map_err(|error| error.to_string())
         };
         assert_eq!(with(2047, 131_072), Ok(()));
         assert_eq!(with(1, 4096), Ok(()));
         for (channel_max, frame_max, text) in [
-            (1, 100, "negotiated frame_max = 100 is lower than the minimum allowed value (4096)"),
-            (1, 131_073, "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)"),
-            (1, 0, "negotiated frame_max = 0 (no limit) is higher than the maximum allowed value (131072)"),
-            (2048, 4096, "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)"),
-            (0, 4096, "negotiated channel_max = 0 (no limit) is higher than the maximum allowed value (2047)"),
+            (
+                1,
+                100,
+                "negotiated frame_max = 100 is lower than the minimum allowed value (4096)",
+            ),
+            (
+                1,
+                131_073,
+                "negotiated frame_max = 131073 is higher than the maximum allowed value (131072)",
+            ),
+            (
+                1,
+                0,
+                "negotiated frame_max = 0 (no limit) is higher than the maximum allowed value (131072)",
+            ),
+            (
+                2048,
+                4096,
+                "negotiated channel_max = 2048 is higher than the maximum allowed value (2047)",
+            ),
+            (
+                0,
+                4096,
+                "negotiated channel_max = 0 (no limit) is higher than the maximum allowed value (2047)",
+            ),
         ] {
             assert_eq!(with(channel_max, frame_max), Err(text.to_owned()));
         }

@@ -78,9 +78,9 @@ impl Context<'_> {
                 }
                 Ok(())
             }
-            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => {
-                Err(Failure::not_implemented(format!("{} is not implemented", method.name())))
-            }
+            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => Err(Failure::not_implemented(
+                format!("{} is not implemented", method.name()),
+            )),
             Method::ChannelOpen { .. } => Err(ConnectionError::SecondChannelOpen.into()),
             Method::ChannelFlow { active: true } => {
                 self.answer(&Method::ChannelFlowOk { active: true });

@@ -26,7 +26,7 @@ mod unacked;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Event, Peer};
 use rocketbridge_core::request::Request;
 use rocketbridge_core::time::{Millis, Now};
@@ -40,8 +40,8 @@ use shared::{Context, Pending, Shared, What};
 
 use crate::codec::method::MethodError;
 use crate::codec::{
-    FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_HEARTBEAT, FRAME_METHOD, FieldError, FrameHeader,
-    LongStr, Method, MethodId, PROTOCOL_HEADER, PROTOCOL_HEADER_0_9, ShortStr, put_heartbeat,
+    FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, FieldError,
+    FrameHeader, LongStr, Method, MethodId, PROTOCOL_HEADER, PROTOCOL_HEADER_0_9, ShortStr, put_heartbeat,
 };
 use crate::config::Config;
 use crate::reply_code::{ConnectionError, Failure, Snippet, VIRTUAL_HOST};
@@ -198,9 +198,8 @@ impl Session {
         if input.len() < PROTOCOL_HEADER.len() {
             return false;
         }
-        let header = input.split_to(PROTOCOL_HEADER.len());
-        let version_minor = if header[..] == PROTOCOL_HEADER { 9 } else { 9 - u8::from(header[7] != 9) };
-        handshake::start(version_minor, |start| start.encode(0, out.bytes()));
+        input.advance(PROTOCOL_HEADER.len());
+        handshake::start(|start| start.encode(0, out.bytes()));
         self.phase = Phase::Starting;
         true
     }
@@ -223,7 +222,7 @@ impl Session {
                     let error = ConnectionError::FrameTooLarge {
                         kind: header.kind,
                         size: header.size,
-                        limit: frame_max - crate::codec::FRAME_OVERHEAD as u32,
+                        limit: frame_max.saturating_sub(FRAME_OVERHEAD as u32),
                     };
                     self.fail_connection(now, MethodId::NONE, &error.into(), out);
                     input.clear();
@@ -332,7 +331,8 @@ impl Session {
                 }
                 self.phase = Phase::LoggingIn;
                 let what = What::Login { mechanism };
-                self.shared.request(CONNECTION, method.id(), what, Request::Login(credentials), out);
+                self.shared
+                    .request(CONNECTION, method.id(), what, Request::Login(credentials), out);
                 Ok(())
             }
             (
@@ -372,7 +372,7 @@ impl Session {
                 Ok(())
             }
             (Phase::Running, Method::ConnectionClose { .. }) => {
-                self.leave(method.id(), out);
+                self.leave(now, method.id(), out);
                 Ok(())
             }
             (_, Method::ConnectionClose { .. }) => {
@@ -413,7 +413,7 @@ impl Session {
 
     /// The client closes the connection: everything is given back before the answer, so that whoever
     /// connects next finds exclusive queues gone and messages returned.
-    fn leave(&mut self, method: MethodId, out: &mut Outbox) {
+    fn leave(&mut self, now: Now, method: MethodId, out: &mut Outbox) {
         self.phase = Phase::Leaving;
         for channel in self.channels.values_mut() {
             let mut context = Context {
@@ -439,7 +439,7 @@ impl Session {
             method,
             what: What::ConnectionCloseOk,
         });
-        self.answers(out);
+        self.answers(now, out);
     }
 
     // --- channels ------------------------------------------------------------------------------
@@ -450,7 +450,9 @@ impl Session {
         };
         if let Some(backlog) = &mut channel.backlog {
             self.shared.backlog_bytes += frame.payload.len();
-            backlog.frames.push_back((frame.kind, Bytes::copy_from_slice(frame.payload)));
+            backlog
+                .frames
+                .push_back((frame.kind, Bytes::copy_from_slice(frame.payload)));
             return Ok(());
         }
         if channel.life != Life::Open {
@@ -479,8 +481,7 @@ impl Session {
                 if matches!(context.channel.content, Content::Header(_)) {
                     self.receive(frame.channel);
                 }
-                self.answers(out);
-                let _ = now;
+                self.answers(now, out);
                 Ok(())
             }
             FRAME_HEADER | FRAME_BODY if !context.channel.content.expects(frame.kind) => {
@@ -551,12 +552,17 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&frame.channel) else {
             return Ok(());
         };
-        let Life::Closing { peer_closed } = &mut channel.life else {
-            return Ok(());
-        };
         if frame.kind != FRAME_METHOD {
             return Ok(());
         }
+        let peer_closed = match &mut channel.life {
+            Life::Closing { peer_closed } => peer_closed,
+            Life::Failing { peer_closed } => {
+                *peer_closed |= matches!(Method::decode(frame.payload), Ok(Method::ChannelClose { .. }));
+                return Ok(());
+            }
+            Life::Open | Life::Closed => return Ok(()),
+        };
         match Method::decode(frame.payload) {
             Ok(Method::ChannelClose { .. }) => {
                 *peer_closed = true;
@@ -581,7 +587,7 @@ impl Session {
         let channel = self.channels.get_mut(&number);
         match channel.filter(|channel| channel.waiting > 0 && channel.life == Life::Open) {
             Some(channel) if self.phase == Phase::Running && !loses_sync(&failure) => {
-                channel.life = Life::Failing;
+                channel.life = Life::Failing { peer_closed: false };
                 channel.content = Content::Idle;
                 channel.waiting += 1;
                 self.shared.pending.push_back(Pending {
@@ -603,8 +609,14 @@ impl Session {
     }
 
     fn fail_channel(&mut self, number: u16, method: MethodId, failure: &Failure, out: &mut Outbox) {
-        let Some(channel) = self.channels.get_mut(&number).filter(|channel| channel.is_heard()) else {
+        let Some(channel) = self.channels.get_mut(&number) else {
             return;
+        };
+        let peer_closed = match channel.life {
+            Life::Open => false,
+            Life::Failing { peer_closed } => peer_closed,
+            // Its client is done with it.
+            Life::Closing { .. } | Life::Closed => return,
         };
         debug!(
             peer = %self.peer.remote, channel = number, reply_code = failure.reply_code() as u16, error = %failure,
@@ -626,7 +638,10 @@ impl Session {
             class_id: method.class,
             method_id: method.method,
         });
-        channel.life = Life::Closing { peer_closed: false };
+        if peer_closed {
+            context.send(&Method::ChannelCloseOk {});
+        }
+        channel.life = Life::Closing { peer_closed };
     }
 
     fn fail_connection(&mut self, now: Now, method: MethodId, failure: &Failure, out: &mut Outbox) {
@@ -647,7 +662,11 @@ impl Session {
         close.encode(0, out.bytes());
         let listens = !loses_sync(failure);
         self.phase = Phase::Closing { listens };
-        let patience = if listens { Millis::from_secs(self.config.close_timeout.into()) } else { SILENT_CLOSE };
+        let patience = if listens {
+            Millis::from_secs(self.config.close_timeout.into())
+        } else {
+            SILENT_CLOSE
+        };
         self.deadline = Some(now.mono + patience);
         self.heartbeat = None;
         self.channels.clear();
@@ -733,9 +752,11 @@ impl Protocol for Session {
     }
 
     fn next_timeout(&self) -> Option<Millis> {
-        let heartbeat = self
-            .heartbeat
-            .map(|heartbeat| heartbeat.send_at.min(self.heard_at + heartbeat.interval + heartbeat.interval));
+        let heartbeat = self.heartbeat.map(|heartbeat| {
+            heartbeat
+                .send_at
+                .min(self.heard_at + heartbeat.interval + heartbeat.interval)
+        });
         [self.deadline, heartbeat].into_iter().flatten().min()
     }
 

@@ -96,7 +96,12 @@ impl Context<'_> {
     }
 
     /// The reply to a purge.
-    pub fn queue_purged(&mut self, queue: &Bytes, no_wait: bool, result: Result<Reply, Refusal>) -> Result<(), Failure> {
+    pub fn queue_purged(
+        &mut self,
+        queue: &Bytes,
+        no_wait: bool,
+        result: Result<Reply, Refusal>,
+    ) -> Result<(), Failure> {
         match result {
             Ok(Reply::Count(count)) => {
                 let message_count = saturated(count);
@@ -171,5 +176,9 @@ fn compare(wanted: &Queue, state: &QueueState) -> Result<(), ChannelError> {
             });
         }
     }
-    check_queue_equivalence(&wanted.name, Table::new(&current.arguments), Table::new(&wanted.arguments))
+    check_queue_equivalence(
+        &wanted.name,
+        Table::new(&current.arguments),
+        Table::new(&wanted.arguments),
+    )
 }

@@ -2,6 +2,8 @@
 //! which is what the handlers of methods and replies work on.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::AttributesBuilder;
@@ -118,6 +120,28 @@ pub struct Subscription {
     pub tag: Bytes,
 }
 
+/// Consumers by number. The number is ours and rises, so spreading its bits is hash enough: this is
+/// looked up for every delivery.
+pub type Subscriptions = HashMap<SubscriptionId, Subscription, BuildHasherDefault<Spread>>;
+
+/// Spreads the bits of one number.
+#[derive(Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(32);
+    }
+}
+
 /// What the channels of a connection share.
 #[derive(Debug)]
 pub struct Shared {
@@ -134,7 +158,7 @@ pub struct Shared {
     /// Requests in the order of their replies, and answers between them.
     pub pending: VecDeque<Pending>,
     /// Consumers by subscription.
-    pub subscriptions: HashMap<SubscriptionId, Subscription>,
+    pub subscriptions: Subscriptions,
     /// What gets from each queue are settled under.
     pub gets: HashMap<Bytes, SubscriptionId>,
     /// Publishes without an outcome.
@@ -153,7 +177,7 @@ pub struct Shared {
     pub backlog_bytes: usize,
     /// Channels with confirms to be told.
     pub confirming: Vec<u16>,
-    exchanges: Vec<ExchangeName>,
+    exchanges: Vec<Arc<ExchangeName>>,
     next_request: u64,
     next_subscription: u32,
     next_epoch: u64,
@@ -169,7 +193,7 @@ impl Shared {
             cancel_notify: false,
             authentication_failure_close: false,
             pending: VecDeque::new(),
-            subscriptions: HashMap::new(),
+            subscriptions: Subscriptions::default(),
             gets: HashMap::new(),
             publishes: Publishes::default(),
             kinds: HashMap::new(),
@@ -216,14 +240,14 @@ impl Shared {
     }
 
     /// An exchange that is published to.
-    pub fn exchange(&mut self, name: &[u8]) -> ExchangeName {
+    pub fn exchange(&mut self, name: &[u8]) -> Arc<ExchangeName> {
         if let Some(known) = self.exchanges.iter().find(|known| known.name == name) {
             return known.clone();
         }
         if self.exchanges.len() == EXCHANGES_MAX {
             self.exchanges.remove(0);
         }
-        let exchange = ExchangeName::new(name);
+        let exchange = Arc::new(ExchangeName::new(name));
         self.exchanges.push(exchange.clone());
         exchange
     }
@@ -278,7 +302,8 @@ impl Context<'_> {
     /// Asks core; the reply has its turn on this channel.
     pub fn request(&mut self, what: What, request: Request) {
         self.channel.waiting += 1;
-        self.shared.request(self.channel.key, self.method, what, request, self.out);
+        self.shared
+            .request(self.channel.key, self.method, what, request, self.out);
     }
 
     /// Sends a method behind everything that was asked before on this channel.
@@ -327,7 +352,9 @@ impl Context<'_> {
             self.channel.waiting += 1;
         }
         let out = &mut *self.out;
-        self.channel.unacked.settle_all(Settle::Release, |settlement| out.settle(settlement));
+        self.channel
+            .unacked
+            .settle_all(Settle::Release, |settlement| out.settle(settlement));
         self.channel.content = super::channel::Content::Idle;
     }
 }
