@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rocketbridge_core::boundary::Peer;
+use rocketbridge_core::request::Exchange;
 use rocketbridge_core::time::Now;
 use rocketbridge_mqtt::MqttSession;
 use rocketbridge_session::Session;
@@ -57,5 +58,12 @@ fn remoting(config: &Config, bound: &Bound) -> NewSession {
     let mut config = config.remoting.protocol.clone();
     config.broker_port = bound.broker.port();
     config.store_host = bound.store_host;
-    sessions(&config, |config, peer, _, now| rocketbridge_remoting::Session::new(config, peer, now))
+    sessions(&config, |config, peer, _, now| {
+        rocketbridge_remoting::Session::new(config, peer, now)
+    })
+}
+
+/// Exchanges that clients of some protocol take for granted.
+pub fn exchanges() -> Vec<Exchange> {
+    rocketbridge_amqp::predeclared_exchanges()
 }

@@ -281,6 +281,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
             Flush::Async => engine::Flush::Async,
         },
         users: users.collect(),
+        exchanges: crate::protocols::exchanges(),
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,

@@ -9,4 +9,5 @@ pub mod reply_code;
 mod session;
 
 pub use config::Config;
+pub use mapping::predeclared_exchanges;
 pub use session::Session;

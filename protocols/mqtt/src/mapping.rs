@@ -11,9 +11,7 @@ use rocketbridge_core::message::{Format, Message};
 use rocketbridge_core::request::{Binding, Destination, Matcher, Source};
 use rocketbridge_session::Cursor;
 
-use crate::codec::properties::{
-    Properties, PropertyId, PropertyValue, put_bytes, put_number, put_user_property,
-};
+use crate::codec::properties::{Properties, PropertyId, PropertyValue, put_bytes, put_number, put_user_property};
 use crate::codec::text::{LEVEL, is_string, is_topic_name};
 use crate::codec::{Version, put_bytes16};
 
@@ -227,12 +225,10 @@ fn put_user(name: &[u8], text: &[u8], builder: &mut AttributesBuilder) {
     let (name, value) = match Attribute::from_native_name(name) {
         // Says which topic a message is on: only the broker may.
         None | Some(Attribute::Topic) => (Name::User(name), Value::Text(text)),
-        Some(known) if known.is_number() => {
-            match std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
-                Some(number) => (Name::Known(known), Value::Uint(number)),
-                None => (Name::User(name), Value::Text(text)),
-            }
-        }
+        Some(known) if known.is_number() => match std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
+            Some(number) => (Name::Known(known), Value::Uint(number)),
+            None => (Name::User(name), Value::Text(text)),
+        },
         Some(known) => (Name::Known(known), Value::Text(text)),
     };
     builder.put(name, value);

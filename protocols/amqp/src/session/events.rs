@@ -72,7 +72,6 @@ impl Session {
             && let Some(channel) = self.channels.get_mut(&subscription.channel.number)
             && channel.key == subscription.channel
             && matches!(channel.life, Life::Open | Life::Failing { .. })
-            && self.phase == Phase::Running
         {
             let (frame_max, scratch) = (self.shared.frame_max, &mut self.shared.scratch);
             deliver(channel, &subscription.tag, delivery, frame_max, scratch, out);
@@ -182,8 +181,7 @@ impl Session {
         {
             channel.waiting = channel.waiting.saturating_sub(1);
         }
-        let is_running = self.phase == Phase::Running;
-        let Some(mut context) = self.context(key, method, out).filter(|_| is_running) else {
+        let Some(mut context) = self.context(key, method, out) else {
             self.reply_too_late(&what, result, out);
             return Ok(());
         };
@@ -226,12 +224,7 @@ impl Session {
                 context.shared.subscriptions.remove(&subscription);
                 Ok(())
             }
-            What::Login { .. }
-            | What::Forget
-            | What::Answer(_)
-            | What::Fail(_)
-            | What::ChannelCloseOk
-            | What::ConnectionCloseOk => Ok(()),
+            What::Login { .. } | What::Answer(_) | What::Fail(_) | What::ChannelCloseOk => Ok(()),
         }
     }
 
@@ -242,11 +235,6 @@ impl Session {
             (What::Cancel { subscription, .. } | What::Abandon { subscription }, _)
             | (What::Consume { subscription, .. }, Err(_)) => {
                 self.shared.subscriptions.remove(subscription);
-            }
-            (What::DeclareQueue { wanted, .. }, Ok(Reply::Queue(state)))
-                if wanted.exclusive && state.queue.exclusive =>
-            {
-                self.shared.remember_exclusive(&wanted.name);
             }
             _ => {}
         }
@@ -296,10 +284,6 @@ impl Session {
             else {
                 return;
             };
-            if let What::ConnectionCloseOk = what {
-                Method::ConnectionCloseOk {}.encode(0, out.bytes());
-                return self.end(out);
-            }
             let Some(mut context) = self.context(key, method, out) else {
                 continue;
             };

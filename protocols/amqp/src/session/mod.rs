@@ -63,7 +63,7 @@ const CONNECTION: ChannelKey = ChannelKey { number: 0, epoch: 0 };
 ///
 /// ```text
 ///  Header -> Starting -> LoggingIn -> Tuning -> Opening -> Running
-///                                                              \-- close from the client --> Leaving -> Ended
+///  any --- close from the client --> Ended
 ///  any --- error or shutdown --> Closing --- close-ok, or time is up --> Ended
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,6 @@ enum Phase {
     Opening,
     /// Channels may be used.
     Running,
-    /// The client sent `close`; the answer waits until everything is given back.
-    Leaving,
     /// We sent `close`; only the answer counts. Without `listens` not even that can be read.
     Closing { listens: bool },
     /// Nothing counts any more.
@@ -98,7 +96,6 @@ impl Phase {
             Self::Tuning => "tuning",
             Self::Opening => "opening",
             Self::Running => "running",
-            Self::Leaving => "closing",
             Self::Closing { .. } | Self::Ended => "closed",
         }
     }
@@ -276,7 +273,7 @@ impl Session {
     fn frame(&mut self, now: Now, frame: &Frame<'_>, out: &mut Outbox) -> Result<(), Blamed> {
         match self.phase {
             Phase::Running if frame.channel != 0 => return self.channel_frame(now, frame, out),
-            Phase::Closing { .. } | Phase::Leaving | Phase::Ended => {
+            Phase::Closing { .. } | Phase::Ended => {
                 if frame.channel == 0 && frame.kind == FRAME_METHOD {
                     self.last_words(frame, out);
                 }
@@ -371,10 +368,8 @@ impl Session {
                 info!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "connection open");
                 Ok(())
             }
-            (Phase::Running, Method::ConnectionClose { .. }) => {
-                self.leave(now, method.id(), out);
-                Ok(())
-            }
+            // The link ends before the answer goes out, so whoever connects next finds exclusive queues
+            // gone and messages returned.
             (_, Method::ConnectionClose { .. }) => {
                 Method::ConnectionCloseOk {}.encode(0, out.bytes());
                 self.end(out);
@@ -409,37 +404,6 @@ impl Session {
             self.phase = Phase::Closing { listens: false };
             self.deadline = Some(now.mono + SILENT_CLOSE);
         }
-    }
-
-    /// The client closes the connection: everything is given back before the answer, so that whoever
-    /// connects next finds exclusive queues gone and messages returned.
-    fn leave(&mut self, now: Now, method: MethodId, out: &mut Outbox) {
-        self.phase = Phase::Leaving;
-        for channel in self.channels.values_mut() {
-            let mut context = Context {
-                channel,
-                shared: &mut self.shared,
-                config: &self.config,
-                out,
-                method,
-            };
-            context.release();
-        }
-        for queue in std::mem::take(&mut self.shared.exclusive) {
-            let request = Request::DeleteQueue {
-                name: queue,
-                if_unused: false,
-                if_empty: false,
-            };
-            self.shared.request(CONNECTION, method, What::Forget, request, out);
-        }
-        self.shared.pending.push_back(Pending {
-            id: None,
-            channel: CONNECTION,
-            method,
-            what: What::ConnectionCloseOk,
-        });
-        self.answers(now, out);
     }
 
     // --- channels ------------------------------------------------------------------------------
@@ -746,7 +710,7 @@ impl Protocol for Session {
             Phase::Running => {
                 self.fail_connection(now, MethodId::NONE, &ConnectionError::Forced("shutdown").into(), out);
             }
-            Phase::Closing { .. } | Phase::Leaving | Phase::Ended => {}
+            Phase::Closing { .. } | Phase::Ended => {}
             _ => self.end(out),
         }
     }

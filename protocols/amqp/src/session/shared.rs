@@ -26,10 +26,6 @@ const EXCHANGES_MAX: usize = 8;
 /// Exchanges whose kind is remembered, so that binding to them needs no question.
 const KINDS_MAX: usize = 1024;
 
-/// Exclusive queues that are remembered, to delete them before `connection.close-ok`; those beyond go
-/// with the link, moments later.
-const EXCLUSIVE_MAX: usize = 4096;
-
 /// A request, or an answer that waits for its turn behind requests of its channel.
 #[derive(Debug)]
 pub struct Pending {
@@ -101,14 +97,11 @@ pub enum What {
     Abandon {
         subscription: SubscriptionId,
     },
-    /// An exclusive queue of a connection that is being closed.
-    Forget,
     /// A method frame whose turn comes behind earlier requests.
     Answer(Bytes),
     /// An error whose turn comes behind earlier requests.
     Fail(Failure),
     ChannelCloseOk,
-    ConnectionCloseOk,
 }
 
 /// A consumer.
@@ -165,8 +158,6 @@ pub struct Shared {
     pub publishes: Publishes,
     /// Kinds of exchanges that were declared here.
     pub kinds: HashMap<Bytes, ExchangeKind>,
-    /// Exclusive queues of this connection.
-    pub exclusive: Vec<Bytes>,
     /// Where origin blocks are made.
     pub arena: BytesMut,
     /// Where attributes are made.
@@ -197,7 +188,6 @@ impl Shared {
             gets: HashMap::new(),
             publishes: Publishes::default(),
             kinds: HashMap::new(),
-            exclusive: Vec::new(),
             arena: BytesMut::new(),
             attributes: AttributesBuilder::default(),
             scratch: BytesMut::new(),
@@ -258,19 +248,6 @@ impl Shared {
             self.kinds.clear();
         }
         self.kinds.insert(exchange.name.clone(), kind);
-    }
-
-    /// Remembers an exclusive queue.
-    pub fn remember_exclusive(&mut self, queue: &Bytes) {
-        if self.exclusive.len() < EXCLUSIVE_MAX && !self.exclusive.contains(queue) {
-            self.exclusive.push(queue.clone());
-        }
-    }
-
-    /// A queue is gone.
-    pub fn forget_queue(&mut self, queue: &Bytes) {
-        self.exclusive.retain(|name| name != queue);
-        self.gets.remove(queue);
     }
 
     /// Gives memory back when nothing is on its way.

@@ -208,7 +208,10 @@ impl Body {
         }
     }
 
-    fn read<'a, T>(&'a mut self, read: impl FnOnce(&mut Cursor<'a>) -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    fn read<'a, T>(
+        &'a mut self,
+        read: impl FnOnce(&mut Cursor<'a>) -> Result<T, DecodeError>,
+    ) -> Result<T, DecodeError> {
         let mut cursor = Cursor::new(&self.bytes[self.at..]);
         let value = read(&mut cursor)?;
         self.at = self.bytes.len() - cursor.remaining();

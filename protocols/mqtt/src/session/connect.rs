@@ -235,7 +235,11 @@ impl Connecting {
         if self.expiry.is_changed {
             put_number(out, PropertyId::SessionExpiry, self.expiry.seconds);
         }
-        put_number(out, PropertyId::ReceiveMaximum, u32::from(config.receive_maximum.max(1)));
+        put_number(
+            out,
+            PropertyId::ReceiveMaximum,
+            u32::from(config.receive_maximum.max(1)),
+        );
         put_number(out, PropertyId::MaximumQos, 1);
         put_number(out, PropertyId::RetainAvailable, 0);
         put_number(out, PropertyId::MaximumPacketSize, config.packet_size_max);
@@ -243,7 +247,11 @@ impl Connecting {
             put_bytes(out, PropertyId::AssignedClientIdentifier, &self.client_id);
         }
         if config.topic_alias_maximum > 0 {
-            put_number(out, PropertyId::TopicAliasMaximum, u32::from(config.topic_alias_maximum));
+            put_number(
+                out,
+                PropertyId::TopicAliasMaximum,
+                u32::from(config.topic_alias_maximum),
+            );
         }
         put_number(out, PropertyId::SharedSubscriptionAvailable, 0);
     }
@@ -261,7 +269,10 @@ fn refusal_of(connect: &Connect) -> Option<(ReasonCode, &'static str)> {
         } else if is_v5 && will.qos == 2 {
             (ReasonCode::QosNotSupported, "")
         } else {
-            (ReasonCode::ImplementationSpecificError, "will messages are not supported")
+            (
+                ReasonCode::ImplementationSpecificError,
+                "will messages are not supported",
+            )
         });
     }
     // [MQTT-3.1.3-8] of 3.1.1; MQTT 3.1 wants an identifier always.
