@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::Attributes;
-use rocketbridge_core::boundary::{
-    Delivery, Event, Fate, Notice, Outcome, Publish, Reject, Stored, SubscriptionId,
-};
+use rocketbridge_core::boundary::{Delivery, Event, Fate, Notice, Outcome, Publish, Reject, Stored, SubscriptionId};
 use rocketbridge_core::message::{Entry, Format, Message};
 use rocketbridge_core::request::{Refusal, Reply, Request};
 use rocketbridge_core::store::record::Position;

@@ -48,7 +48,9 @@ impl InFlight {
 
     /// The sequence that was sent under that identifier, without forgetting it.
     pub fn find(&self, packet_id: u16) -> Option<u64> {
-        let slot = self.slots.get(usize::from(packet_id) & self.slots.len().wrapping_sub(1))?;
+        let slot = self
+            .slots
+            .get(usize::from(packet_id) & self.slots.len().wrapping_sub(1))?;
         (slot.packet_id == packet_id && packet_id != 0).then_some(slot.sequence)
     }
 

@@ -132,7 +132,11 @@ impl Subscriptions {
             }
             matched.qos = matched.qos.max(Some(subscription.options.qos()));
             if subscription.identifier != 0 {
-                put_number(&mut identifiers, PropertyId::SubscriptionIdentifier, subscription.identifier);
+                put_number(
+                    &mut identifiers,
+                    PropertyId::SubscriptionIdentifier,
+                    subscription.identifier,
+                );
             }
         }
         matched.identifiers = Box::from(&identifiers[..]);

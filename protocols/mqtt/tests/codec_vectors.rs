@@ -101,7 +101,11 @@ fn packets_arrive_in_pieces_and_in_runs() {
 #[test]
 fn packets_above_the_limit_are_refused_from_the_fixed_header() {
     let mut decoder = Decoder::with_version(Side::Server, V311, 100);
-    for (header, size) in [(&b"\x30\xFF\xFF\xFF\x7F"[..], 268_435_460), (b"\x30\x63", 101), (b"\x82\x63", 101)] {
+    for (header, size) in [
+        (&b"\x30\xFF\xFF\xFF\x7F"[..], 268_435_460),
+        (b"\x30\x63", 101),
+        (b"\x82\x63", 101),
+    ] {
         let result = decoder.decode(&mut BytesMut::from(header));
         assert_eq!(result, Err(DecodeError::TooLarge { size, size_max: 100 }));
     }
@@ -113,7 +117,8 @@ fn packets_above_the_limit_are_refused_from_the_fixed_header() {
 
 #[test]
 fn fields_are_what_was_sent() {
-    let bytes = b"\x10\x23\0\x04MQTT\x05\xEE\0\x0A\x03\x21\0\x05\0\x01p\x05\x18\0\0\0\x01\0\x01t\0\x01\xFF\0\x01u\0\x01\0";
+    let bytes =
+        b"\x10\x23\0\x04MQTT\x05\xEE\0\x0A\x03\x21\0\x05\0\x01p\x05\x18\0\0\0\x01\0\x01t\0\x01\xFF\0\x01u\0\x01\0";
     let Ok(Some(Packet::Connect(connect))) = decode(Side::Server, None, bytes) else {
         panic!("not a CONNECT");
     };

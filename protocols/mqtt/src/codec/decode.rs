@@ -219,7 +219,10 @@ impl Body {
         }
     }
 
-    fn read<'a, T>(&'a mut self, read: impl FnOnce(&mut Cursor<'a>) -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    fn read<'a, T>(
+        &'a mut self,
+        read: impl FnOnce(&mut Cursor<'a>) -> Result<T, DecodeError>,
+    ) -> Result<T, DecodeError> {
         let mut cursor = Cursor::new(&self.bytes[self.at..]);
         let value = read(&mut cursor)?;
         self.at = self.bytes.len() - cursor.remaining();
@@ -444,14 +447,15 @@ fn subscribe(mut body: Body) -> Result<Subscribe, DecodeError> {
     let mut unshared = Ok(());
     while cursor.remaining() > 0 {
         let filter = cursor.bytes16()?;
-        if !is_topic_filter(filter) && !(version == Version::V5 && is_shared(filter) && is_name(filter)) {
+        let is_shared = version == Version::V5 && is_shared(filter) && is_name(filter);
+        if !is_shared && !is_topic_filter(filter) {
             return Err(DecodeError::Malformed("not a topic filter"));
         }
         let options = SubscriptionOptions(cursor.u8()?);
         if !options.is_valid(version) {
             return Err(DecodeError::Malformed("reserved subscription options"));
         }
-        if version == Version::V5 && is_shared(filter) {
+        if is_shared {
             if split_shared(filter).is_none() {
                 unshared = Err(DecodeError::Protocol("shared subscription without a name or filter"));
             } else if options.no_local() {

@@ -59,16 +59,34 @@ impl Packet {
                 put_ack(version, ack, &mut body);
             }
             Self::Subscribe(subscribe) => {
-                put_payload(version, subscribe.packet_id, &subscribe.properties, &subscribe.payload, &mut body);
+                put_payload(
+                    version,
+                    subscribe.packet_id,
+                    &subscribe.properties,
+                    &subscribe.payload,
+                    &mut body,
+                );
             }
             Self::SubAck(suback) => {
                 put_payload(version, suback.packet_id, &suback.properties, &suback.codes, &mut body);
             }
             Self::Unsubscribe(unsubscribe) => {
-                put_payload(version, unsubscribe.packet_id, &unsubscribe.properties, &unsubscribe.payload, &mut body);
+                put_payload(
+                    version,
+                    unsubscribe.packet_id,
+                    &unsubscribe.properties,
+                    &unsubscribe.payload,
+                    &mut body,
+                );
             }
             Self::UnsubAck(unsuback) => {
-                put_payload(version, unsuback.packet_id, &unsuback.properties, &unsuback.codes, &mut body);
+                put_payload(
+                    version,
+                    unsuback.packet_id,
+                    &unsuback.properties,
+                    &unsuback.codes,
+                    &mut body,
+                );
             }
             Self::PingReq | Self::PingResp => {}
             Self::Disconnect(disconnect) if version == Version::V5 => {

@@ -78,7 +78,9 @@ fn take_variable(cursor: &mut Cursor<'_>) -> Result<u32, DecodeError> {
         value |= u32::from(byte & 0x7F) << shift;
         if byte & 0x80 == 0 {
             if byte == 0 && shift > 0 {
-                return Err(DecodeError::Malformed("variable byte integer longer than it needs to be"));
+                return Err(DecodeError::Malformed(
+                    "variable byte integer longer than it needs to be",
+                ));
             }
             return Ok(value);
         }

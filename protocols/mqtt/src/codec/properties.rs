@@ -183,10 +183,7 @@ impl Properties {
         match error {
             // SUBSCRIBE and UNSUBSCRIBE: Mosquitto answers 0x81, and its test vectors ask for it.
             Some(NOT_ALLOWED_HERE | ZERO_IDENTIFIER)
-                if matches!(
-                    place,
-                    Place::Packet(PacketType::Subscribe | PacketType::Unsubscribe)
-                ) =>
+                if matches!(place, Place::Packet(PacketType::Subscribe | PacketType::Unsubscribe)) =>
             {
                 Err(DecodeError::Malformed("property not allowed"))
             }
@@ -210,7 +207,9 @@ impl Properties {
         if !self.has(id) {
             return None;
         }
-        self.iter().find(|property| property.id == id).map(|property| property.value)
+        self.iter()
+            .find(|property| property.id == id)
+            .map(|property| property.value)
     }
 
     /// The first value of that identifier, which is a number.

@@ -124,7 +124,11 @@ mod tests {
             ("$SYS/+", "$SYS/x", true),
             ("é/+", "é/x", true),
         ] {
-            assert_eq!(filter_matches(filter.as_bytes(), topic.as_bytes()), expected, "{filter} {topic}");
+            assert_eq!(
+                filter_matches(filter.as_bytes(), topic.as_bytes()),
+                expected,
+                "{filter} {topic}"
+            );
         }
     }
 
@@ -133,7 +137,9 @@ mod tests {
         for good in ["a", "/", "+", "#", "a/#", "+/b/#", "a/+", "//", "$share/x/y"] {
             assert!(is_topic_filter(good.as_bytes()), "{good}");
         }
-        for bad in ["", "a#", "#/a", "a/#/b", "a+", "+a/b", "a/b+", "##", "a\u{1}", "a\u{0}b", "\u{FFFF}"] {
+        for bad in [
+            "", "a#", "#/a", "a/#/b", "a+", "+a/b", "a/b+", "##", "a\u{1}", "a\u{0}b", "\u{FFFF}",
+        ] {
             assert!(!is_topic_filter(bad.as_bytes()), "{bad}");
         }
         assert!(!is_topic_name(b"a/+") && !is_topic_name(b"") && is_topic_name("/ü".as_bytes()));
@@ -143,7 +149,13 @@ mod tests {
     #[test]
     fn shared_filters_need_a_name_and_a_filter() {
         assert_eq!(split_shared(b"$share/g/a/b"), Some((&b"g"[..], &b"a/b"[..])));
-        for bad in [&b"$share/g"[..], b"$share/g/", b"$share//a", b"$share/+/a", b"$share/g/a#"] {
+        for bad in [
+            &b"$share/g"[..],
+            b"$share/g/",
+            b"$share//a",
+            b"$share/+/a",
+            b"$share/g/a#",
+        ] {
             assert_eq!(split_shared(bad), None);
         }
     }

@@ -246,7 +246,11 @@ impl Connecting {
         if self.expiry.is_changed {
             put_number(out, PropertyId::SessionExpiry, self.expiry.seconds);
         }
-        put_number(out, PropertyId::ReceiveMaximum, u32::from(config.receive_maximum.max(1)));
+        put_number(
+            out,
+            PropertyId::ReceiveMaximum,
+            u32::from(config.receive_maximum.max(1)),
+        );
         put_number(out, PropertyId::MaximumQos, 1);
         put_number(out, PropertyId::RetainAvailable, 0);
         put_number(out, PropertyId::MaximumPacketSize, config.packet_size_max);
@@ -272,7 +276,10 @@ fn refusal_of(connect: &Connect) -> Option<(ReasonCode, &'static str)> {
         } else if is_v5 && will.qos == 2 {
             (ReasonCode::QosNotSupported, "")
         } else {
-            (ReasonCode::ImplementationSpecificError, "will messages are not supported")
+            (
+                ReasonCode::ImplementationSpecificError,
+                "will messages are not supported",
+            )
         });
     }
     // [MQTT-3.1.3-8] of 3.1.1; MQTT 3.1 wants an identifier always.

@@ -18,7 +18,11 @@ impl Client {
         let (format, header) = message.origin();
         let origin = (format == FORMAT).then(|| Origin::parse(header)).flatten();
         let (topic, properties, is_own) = match &origin {
-            Some(origin) => (origin.topic, origin.properties, *origin.client_id == self.is.client_id[..]),
+            Some(origin) => (
+                origin.topic,
+                origin.properties,
+                *origin.client_id == self.is.client_id[..],
+            ),
             None => {
                 self.foreign.clear();
                 if !put_topic(message, &mut self.foreign) {

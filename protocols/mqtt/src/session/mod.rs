@@ -239,9 +239,8 @@ impl Session for MqttSession {
         let unsent = out.queued_bytes();
         // A peer that is not read cannot be heard: core takes no more, or the peer itself takes its
         // time, which is fine while it goes on taking.
-        let is_unheard = !self.wants_read()
-            || out.has_orders()
-            || unsent > Outbox::HIGH_MARK && unsent != self.unsent_before;
+        let is_unheard =
+            !self.wants_read() || out.has_orders() || unsent > Outbox::HIGH_MARK && unsent != self.unsent_before;
         self.unsent_before = unsent;
         if matches!(self.state, State::Connected(_)) && is_unheard {
             self.heard_at = now.mono;

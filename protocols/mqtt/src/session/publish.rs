@@ -142,7 +142,9 @@ impl Client {
     /// Sends the PUBACKs that are due, in the order of the publishes. [MQTT-4.6.0-2]
     pub(super) fn handle_outcome(&mut self, outcome: Outcome, out: &mut Outbox) -> Result<(), Close> {
         let end = outcome.first + u64::from(outcome.count);
-        let start = self.unconfirmed.partition_point(|publish| publish.token < outcome.first);
+        let start = self
+            .unconfirmed
+            .partition_point(|publish| publish.token < outcome.first);
         let mut due = self
             .unconfirmed
             .range_mut(start..)

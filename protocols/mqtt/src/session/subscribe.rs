@@ -10,9 +10,7 @@ use super::Close;
 use super::client::Client;
 use crate::codec::properties::PropertyId;
 use crate::codec::text::{is_shared, level_count};
-use crate::codec::{
-    PacketType, Subscribe, SubscriptionOptions, Unsubscribe, Version, put_fixed_header, variable_len,
-};
+use crate::codec::{PacketType, Subscribe, SubscriptionOptions, Unsubscribe, Version, put_fixed_header, variable_len};
 use crate::config::Config;
 use crate::mapping::binding_of;
 use crate::reason_code::ReasonCode;
