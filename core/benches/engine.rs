@@ -19,8 +19,13 @@ struct SystemClock(Instant);
 
 impl Clock for SystemClock {
     fn now(&self) -> Now {
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-        Now { mono: Millis(self.0.elapsed().as_millis() as u64), wall: Millis(wall.as_millis() as u64) }
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .expect("after 1970");
+        Now {
+            mono: Millis(self.0.elapsed().as_millis() as u64),
+            wall: Millis(wall.as_millis() as u64),
+        }
     }
 }
 
@@ -33,23 +38,34 @@ fn cpu_micros() -> u64 {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
     let messages: usize = arguments.get(1).and_then(|n| n.parse().ok()).unwrap_or(2_000_000);
     match arguments.first().map(String::as_str) {
         Some(mode) => run(mode, messages),
-        None => ["transient", "async", "sync"].iter().for_each(|mode| run(mode, messages)),
+        None => ["transient", "async", "sync"]
+            .iter()
+            .for_each(|mode| run(mode, messages)),
     }
 }
 
 fn run(mode: &str, messages: usize) {
     let folder = std::env::temp_dir().join(format!("rocketbridge-bench-{}", std::process::id()));
-    let config = Config { flush: if mode == "sync" { Flush::Sync } else { Flush::Async }, ..Config::default() };
+    let config = Config {
+        flush: if mode == "sync" { Flush::Sync } else { Flush::Async },
+        ..Config::default()
+    };
     let engine = Engine::open(&folder, config, Arc::new(SystemClock(Instant::now()))).expect("open");
     let sync = std::thread::spawn({
         let engine = engine.clone();
         move || engine.run_sync()
     });
-    let peer = Peer { remote: "127.0.0.1:1".parse().expect("address"), local: "127.0.0.1:2".parse().expect("address") };
+    let peer = Peer {
+        remote: "127.0.0.1:1".parse().expect("address"),
+        local: "127.0.0.1:2".parse().expect("address"),
+    };
     let inbox = Inbox::new();
     let mut link = Broker::open(&engine, peer, inbox.clone());
     link.request(RequestId(0), Request::Login(Credentials::Anonymous));

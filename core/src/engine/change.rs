@@ -194,6 +194,7 @@ impl Change {
             12 => Self::Consumed { id: at.u32()? },
             13 => {
                 let count = at.u32()?;
+                // Nothing is allocated for what is merely claimed: collecting stops at the first missing byte.
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }

@@ -40,6 +40,15 @@ use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::Clock;
 
+/// Decodes and encodes back a change: for the fuzzer.
+pub(crate) fn decode_change(bytes: &[u8]) {
+    if let Some(change) = Change::decode(bytes) {
+        let mut encoded = Vec::new();
+        change.encode(&mut encoded);
+        assert_eq!(Change::decode(&encoded), Some(change));
+    }
+}
+
 /// Size of a log segment, bytes.
 pub const SEGMENT_SIZE: u64 = 256 << 20;
 
