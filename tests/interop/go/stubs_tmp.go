@@ -1,3 +1,3 @@
 package main
-func mqttSuite(s *Suite){}
-func acrossSuite(s *Suite){}
+
+func acrossSuite(s *Suite) {}
