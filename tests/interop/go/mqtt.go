@@ -13,6 +13,7 @@ import (
 func mqttSuite(s *Suite) {
 	mqttChecks3(s)
 	mqttSessionChecks3(s)
+	mqttRefusalChecks(s)
 	mqttChecks5(s)
 }
 
@@ -348,5 +349,33 @@ func mqttSessionChecks3(s *Suite) {
 		client.subscribe(topic, 1)
 		publisher.publish(topic, 1, []byte("kept"))
 		Equal(t, string(client.next("a message").body), "kept", "body")
+	})
+}
+
+// mqttRefusalChecks are about what this release does not do: it says so, and does not pretend.
+func mqttRefusalChecks(s *Suite) {
+	for what, publish := range map[string]func(c *client3, topic string){
+		"qos_2":    func(c *client3, topic string) { c.Client.Publish(topic, 2, false, "x") },
+		"retained": func(c *client3, topic string) { c.Client.Publish(topic, 1, true, "x") },
+	} {
+		s.Check("mqtt3_"+what+"_is_refused_by_closing", func(t *T) {
+			topic, other := t.Name("topic"), t.mqtt3()
+			other.subscribe(topic, 1)
+			client := t.mqtt3()
+			publish(client, topic)
+			Receive(t, client.lost, "the connection's end")
+			other.publish(topic, 1, []byte("fence"))
+			Equal(t, string(other.next("the fence").body), "fence", "the first message")
+		})
+	}
+	s.Check("mqtt3_a_will_is_refused", func(t *T) {
+		client := t.prepare3(t.mqttOptions().SetWill(t.Name("will"), "x", 0, false))
+		token := client.Connect()
+		t.True(token.WaitTimeout(10*time.Second) && token.Error() != nil, "the connection was accepted")
+	})
+	s.Check("mqtt5_connack_tells_what_is_not_built", func(t *T) {
+		p := t.clean5().connack.Properties
+		t.True(p.MaximumQoS != nil && *p.MaximumQoS == 1, "maximum QoS %v", p.MaximumQoS)
+		t.True(!p.RetainAvailable, "retain is said to be available")
 	})
 }
