@@ -139,6 +139,11 @@ pub fn key_from_levels(levels: Option<&[u8]>) -> Cow<'_, [u8]> {
     }
 }
 
+/// The words of a key, as a [`Pattern`] sees them: none for the empty key.
+pub fn key_words(key: &[u8]) -> impl Iterator<Item = &[u8]> {
+    key.split(|b| *b == b'.').filter(move |_| !key.is_empty())
+}
+
 /// The reverse of [`key_from_levels`].
 pub fn levels_from_key(key: &[u8]) -> Option<&[u8]> {
     match key {
@@ -175,7 +180,11 @@ pub struct Pattern {
 
 impl Pattern {
     /// Reads a pattern over a key: words split at `.`, `*` is one word, `#` any number.
+    /// The empty text has no words.
     pub fn from_key_pattern(text: &[u8]) -> Self {
+        if text.is_empty() {
+            return Self::default();
+        }
         let levels = text
             .split(|b| *b == b'.')
             .map(|word| match word {

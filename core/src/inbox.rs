@@ -41,13 +41,17 @@ impl Inbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether another delivery fits. When not, the inbox remembers to ask for [`Taken::resume`].
-    pub(crate) fn has_room(&self, staged: usize, staged_bytes: usize) -> bool {
+    /// How many more deliveries, and bytes of them, fit behind those that are `staged`. When none does, the
+    /// inbox remembers to ask for [`Taken::resume`].
+    pub(crate) fn room(&self, staged: usize, staged_bytes: usize) -> Option<(usize, usize)> {
         let mut state = self.state();
-        let room =
-            state.deliveries + staged < DELIVERIES_MAX && state.delivery_bytes + staged_bytes < DELIVERY_BYTES_MAX;
-        state.parked |= !room;
-        room
+        let room = DELIVERIES_MAX.saturating_sub(state.deliveries + staged);
+        let room_bytes = DELIVERY_BYTES_MAX.saturating_sub(state.delivery_bytes + staged_bytes);
+        if room == 0 || room_bytes == 0 {
+            state.parked = true;
+            return None;
+        }
+        Some((room, room_bytes))
     }
 
     /// Appends events and gives the waker, if the task is to be woken. It is woken after all locks are

@@ -8,6 +8,8 @@ pub mod address;
 pub mod attributes;
 pub mod boundary;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod inbox;
 pub mod message;
 pub mod properties;

@@ -170,7 +170,7 @@ pub fn write_native(key: &[u8], attributes: Iter<'_>, properties: &mut Vec<u8>) 
     for (name, value) in attributes {
         let name = match name {
             Name::Known(attribute) => attribute.native_name().as_bytes(),
-            Name::User(name) if name.is_empty() => continue,
+            Name::User(b"") => continue,
             Name::User(name) => name,
         };
         let start = properties.len();

@@ -224,7 +224,7 @@ pub enum Destination {
 }
 
 /// A binding. Its identity is all of it but `cookie`: binding again replaces the cookie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Binding {
     /// Where from.
     pub source: Source,

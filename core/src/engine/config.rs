@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use crate::request::Exchange;
+
 /// When a persistent message counts as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flush {
@@ -34,6 +36,10 @@ pub struct Config {
     pub users: Vec<User>,
     /// Whether clients from this machine may come without credentials.
     pub anonymous_loopback: bool,
+    /// Whether clients from anywhere may.
+    pub anonymous_remote: bool,
+    /// Exchanges that always exist, made at the first start.
+    pub exchanges: Vec<Exchange>,
     /// The address that native records carry and that clients use to ask for a message by its id.
     pub store_host: SocketAddr,
     /// Message queues of a topic that nobody asked a number for.
@@ -60,6 +66,8 @@ impl Default for Config {
                 loopback_only: true,
             }],
             anonymous_loopback: true,
+            anonymous_remote: false,
+            exchanges: Vec::new(),
             store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
             topic_queues: 4,
             topics_auto_max: 10_000,

@@ -1,5 +1,386 @@
-//! The embedded engine.
+//! The embedded engine: a [`Broker`] over one log.
+//!
+//! All of its state is one struct behind one lock ([`state`]), taken once per batch. Each hold ends by
+//! handing events to inboxes; wake-ups and writing happen after the lock is released ([`writer`]). What a
+//! message passes: [`publish`] (routed by [`router`], encoded into the log), [`consume`] or [`group`].
 
+mod change;
 mod config;
+mod consume;
+mod group;
+mod holder;
+mod progress;
+mod publish;
+mod ranges;
+mod replay;
+mod router;
+mod state;
+mod topology;
+mod trie;
+mod writer;
 
 pub use config::{Config, Flush, User};
+pub use group::tag_hash;
+pub use writer::StoreFailed;
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
+use crate::engine::change::Change;
+use crate::engine::replay::Replay;
+use crate::engine::state::{After, LinkId, State, Work};
+use crate::engine::writer::Writer;
+use crate::inbox::Inbox;
+use crate::request::{Credentials, Refusal, Reply, Request};
+use crate::store::log::Log;
+use crate::store::recovery::{self, RecoveryError};
+use crate::store::storage::{FileStorage, Storage};
+use crate::time::Clock;
+
+/// Decodes and encodes back a change: for the fuzzer.
+pub(crate) fn decode_change(bytes: &[u8]) {
+    if let Some(change) = Change::decode(bytes) {
+        let mut encoded = Vec::new();
+        change.encode(&mut encoded);
+        assert_eq!(Change::decode(&encoded), Some(change));
+    }
+}
+
+/// Size of a log segment, bytes.
+pub const SEGMENT_SIZE: u64 = 256 << 20;
+
+/// Why a data folder cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("the data directory is in use by another process")]
+    Locked,
+    /// The folder cannot be made or read.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Its log cannot be read back.
+    #[error(transparent)]
+    Recovery(#[from] RecoveryError),
+}
+
+/// The embedded engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct Engine(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+    writer: Writer,
+}
+
+impl Engine {
+    /// Opens the data folder, making it when there is none, and reads its log back.
+    ///
+    /// # Errors
+    /// [`OpenError`] says whether somebody else has it, or what is wrong with it.
+    pub fn open(folder: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let storage = FileStorage::open(folder, SEGMENT_SIZE).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => OpenError::Locked,
+            _ => OpenError::Io(error),
+        })?;
+        Self::open_storage(Arc::new(storage), SEGMENT_SIZE, config, clock)
+    }
+
+    /// As [`open`](Self::open), on any storage.
+    pub fn open_storage(
+        storage: Arc<dyn Storage>,
+        segment_size: u64,
+        config: Config,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, OpenError> {
+        let now = clock.now();
+        let config = Arc::new(config);
+        // Records are applied to a state whose log is not the real one yet: where that goes on is known
+        // only when everything was read.
+        let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
+        let mut state = State::new(Arc::clone(&config), placeholder, now);
+        let mut replay = Replay::default();
+        let unwritten_max = (config.unsynced_max + config.body_max) as u64;
+        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
+            replay.apply(&mut state, header, &record);
+        })?;
+        replay.finish(&mut state);
+        let stored_at = now.wall.max(recovered.last_stored_at);
+        state.stored_at = stored_at;
+        state.log = Log::new(
+            Arc::clone(&storage),
+            recovered.next_segment,
+            segment_size,
+            config.tail_cache,
+            stored_at,
+        );
+        for exchange in config.exchanges.clone() {
+            let _ = state.declare_exchange(exchange);
+        }
+        state.changed = false;
+        let writer = Writer::new(storage, segment_size, config.flush, state.log.synced());
+        Ok(Self(Arc::new(Shared {
+            state: Mutex::new(state),
+            clock,
+            writer,
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One hold of the engine's lock, and what follows from it.
+    fn hold<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = self.lock();
+        state.begin(self.0.clock.now());
+        let result = act(&mut state);
+        let mut after = state.finish();
+        drop(state);
+        loop {
+            let work = after.work;
+            self.follow_up(after);
+            if !work {
+                return result;
+            }
+            let mut state = self.lock();
+            state.begin(self.0.clock.now());
+            if let Some(Work::Deliver(queue)) = state.work.pop_front() {
+                state.deliver(queue);
+            }
+            after = state.finish();
+        }
+    }
+
+    fn follow_up(&self, after: After) {
+        for waker in after.wakers {
+            waker.wake();
+        }
+        if after.unwritten {
+            self.wrote_to_log(after.awaited, after.unsynced);
+        }
+    }
+
+    /// Sessions whose time is up end. To be called about once a second.
+    pub fn tick(&self) {
+        self.hold(State::end_expired_holders);
+    }
+
+    /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
+    /// durable and returns.
+    pub fn close(&self) {
+        self.hold(|state| {
+            if std::mem::replace(&mut state.closing, true) {
+                return;
+            }
+            state.write_settled();
+            let delivered = state
+                .queues
+                .iter()
+                .enumerate()
+                .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
+                .filter(|(_, queue)| queue.spec.durable)
+                .map(|(id, queue)| (id, queue.progress.next()))
+                .collect();
+            state.change_quietly(&Change::Stopped { delivered });
+        });
+        self.finish_writing();
+    }
+}
+
+impl Broker for Engine {
+    type Link = EngineLink;
+
+    fn open(&self, peer: Peer, inbox: Inbox) -> EngineLink {
+        let id = self.lock().add_link(peer, inbox);
+        EngineLink {
+            engine: self.clone(),
+            id,
+            destinations: Vec::new(),
+        }
+    }
+}
+
+/// One connection's side of the engine.
+pub struct EngineLink {
+    engine: Engine,
+    id: LinkId,
+    /// Scratch of [`State::publish_one`].
+    destinations: Vec<(u32, u64)>,
+}
+
+impl Link for EngineLink {
+    fn publish(&mut self, batch: &mut VecDeque<Publish>) -> Admission {
+        let (id, destinations) = (self.id, &mut self.destinations);
+        self.engine.hold(|state| {
+            while let Some(publish) = batch.front() {
+                if state.log.unsynced() + publish.body.len() > state.config.unsynced_max
+                    && state.log.unsynced() > 0
+                    && !state.closing
+                {
+                    state.block(id);
+                    return Admission::Partial;
+                }
+                state.publish_one(id, publish, destinations);
+                batch.pop_front();
+            }
+            Admission::All
+        })
+    }
+
+    fn settle(&mut self, batch: &mut VecDeque<Settlement>) {
+        let id = self.id;
+        self.engine.hold(|state| {
+            for settlement in batch.drain(..) {
+                state.settle_one(id, settlement);
+            }
+        });
+    }
+
+    fn request(&mut self, id: RequestId, request: Request) {
+        let link = self.id;
+        self.engine.hold(|state| state.request(link, id, request));
+    }
+
+    fn cancel(&mut self, id: RequestId) {
+        let link = self.id;
+        self.engine.hold(|state| state.cancel_pull(link, id));
+    }
+
+    fn resume(&mut self) {
+        let link = self.id;
+        self.engine.hold(|state| {
+            let parked = state
+                .link(link)
+                .map(|link| std::mem::take(&mut link.parked))
+                .unwrap_or_default();
+            for queue in parked {
+                state.mark_dirty(queue);
+            }
+        });
+    }
+}
+
+impl Drop for EngineLink {
+    fn drop(&mut self) {
+        let link = self.id;
+        self.engine.hold(|state| state.end_link(link));
+    }
+}
+
+impl State {
+    /// Carries out one request; exactly one reply answers it, now or later.
+    fn request(&mut self, link: LinkId, id: RequestId, request: Request) {
+        self.changed = false;
+        let logged_in = self.link(link).is_some_and(|link| link.logged_in);
+        let result = match request {
+            Request::Login(credentials) => self.login(link, &credentials),
+            _ if !logged_in => Err(Refusal::AccessRefused),
+            _ if self.closing => Err(Refusal::Closed),
+            Request::DeclareExchange(exchange) => self.declare_exchange(exchange),
+            Request::FindExchange { name } => self.find_exchange(&name),
+            Request::DeleteExchange { name, if_unused } => self.delete_exchange(&name, if_unused),
+            Request::DeclareQueue(queue) => self.declare_queue(link, queue),
+            Request::FindQueue { name } => self.find_queue(link, &name),
+            Request::DeleteQueue {
+                name,
+                if_unused,
+                if_empty,
+            } => self.delete_queue_of(link, &name, if_unused, if_empty),
+            Request::PurgeQueue { name } => self.purge(link, &name),
+            Request::Bind(binding) => self.bind(link, binding),
+            Request::Unbind(binding) => self.unbind(link, binding),
+            Request::Subscribe(subscribe) => self.subscribe(link, subscribe),
+            Request::Unsubscribe { subscription } => self.unsubscribe(link, subscription),
+            Request::Get {
+                subscription,
+                queue,
+                leased,
+            } => self.get(link, subscription, &queue, leased),
+            Request::Attach(attach) => self.attach(link, attach),
+            Request::Detach { keep } => Ok(self.detach(link, keep)),
+            Request::FindTopic { topic } => self.find_topic(&topic),
+            Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
+            Request::JoinProducers { .. } => Ok(Reply::Done),
+            Request::JoinConsumers(join) => self.join(link, join),
+            Request::LeaveConsumers { group, client_id } => {
+                self.leave(link, &group, &client_id);
+                Ok(Reply::Done)
+            }
+            Request::Members { group } => Ok(self.members(&group)),
+            Request::Pull(pull) => return self.pull(link, id, pull),
+            Request::CommittedOffset { group, topic, queue_id } => Ok(self.committed_offset(&group, &topic, queue_id)),
+            Request::CommitOffset {
+                group,
+                topic,
+                queue_id,
+                offset,
+            } => self.commit_offset(&group, &topic, queue_id, offset),
+            Request::Bounds { topic, queue_id } => self.bounds(&topic, queue_id),
+            Request::SearchOffset { topic, queue_id, at } => self.search_offset(&topic, queue_id, at),
+            Request::LockQueues {
+                group,
+                client_id,
+                queues,
+            } => Ok(self.lock_queues(&group, &client_id, queues)),
+            Request::UnlockQueues {
+                group,
+                client_id,
+                queues,
+            } => {
+                self.unlock_queues(&group, &client_id, &queues);
+                Ok(Reply::Done)
+            }
+            Request::View { position } => self.view(position),
+        };
+        self.reply(link, id, result);
+    }
+
+    fn login(&mut self, link: LinkId, credentials: &Credentials) -> Result<Reply, Refusal> {
+        let config = Arc::clone(&self.config);
+        let Some(link) = self.link(link) else {
+            return Err(Refusal::Closed);
+        };
+        let local = link.peer.remote.ip().to_canonical().is_loopback();
+        let known = match credentials {
+            Credentials::Anonymous => config.anonymous_remote || (local && config.anonymous_loopback),
+            Credentials::Password { user, password } => config
+                .users
+                .iter()
+                .any(|known| known.name == *user && known.password == *password && (local || !known.loopback_only)),
+        };
+        link.logged_in = known;
+        if known {
+            Ok(Reply::Done)
+        } else {
+            Err(Refusal::AccessRefused)
+        }
+    }
+
+    /// A connection is gone: leases return, exclusive queues go, groups lose a member.
+    fn end_link(&mut self, id: LinkId) {
+        self.release_holder(id);
+        let Some(state) = self.link(id) else { return };
+        let subscriptions = std::mem::take(&mut state.subscriptions);
+        let exclusive = std::mem::take(&mut state.exclusive);
+        let memberships = std::mem::take(&mut state.memberships);
+        let pulls = std::mem::take(&mut state.pulls);
+        for (subscription_id, subscription) in subscriptions {
+            self.end_subscription(id, subscription_id, &subscription);
+        }
+        for queue in exclusive {
+            self.delete_queue(queue);
+        }
+        for (group, client) in memberships {
+            self.leave(id, &group, &client);
+        }
+        for (request, pulling) in pulls {
+            self.stop_waiting(id, request, &pulling);
+        }
+        self.changed = false;
+        self.remove_link(id);
+    }
+}

@@ -108,11 +108,6 @@ pub(crate) struct Slice {
 }
 
 impl Slice {
-    /// A copy of `bytes` in a chunk of its own.
-    pub(crate) fn copy_of(bytes: &[u8]) -> Self {
-        ChunkWriter::new(bytes.len().max(1)).append(bytes.len(), |target| target.copy_from_slice(bytes))
-    }
-
     /// The part of this slice at `offset`.
     ///
     /// # Panics

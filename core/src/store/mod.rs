@@ -1,2 +1,9 @@
+//! The store: records, the commit log, its storage and its recovery.
+#![doc = include_str!("FORMAT.md")]
+
 pub(crate) mod chunk;
+pub(crate) mod log;
+pub(crate) mod memory;
 pub mod record;
+pub mod recovery;
+pub mod storage;

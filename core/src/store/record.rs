@@ -351,11 +351,33 @@ impl<'a> MessageRecord<'a> {
     }
 
     /// Whether all inner lengths fit: for records read back from disk, whose checksum only says that
-    /// they are what was written.
+    /// they are what was written. Nothing else may be asked of a record that is not whole.
     pub(crate) fn is_whole(self) -> bool {
-        self.record.len() >= HEADER + MESSAGE_FIXED
-            && (self.native_start() as u64 + u64::from(self.number(4))) <= self.record.len() as u64
-            && self.number(4) as usize >= V1_FIXED
+        if self.record.len() < HEADER + MESSAGE_FIXED {
+            return false;
+        }
+        let lengths = [
+            12 * u64::from(self.number(0)),
+            self.number(1).into(),
+            self.number(2).into(),
+            self.number(3).into(),
+        ];
+        let native_start = (HEADER + MESSAGE_FIXED) as u64 + lengths.iter().sum::<u64>();
+        let native_end = native_start + u64::from(self.number(4));
+        if native_end > self.record.len() as u64 || (self.number(4) as usize) < V1_FIXED {
+            return false;
+        }
+        let native = &self.record[..native_end as usize];
+        let topic_at = |body_at: usize| {
+            let body = u32::from_be_bytes(native.get(body_at..body_at + 4)?.try_into().ok()?);
+            (body_at + 4).checked_add(body as usize)
+        };
+        let properties_at = |at: usize| Some(at + 1 + usize::from(*native.get(at)?));
+        let end = |at: usize| {
+            let length = u16::from_be_bytes(native.get(at..at + 2)?.try_into().ok()?);
+            Some(at + 2 + usize::from(length))
+        };
+        topic_at(self.body_length_at()).and_then(properties_at).and_then(end) == Some(native.len())
     }
 
     fn number(self, index: usize) -> u32 {

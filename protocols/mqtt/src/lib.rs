@@ -1,1 +1,13 @@
-//! placeholder
+#![doc = include_str!("../MAPPING.md")]
+
+pub mod codec;
+pub mod config;
+pub mod fuzzing;
+mod inflight;
+pub mod mapping;
+pub mod reason_code;
+mod session;
+mod subscriptions;
+
+pub use config::Config;
+pub use session::MqttSession;

@@ -1,0 +1,484 @@
+//! Topics, native consumer groups, pulls and offsets.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::address::TOPIC_NAME_MAX;
+use crate::boundary::{Notice, RequestId};
+use crate::engine::change::Change;
+use crate::engine::progress::Entry;
+use crate::engine::state::{LinkId, State};
+use crate::engine::trie::Map;
+use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
+use crate::store::record::Position;
+use crate::time::Millis;
+
+/// Most message queues of one topic.
+const TOPIC_QUEUES_MAX: u32 = 1024;
+
+/// Entries one pull looks at before it says that none matched (RocketMQ: 16,000 bytes of entries).
+const PULL_SCAN_MAX: usize = 800;
+
+/// A queue lock's life without renewal (RocketMQ: 60 s).
+const LOCK_LIFE: Millis = Millis::from_secs(60);
+
+/// A named log of message queues.
+pub(crate) struct Topic {
+    pub name: Bytes,
+    pub queues: Vec<MessageQueue>,
+    /// The message queue that the next message without an order gets.
+    pub turn: u32,
+}
+
+/// One message queue of a topic: offset mode, it knows nothing of consumers.
+#[derive(Default)]
+pub(crate) struct MessageQueue {
+    first: u64,
+    entries: VecDeque<Entry>,
+    /// Held pulls.
+    waiting: Vec<(LinkId, RequestId)>,
+    dirty: bool,
+}
+
+impl MessageQueue {
+    /// The offset that the next entry gets.
+    pub(crate) fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    fn bounds(&self) -> Range<u64> {
+        self.first..self.end()
+    }
+
+    pub(crate) fn replay_push(&mut self, offset: u64, entry: Entry) {
+        if self.entries.is_empty() {
+            self.first = if self.first == 0 { offset } else { self.first };
+        }
+        if offset == self.end() {
+            self.entries.push_back(entry);
+        }
+    }
+}
+
+/// A held pull: where it waits and what it asked.
+pub(crate) struct Pulling {
+    topic: u32,
+    pull: Pull,
+}
+
+/// A native consumer group.
+#[derive(Default)]
+pub(crate) struct Group {
+    members: BTreeMap<Bytes, Member>,
+    subscriptions: Map<Bytes, GroupSubscription>,
+    pub offsets: Map<(Bytes, u32), u64>,
+    locks: Map<(Bytes, u32), (Bytes, Millis)>,
+}
+
+struct Member {
+    link: LinkId,
+    broadcasting: bool,
+}
+
+/// RocketMQ's hash of a tag: Java's `String.hashCode` over UTF-16 units; 0 for no tag.
+pub fn tag_hash(tag: &[u8]) -> i32 {
+    let step = |hash: i32, unit: u16| hash.wrapping_mul(31).wrapping_add(i32::from(unit));
+    match std::str::from_utf8(tag) {
+        Ok(text) => text.encode_utf16().fold(0, step),
+        Err(_) => String::from_utf8_lossy(tag).encode_utf16().fold(0, step),
+    }
+}
+
+fn takes(filter: &Filter, entry: Entry) -> bool {
+    match filter {
+        Filter::All => true,
+        Filter::Tags(hashes) => hashes.contains(&(entry.word as i32)),
+    }
+}
+
+impl State {
+    // --- topics -----------------------------------------------------------------------------------
+
+    /// Makes a topic that does not exist; the message or request at hand carries its durability.
+    pub(crate) fn add_topic(&mut self, name: Bytes, queues: u32) -> u32 {
+        let name = Bytes::copy_from_slice(&name);
+        let queues = queues.clamp(1, TOPIC_QUEUES_MAX);
+        self.change_quietly(&Change::Topic {
+            name: name.clone(),
+            queues,
+        });
+        self.put_topic(name, queues)
+    }
+
+    pub(crate) fn put_topic(&mut self, name: Bytes, queues: u32) -> u32 {
+        if let Some(id) = self.topic_ids.get(&name).copied() {
+            let topic = &mut self.topics[id as usize];
+            topic
+                .queues
+                .resize_with((queues as usize).max(topic.queues.len()), MessageQueue::default);
+            return id;
+        }
+        let id = self.topics.len() as u32;
+        self.topic_ids.insert(name.clone(), id);
+        let queues = (0..queues).map(|_| MessageQueue::default()).collect();
+        self.topics.push(Topic { name, queues, turn: 0 });
+        id
+    }
+
+    pub(crate) fn find_topic(&self, name: &Bytes) -> Result<Reply, Refusal> {
+        let topic = &self.topics[self.topic_id(name)? as usize];
+        Ok(Reply::Topic(request::Topic {
+            name: name.clone(),
+            queues: topic.queues.len() as u32,
+        }))
+    }
+
+    pub(crate) fn declare_topic(&mut self, name: &Bytes, queues: u32) -> Result<Reply, Refusal> {
+        if self.topic_ids.contains_key(name) {
+            return self.find_topic(name);
+        }
+        if name.is_empty() || name.len() > TOPIC_NAME_MAX {
+            return Err(Refusal::Invalid(format!(
+                "a topic's name has 1 to {TOPIC_NAME_MAX} bytes"
+            )));
+        }
+        self.add_topic(name.clone(), queues);
+        self.changed = true;
+        self.find_topic(name)
+    }
+
+    fn topic_id(&self, name: &Bytes) -> Result<u32, Refusal> {
+        self.topic_ids.get(name).copied().ok_or_else(|| Refusal::NotFound {
+            what: "topic",
+            name: name.clone(),
+        })
+    }
+
+    fn message_queue(&mut self, topic: &Bytes, queue: u32) -> Result<&mut MessageQueue, Refusal> {
+        let id = self.topic_id(topic)?;
+        self.topics[id as usize]
+            .queues
+            .get_mut(queue as usize)
+            .ok_or_else(|| Refusal::Invalid(format!("topic has no message queue {queue}")))
+    }
+
+    pub(crate) fn append_to_topic(&mut self, topic: u32, queue: u32, entry: Entry) {
+        let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
+        message_queue.entries.push_back(entry);
+        if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
+            self.dirty_topics.push((topic, queue));
+        }
+    }
+
+    // --- pulls ------------------------------------------------------------------------------------
+
+    /// Answers a pull, or keeps it waiting.
+    pub(crate) fn pull(&mut self, link: LinkId, id: RequestId, pull: Pull) {
+        match self.try_pull(&pull) {
+            Ok(pulled) if pull.hold && pulled.status == PullStatus::NotFound => self.hold_pull(link, id, pull),
+            Ok(pulled) => self.reply(link, id, Ok(Reply::Pulled(Box::new(pulled)))),
+            Err(refusal) => self.reply(link, id, Err(refusal)),
+        }
+    }
+
+    fn hold_pull(&mut self, link: LinkId, id: RequestId, pull: Pull) {
+        let Ok(topic) = self.topic_id(&pull.topic) else { return };
+        self.topics[topic as usize].queues[pull.queue_id as usize]
+            .waiting
+            .push((link, id));
+        if let Some(link) = self.link(link) {
+            link.pulls.insert(id, Pulling { topic, pull });
+        }
+    }
+
+    /// The wait is over: answers with what there is.
+    pub(crate) fn cancel_pull(&mut self, link: LinkId, id: RequestId) {
+        let Some(pulling) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
+            return;
+        };
+        self.stop_waiting(link, id, &pulling);
+        self.pull(
+            link,
+            id,
+            Pull {
+                hold: false,
+                ..pulling.pull
+            },
+        );
+    }
+
+    pub(crate) fn stop_waiting(&mut self, link: LinkId, id: RequestId, pulling: &Pulling) {
+        self.topics[pulling.topic as usize].queues[pulling.pull.queue_id as usize]
+            .waiting
+            .retain(|waiting| *waiting != (link, id));
+    }
+
+    /// Held pulls of message queues that got something are tried again.
+    pub(crate) fn answer_pulls(&mut self) {
+        for (topic, queue) in std::mem::take(&mut self.dirty_topics) {
+            let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
+            message_queue.dirty = false;
+            for (link, id) in std::mem::take(&mut message_queue.waiting) {
+                let Some(pulling) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
+                    continue;
+                };
+                match self.try_pull(&pulling.pull) {
+                    // Others' messages do not end the wait, as in RocketMQ.
+                    Ok(pulled) if pulled.status != PullStatus::Found => self.hold_pull(link, id, pulling.pull),
+                    Ok(pulled) => self.reply(link, id, Ok(Reply::Pulled(Box::new(pulled)))),
+                    Err(refusal) => self.reply(link, id, Err(refusal)),
+                }
+            }
+        }
+    }
+
+    fn try_pull(&mut self, pull: &Pull) -> Result<Pulled, Refusal> {
+        let filter = match &pull.filter {
+            Some(filter) => filter.clone(),
+            None => {
+                let group = self.groups.get(&pull.group);
+                let subscription = group.and_then(|group| group.subscriptions.get(&pull.topic));
+                subscription.ok_or(Refusal::NoSubscription)?.filter.clone()
+            }
+        };
+        let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
+        let bounds = message_queue.bounds();
+        let mut pulled = Pulled {
+            status: PullStatus::OffsetMoved,
+            messages: Vec::new(),
+            next_offset: pull.offset,
+            bounds: bounds.clone(),
+        };
+        if pull.offset < bounds.start {
+            pulled.next_offset = bounds.start;
+            return Ok(pulled);
+        }
+        if pull.offset > bounds.end {
+            pulled.next_offset = bounds.end;
+            return Ok(pulled);
+        }
+        if pull.offset == bounds.end {
+            pulled.status = PullStatus::NotFound;
+            return Ok(pulled);
+        }
+        let from = (pull.offset - bounds.start) as usize;
+        let mut wanted: Vec<Entry> = Vec::new();
+        let mut bytes = 0u64;
+        for entry in message_queue
+            .entries
+            .range(from..)
+            .take(PULL_SCAN_MAX.max(pull.messages_max as usize))
+        {
+            if takes(&filter, *entry) {
+                let too_much = bytes + u64::from(entry.size) > u64::from(pull.bytes_max);
+                if wanted.len() >= pull.messages_max.max(1) as usize || (too_much && !wanted.is_empty()) {
+                    break;
+                }
+                bytes += u64::from(entry.size);
+                wanted.push(*entry);
+            }
+            pulled.next_offset += 1;
+        }
+        pulled.messages.reserve(wanted.len());
+        for entry in wanted {
+            pulled.messages.extend(self.message(entry.position, entry.size));
+        }
+        pulled.status = if pulled.messages.is_empty() {
+            PullStatus::NoneMatched
+        } else {
+            PullStatus::Found
+        };
+        Ok(pulled)
+    }
+
+    // --- offsets ----------------------------------------------------------------------------------
+
+    pub(crate) fn bounds(&mut self, topic: &Bytes, queue: u32) -> Result<Reply, Refusal> {
+        Ok(Reply::Offsets(self.message_queue(topic, queue)?.bounds()))
+    }
+
+    pub(crate) fn search_offset(&mut self, topic: &Bytes, queue: u32, at: Millis) -> Result<Reply, Refusal> {
+        let mut range = self.message_queue(topic, queue)?.bounds();
+        let first = range.start;
+        while range.start < range.end {
+            let middle = range.start + (range.end - range.start) / 2;
+            let entry = self.message_queue(topic, queue)?.entries[(middle - first) as usize];
+            let stored_at = self
+                .message(entry.position, entry.size)
+                .map_or(Millis(0), |message| message.stored_at());
+            if stored_at < at {
+                range.start = middle + 1;
+            } else {
+                range.end = middle;
+            }
+        }
+        Ok(Reply::Offset(Some(range.start)))
+    }
+
+    pub(crate) fn committed_offset(&self, group: &Bytes, topic: &Bytes, queue: u32) -> Reply {
+        let offset = self
+            .groups
+            .get(group)
+            .and_then(|group| group.offsets.get(&(topic.clone(), queue)));
+        Reply::Offset(offset.copied())
+    }
+
+    pub(crate) fn commit_offset(
+        &mut self,
+        group: &Bytes,
+        topic: &Bytes,
+        queue: u32,
+        offset: u64,
+    ) -> Result<Reply, Refusal> {
+        let end = self.message_queue(topic, queue)?.end();
+        let offset = offset.min(end);
+        self.register_group(group, topic);
+        let offsets = &mut self.groups.entry(group.clone()).or_default().offsets;
+        if offsets.insert((topic.clone(), queue), offset) != Some(offset) {
+            // Lazily durable, as RocketMQ's is: a lost one means messages twice, never lost ones.
+            let change = Change::Offset {
+                group: group.clone(),
+                topic: topic.clone(),
+                queue_id: queue,
+                offset,
+            };
+            self.change_quietly(&change);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// From now on the topic's transient messages are kept for the group, and it counts as a route.
+    fn register_group(&mut self, group: &Bytes, topic: &Bytes) {
+        if self.put_topic_group(group, topic) {
+            self.change_quietly(&Change::Group {
+                group: group.clone(),
+                topic: topic.clone(),
+            });
+        }
+    }
+
+    pub(crate) fn put_topic_group(&mut self, group: &Bytes, topic: &Bytes) -> bool {
+        let groups = self.topic_groups.entry(topic.clone()).or_default();
+        let is_new = !groups.contains(group);
+        if is_new {
+            groups.push(group.clone());
+        }
+        is_new
+    }
+
+    // --- members ----------------------------------------------------------------------------------
+
+    pub(crate) fn join(&mut self, link: LinkId, join: Join) -> Result<Reply, Refusal> {
+        for subscription in &join.subscriptions {
+            self.register_group(&join.group, &subscription.topic);
+        }
+        let group = self.groups.entry(join.group.clone()).or_default();
+        let member = Member {
+            link,
+            broadcasting: join.broadcasting,
+        };
+        let known = group
+            .members
+            .insert(join.client_id.clone(), member)
+            .is_some_and(|old| old.link == link);
+        let before: Vec<Bytes> = group.subscriptions.keys().cloned().collect();
+        for subscription in join.subscriptions {
+            match group.subscriptions.get(&subscription.topic) {
+                Some(old) if old.version > subscription.version => {}
+                _ => {
+                    group.subscriptions.insert(subscription.topic.clone(), subscription);
+                }
+            }
+        }
+        let topics_changed = before.len() != group.subscriptions.len();
+        let membership = (join.group.clone(), join.client_id);
+        if let Some(link) = self.link(link)
+            && !link.memberships.contains(&membership)
+        {
+            link.memberships.push(membership);
+        }
+        if !known || topics_changed {
+            self.tell_group(&join.group);
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn leave(&mut self, link: LinkId, group_name: &Bytes, client_id: &Bytes) {
+        if let Some(link) = self.link(link) {
+            link.memberships
+                .retain(|(group, client)| !(group == group_name && client == client_id));
+        }
+        let Some(group) = self.groups.get_mut(group_name) else {
+            return;
+        };
+        if group.members.get(client_id).is_none_or(|member| member.link != link) {
+            return;
+        }
+        group.members.remove(client_id);
+        if group.members.is_empty() {
+            group.subscriptions.clear();
+        }
+        self.tell_group(group_name);
+    }
+
+    fn tell_group(&mut self, name: &Bytes) {
+        let Some(group) = self.groups.get(name) else { return };
+        let mut links: Vec<LinkId> = group
+            .members
+            .values()
+            .filter(|member| !member.broadcasting)
+            .map(|member| member.link)
+            .collect();
+        links.sort_unstable();
+        links.dedup();
+        for link in links {
+            self.notify(link, Notice::GroupChanged(name.clone()));
+        }
+    }
+
+    pub(crate) fn members(&self, group: &Bytes) -> Reply {
+        Reply::Members(
+            self.groups
+                .get(group)
+                .map_or_else(Vec::new, |group| group.members.keys().cloned().collect()),
+        )
+    }
+
+    // --- locks ------------------------------------------------------------------------------------
+
+    pub(crate) fn lock_queues(&mut self, group: &Bytes, client: &Bytes, queues: Vec<(Bytes, u32)>) -> Reply {
+        let now = self.now.mono;
+        let locks = &mut self.groups.entry(group.clone()).or_default().locks;
+        let locked = queues
+            .into_iter()
+            .filter(|queue| match locks.get(queue) {
+                Some((owner, until)) if owner != client && *until > now => false,
+                _ => {
+                    locks.insert(queue.clone(), (client.clone(), now + LOCK_LIFE));
+                    true
+                }
+            })
+            .collect();
+        Reply::Locked(locked)
+    }
+
+    pub(crate) fn unlock_queues(&mut self, group: &Bytes, client: &Bytes, queues: &[(Bytes, u32)]) {
+        let Some(group) = self.groups.get_mut(group) else {
+            return;
+        };
+        for queue in queues {
+            if group.locks.get(queue).is_some_and(|(owner, _)| owner == client) {
+                group.locks.remove(queue);
+            }
+        }
+    }
+
+    pub(crate) fn view(&mut self, position: Position) -> Result<Reply, Refusal> {
+        let record = self.log.find(position);
+        let name = Bytes::from(position.to_string());
+        let record = record.ok_or(Refusal::NotFound { what: "message", name })?;
+        Ok(Reply::Message(crate::message::Message::new(record)))
+    }
+}

@@ -1,0 +1,255 @@
+//! One message's way in: routed, placed, encoded once, offered to queues and topics.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::address::fnv1a;
+use crate::attributes::{Attribute, Name, Value};
+use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
+use crate::engine::config::Flush;
+use crate::engine::group::tag_hash;
+use crate::engine::progress::Entry;
+use crate::engine::router::Route;
+use crate::engine::state::{LinkId, State};
+use crate::message::{self, Format, Message};
+use crate::properties;
+use crate::store::record::{NewMessage, Position};
+
+/// The topic of messages whose own topic may not be made any more.
+const CATCH_ALL: &[u8] = b"catch-all";
+
+/// Routing of durable copies: queue and the sequence that the copy gets there.
+type Destinations = Vec<(u32, u64)>;
+
+impl State {
+    /// Takes one message. Exactly one outcome follows.
+    pub(crate) fn publish_one(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) {
+        if let Err(reject) = self.try_publish(link, publish, destinations) {
+            let outcome = Outcome {
+                first: publish.token,
+                count: 1,
+                fate: Fate::Rejected(reject),
+            };
+            self.outcome_now(link, outcome, true);
+        }
+    }
+
+    fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
+        self.check(link, publish)?;
+        let route = self.router.route(publish)?;
+        let topic = self.topic_of(publish, &route)?;
+        let routes = route.queues.len() + self.groups_on(topic, publish);
+        if routes == 0 && publish.mandatory {
+            let born_host = self.born_host(link);
+            let message = Message::from_publish(publish, born_host, self.config.store_host, self.stored_at);
+            self.tell(
+                link,
+                Event::Returned {
+                    token: publish.token,
+                    message,
+                },
+            );
+        }
+        if route.queues.is_empty() && topic.is_none() {
+            self.tell_stored(link, publish, Position(Position::MEMORY), (0, 0), 0);
+            return Ok(());
+        }
+        let topic_queue = topic.map(|topic| self.place(topic, publish)).transpose()?;
+        self.find_durable(&route, publish.persistent, destinations);
+        let logged =
+            topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
+        let (position, message) = self.store(link, publish, topic_queue, destinations, logged);
+        let entry = Entry {
+            position,
+            size: message.record_len() as u32,
+            word: 0,
+        };
+        if let Some((topic, queue, _)) = topic_queue {
+            self.append_to_topic(
+                topic,
+                queue,
+                Entry {
+                    word: tag_hash(&publish.key) as u64,
+                    ..entry
+                },
+            );
+        }
+        for queue in &route.queues {
+            self.offer(*queue, &message, entry);
+        }
+        let place = topic_queue.map_or((0, 0), |(_, queue, offset)| (queue, offset));
+        self.tell_stored(link, publish, position, place, routes as u32);
+        Ok(())
+    }
+
+    fn check(&mut self, link: LinkId, publish: &Publish) -> Result<(), Reject> {
+        if self.closing {
+            return Err(Reject::Closed);
+        }
+        if !self.link(link).is_some_and(|link| link.logged_in) {
+            return Err(Reject::AccessRefused);
+        }
+        let header = publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len();
+        if publish.body.len() > self.config.body_max || header > 1 << 20 {
+            return Err(Reject::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// The topic that the message enters, if it enters one: every native and every persistent message
+    /// does, a transient one only when a group is there for it.
+    fn topic_of(&mut self, publish: &Publish, route: &Route) -> Result<Option<u32>, Reject> {
+        let known = self.topic_ids.get(&publish.topic).copied();
+        let is_native = publish.format == Format::NATIVE;
+        if !is_native && !publish.persistent {
+            let has_group = self
+                .topic_groups
+                .get(&publish.topic)
+                .is_some_and(|groups| !groups.is_empty());
+            if !has_group {
+                return Ok(None);
+            }
+        }
+        // What goes straight to a queue enters a topic only if that queue may be seen as one: reply
+        // queues and queues that are gone leave no topics behind.
+        if publish.entry == message::Entry::Queue && known.is_none() && !route.addressed {
+            return Ok(None);
+        }
+        if known.is_some() {
+            return Ok(known);
+        }
+        if is_native {
+            let queues = publish.native.as_ref().map_or(0, |native| native.topic_queues);
+            if queues == 0 {
+                return Err(Reject::NoTopic);
+            }
+            return Ok(Some(self.add_topic(publish.topic.clone(), queues)));
+        }
+        if self.topics_auto >= self.config.topics_auto_max {
+            let name = Bytes::from_static(CATCH_ALL);
+            let queues = self.config.topic_queues;
+            return Ok(Some(match self.topic_ids.get(&name) {
+                Some(topic) => *topic,
+                None => self.add_topic(name, queues),
+            }));
+        }
+        self.topics_auto += 1;
+        Ok(Some(self.add_topic(publish.topic.clone(), self.config.topic_queues)))
+    }
+
+    fn groups_on(&self, topic: Option<u32>, publish: &Publish) -> usize {
+        if topic.is_none() {
+            return 0;
+        }
+        self.topic_groups.get(&publish.topic).map_or(0, Vec::len)
+    }
+
+    /// The message queue and offset that a message gets in its topic.
+    fn place(&mut self, id: u32, publish: &Publish) -> Result<(u32, u32, u64), Reject> {
+        let topic = &mut self.topics[id as usize];
+        let count = topic.queues.len() as u64;
+        let queue = match publish.native.as_deref().and_then(|native| native.queue_id) {
+            Some(queue) if u64::from(queue) < count => queue,
+            Some(_) => return Err(Reject::NoQueue),
+            None => match ordering_hash(publish) {
+                Some(hash) => (hash % count) as u32,
+                // Nothing says what belongs together: all message queues get their share.
+                None => {
+                    topic.turn = topic.turn.wrapping_add(1);
+                    (u64::from(topic.turn) % count) as u32
+                }
+            },
+        };
+        Ok((id, queue, topic.queues[queue as usize].end()))
+    }
+
+    /// Durable queues among the destinations, each with the sequence that the message gets there.
+    fn find_durable(&mut self, route: &Arc<Route>, persistent: bool, destinations: &mut Destinations) {
+        destinations.clear();
+        if !persistent {
+            return;
+        }
+        for id in &route.queues {
+            if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable) {
+                destinations.push((*id, queue.progress.end()));
+            }
+        }
+    }
+
+    fn store(
+        &mut self,
+        link: LinkId,
+        publish: &Publish,
+        topic_queue: Option<(u32, u32, u64)>,
+        destinations: &Destinations,
+        logged: bool,
+    ) -> (Position, Message) {
+        let born_host = self.born_host(link);
+        let Self {
+            config,
+            properties,
+            log,
+            memory,
+            stored_at,
+            topics,
+            ..
+        } = self;
+        let mut new = NewMessage::of(publish, born_host, config.store_host, *stored_at, properties);
+        new.destinations = destinations;
+        new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
+        if let Some((topic, ..)) = topic_queue
+            && topics[topic as usize].name != publish.topic
+        {
+            new.topic = &topics[topic as usize].name;
+        }
+        let len = new.len();
+        let (position, record) = if logged {
+            log.append(len, *stored_at, |record, position, synced| {
+                new.write(record, position, synced, *stored_at, true);
+            })
+        } else {
+            memory.append(len, |record, position| {
+                new.write(record, position, Position(0), *stored_at, false)
+            })
+        };
+        (position, Message::new(record))
+    }
+
+    fn tell_stored(&mut self, link: LinkId, publish: &Publish, position: Position, place: (u32, u64), routes: u32) {
+        let durable = !position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
+        let stored = Stored {
+            position,
+            queue_id: place.0,
+            queue_offset: place.1,
+            routes,
+            weak: !durable || self.config.flush == Flush::Async,
+        };
+        let outcome = Outcome {
+            first: publish.token,
+            count: 1,
+            fate: Fate::Stored(stored),
+        };
+        if durable {
+            self.outcome_later(link, outcome, !publish.detailed);
+        } else {
+            self.outcome_now(link, outcome, !publish.detailed);
+        }
+    }
+}
+
+/// What keeps messages of one topic in one message queue: the ordering key, else the key.
+fn ordering_hash(publish: &Publish) -> Option<u64> {
+    if publish.format == Format::NATIVE {
+        let sharding = [&b"__SHARDINGKEY"[..], b"SHARDING_KEY"];
+        return sharding
+            .iter()
+            .find_map(|name| properties::find(&publish.origin, name))
+            .map(fnv1a);
+    }
+    let ordering = publish.attributes.iter().find_map(|(name, value)| match (name, value) {
+        (Name::Known(Attribute::OrderingKey), Value::Text(text)) => Some(fnv1a(text)),
+        _ => None,
+    });
+    ordering.or_else(|| (!publish.key.is_empty()).then(|| fnv1a(&publish.key)))
+}

@@ -1,0 +1,502 @@
+//! All of core's state, one struct behind one lock; and what happens at the end of each hold of it.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
+
+use bytes::Bytes;
+
+use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, SubscriptionId};
+use crate::engine::change::Change;
+use crate::engine::config::Config;
+use crate::engine::consume::{Queue, Subscription};
+use crate::engine::group::{Group, Pulling, Topic};
+use crate::engine::holder::Holder;
+use crate::engine::router::{QueueId, Router};
+use crate::engine::trie::Map;
+use crate::inbox::Inbox;
+use crate::message::Message;
+use crate::request::{Refusal, Reply};
+use crate::store::log::Log;
+use crate::store::memory::Memory;
+use crate::store::record::{Kind, Position};
+use crate::time::{Millis, Now};
+
+/// A link's number; the serial tells it from an earlier one of the same index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LinkId {
+    index: u32,
+    serial: u32,
+}
+
+/// One connection as the engine sees it.
+pub(crate) struct LinkState {
+    serial: u32,
+    inbox: Inbox,
+    pub peer: Peer,
+    pub logged_in: bool,
+    /// Events of this hold.
+    staged: Vec<Event>,
+    staged_deliveries: usize,
+    staged_bytes: usize,
+    /// Deliveries and bytes that still fit into the inbox, as far as this hold has asked.
+    room: (usize, usize),
+    touched: bool,
+    /// Events behind a reply that waits for the disk: order is kept.
+    held: VecDeque<(Position, Event)>,
+    held_deliveries: usize,
+    held_bytes: usize,
+    pub subscriptions: Map<SubscriptionId, Subscription>,
+    /// Exclusive queues, gone when the link goes.
+    pub exclusive: Vec<QueueId>,
+    /// The named session this link holds.
+    pub holder: Option<Bytes>,
+    /// Consumer groups, each with this link's client id.
+    pub memberships: Vec<(Bytes, Bytes)>,
+    /// Held pulls.
+    pub pulls: Map<RequestId, Pulling>,
+    /// Queues with a delivery that found the inbox full.
+    pub parked: Vec<QueueId>,
+    /// Wants to be told when publishing goes on.
+    pub blocked: bool,
+}
+
+/// An outcome that waits for the disk.
+struct Waiting {
+    mark: Position,
+    link: LinkId,
+    outcome: Outcome,
+    mergeable: bool,
+}
+
+/// What is left to do, in order, when a hold had enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Deliver what is ready in a queue.
+    Deliver(QueueId),
+}
+
+/// Steps of one hold; a longer fan-out goes on in the next.
+pub(crate) const STEPS_MAX: usize = 1024;
+
+pub(crate) struct State {
+    pub config: Arc<Config>,
+    pub now: Now,
+    /// The wall time, but never less than any stored time before.
+    pub stored_at: Millis,
+    pub log: Log,
+    pub memory: Memory,
+    pub router: Router,
+    pub queues: Vec<Option<Box<Queue>>>,
+    pub queue_ids: Map<Bytes, QueueId>,
+    pub topics: Vec<Topic>,
+    pub topic_ids: Map<Bytes, u32>,
+    /// Topics that foreign publishes made.
+    pub topics_auto: usize,
+    pub groups: Map<Bytes, Group>,
+    /// Groups that ever registered on a topic, by topic name.
+    pub topic_groups: Map<Bytes, Vec<Bytes>>,
+    pub holders: Map<Bytes, Holder>,
+    links: Vec<Option<Box<LinkState>>>,
+    free_links: Vec<u32>,
+    serial: u32,
+    touched: Vec<LinkId>,
+    held_links: Vec<LinkId>,
+    blocked_links: Vec<LinkId>,
+    waiting: VecDeque<Waiting>,
+    /// Outcomes before this index belong to earlier holds and are not merged with.
+    waiting_base: usize,
+    /// Acks of durable queues in this hold: queue, first, count.
+    pub settled: Vec<(QueueId, u64, u32)>,
+    /// Queues that got something to deliver in this hold.
+    pub dirty_queues: Vec<QueueId>,
+    /// Message queues that got entries while pulls wait on them.
+    pub dirty_topics: Vec<(u32, u32)>,
+    pub work: VecDeque<Work>,
+    pub steps: usize,
+    /// Scratch for native property strings.
+    pub properties: Vec<u8>,
+    payload: Vec<u8>,
+    /// The request at hand changed something durable.
+    pub changed: bool,
+    /// The broker is going down: nothing new is taken.
+    pub closing: bool,
+}
+
+/// What the end of a hold asks for outside of it.
+#[derive(Default)]
+pub(crate) struct After {
+    pub wakers: Vec<Waker>,
+    pub unwritten: bool,
+    /// Somebody waits for the disk.
+    pub awaited: bool,
+    pub work: bool,
+    pub unsynced: usize,
+}
+
+impl State {
+    pub(crate) fn new(config: Arc<Config>, log: Log, now: Now) -> Self {
+        Self {
+            config,
+            now,
+            stored_at: now.wall,
+            log,
+            memory: Memory::new(),
+            router: Router::default(),
+            queues: Vec::new(),
+            queue_ids: Map::default(),
+            topics: Vec::new(),
+            topic_ids: Map::default(),
+            topics_auto: 0,
+            groups: Map::default(),
+            topic_groups: Map::default(),
+            holders: Map::default(),
+            links: Vec::new(),
+            free_links: Vec::new(),
+            serial: 0,
+            touched: Vec::new(),
+            held_links: Vec::new(),
+            blocked_links: Vec::new(),
+            waiting: VecDeque::new(),
+            waiting_base: 0,
+            settled: Vec::new(),
+            dirty_queues: Vec::new(),
+            dirty_topics: Vec::new(),
+            work: VecDeque::new(),
+            steps: 0,
+            properties: Vec::new(),
+            payload: Vec::new(),
+            changed: false,
+            closing: false,
+        }
+    }
+
+    // --- links ------------------------------------------------------------------------------------
+
+    pub(crate) fn add_link(&mut self, peer: Peer, inbox: Inbox) -> LinkId {
+        self.serial = self.serial.wrapping_add(1);
+        let link = Box::new(LinkState {
+            serial: self.serial,
+            inbox,
+            peer,
+            logged_in: false,
+            staged: Vec::new(),
+            staged_deliveries: 0,
+            staged_bytes: 0,
+            room: (0, 0),
+            touched: false,
+            held: VecDeque::new(),
+            held_deliveries: 0,
+            held_bytes: 0,
+            subscriptions: Map::default(),
+            exclusive: Vec::new(),
+            holder: None,
+            memberships: Vec::new(),
+            pulls: Map::default(),
+            parked: Vec::new(),
+            blocked: false,
+        });
+        let index = match self.free_links.pop() {
+            Some(index) => {
+                self.links[index as usize] = Some(link);
+                index
+            }
+            None => {
+                self.links.push(Some(link));
+                self.links.len() as u32 - 1
+            }
+        };
+        LinkId {
+            index,
+            serial: self.serial,
+        }
+    }
+
+    pub(crate) fn link(&mut self, id: LinkId) -> Option<&mut LinkState> {
+        self.links
+            .get_mut(id.index as usize)?
+            .as_deref_mut()
+            .filter(|link| link.serial == id.serial)
+    }
+
+    pub(crate) fn remove_link(&mut self, id: LinkId) -> Option<Box<LinkState>> {
+        self.link(id)?;
+        self.free_links.push(id.index);
+        self.links[id.index as usize].take()
+    }
+
+    // --- telling links ----------------------------------------------------------------------------
+
+    fn touch(&mut self, id: LinkId) -> Option<&mut LinkState> {
+        let link = self
+            .links
+            .get_mut(id.index as usize)?
+            .as_deref_mut()
+            .filter(|link| link.serial == id.serial)?;
+        if !link.touched {
+            link.touched = true;
+            self.touched.push(id);
+        }
+        Some(link)
+    }
+
+    /// Tells a link something, behind everything it was told before.
+    pub(crate) fn tell(&mut self, id: LinkId, event: Event) {
+        let Some(link) = self.touch(id) else { return };
+        if link.held.is_empty() {
+            link.stage(event);
+        } else {
+            link.hold(Position(0), event);
+        }
+    }
+
+    pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
+        self.tell(id, Event::Notice(notice));
+    }
+
+    /// Answers a request. When it changed something durable, the answer waits for the disk.
+    pub(crate) fn reply(&mut self, id: LinkId, request: RequestId, result: Result<Reply, Refusal>) {
+        let event = Event::Reply { id: request, result };
+        if !std::mem::take(&mut self.changed) {
+            return self.tell(id, event);
+        }
+        let mark = self.log.end();
+        let Some(link) = self.touch(id) else { return };
+        if link.held.is_empty() {
+            self.held_links.push(id);
+        }
+        let Some(link) = self.link(id) else { return };
+        link.hold(mark, event);
+    }
+
+    /// Whether a delivery of that size fits into the link's inbox; when not, the queue is parked there.
+    pub(crate) fn has_room(&mut self, id: LinkId, queue: QueueId) -> bool {
+        let Some(link) = self.touch(id) else { return false };
+        if link.room.0 == 0 || link.room.1 == 0 {
+            let (staged, bytes) = (
+                link.staged_deliveries + link.held_deliveries,
+                link.staged_bytes + link.held_bytes,
+            );
+            match link.inbox.room(staged, bytes) {
+                Some(room) => link.room = room,
+                None => {
+                    if !link.parked.contains(&queue) {
+                        link.parked.push(queue);
+                    }
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Tells the outcome of a message that is not waiting for the disk.
+    pub(crate) fn outcome_now(&mut self, id: LinkId, outcome: Outcome, mergeable: bool) {
+        let Some(link) = self.touch(id) else { return };
+        if mergeable
+            && link.held.is_empty()
+            && let Some(Event::Outcome(last)) = link.staged.last_mut()
+            && merge(last, &outcome)
+        {
+            return;
+        }
+        // Outcomes are no replies: they need not wait behind one that waits for the disk.
+        link.stage(Event::Outcome(outcome));
+    }
+
+    /// Tells the outcome of a message once the log up to here is as safe as the flush mode says.
+    pub(crate) fn outcome_later(&mut self, link: LinkId, outcome: Outcome, mergeable: bool) {
+        let mark = self.log.end();
+        if mergeable
+            && self.waiting.len() > self.waiting_base
+            && let Some(last) = self.waiting.back_mut()
+            && last.link == link
+            && last.mergeable
+            && merge(&mut last.outcome, &outcome)
+        {
+            last.mark = mark;
+            return;
+        }
+        self.waiting.push_back(Waiting {
+            mark,
+            link,
+            outcome,
+            mergeable,
+        });
+    }
+
+    /// The log is safe up to `mark`: whoever waited for that is told.
+    pub(crate) fn release(&mut self, mark: Position) {
+        while self.waiting.front().is_some_and(|waiting| waiting.mark <= mark) {
+            let waiting = self.waiting.pop_front().expect("there is a front");
+            if let Some(link) = self.touch(waiting.link) {
+                link.stage(Event::Outcome(waiting.outcome));
+            }
+        }
+        let mut held = std::mem::take(&mut self.held_links);
+        held.retain(|id| self.touch(*id).is_some_and(|link| link.release(mark)));
+        self.held_links = held;
+    }
+
+    /// Publishers that were held back are told to go on, once there is room again.
+    pub(crate) fn unblock(&mut self) {
+        if self.blocked_links.is_empty() || self.log.unsynced() > self.config.unsynced_max / 2 {
+            return;
+        }
+        for id in std::mem::take(&mut self.blocked_links) {
+            if let Some(link) = self.touch(id) {
+                link.blocked = false;
+                link.stage(Event::Writable);
+            }
+        }
+    }
+
+    /// The link is told when publishing goes on.
+    pub(crate) fn block(&mut self, id: LinkId) {
+        if let Some(link) = self.link(id)
+            && !std::mem::replace(&mut link.blocked, true)
+        {
+            self.blocked_links.push(id);
+        }
+    }
+
+    // --- the log ----------------------------------------------------------------------------------
+
+    /// Writes a durable change; the request's answer waits for it.
+    pub(crate) fn change(&mut self, change: &Change) {
+        self.change_quietly(change);
+        self.changed = true;
+    }
+
+    /// Writes a durable change that nobody waits for.
+    pub(crate) fn change_quietly(&mut self, change: &Change) {
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.clear();
+        change.encode(&mut payload);
+        self.log.append_payload(Kind::Change, &payload, self.stored_at);
+        self.payload = payload;
+    }
+
+    /// Writes what was acked in this hold as one record.
+    pub(crate) fn write_settled(&mut self) {
+        if self.settled.is_empty() {
+            return;
+        }
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.clear();
+        for (queue, first, count) in self.settled.drain(..) {
+            payload.extend_from_slice(&queue.to_le_bytes());
+            payload.extend_from_slice(&count.to_le_bytes());
+            payload.extend_from_slice(&first.to_le_bytes());
+        }
+        self.log.append_payload(Kind::Settle, &payload, self.stored_at);
+        self.payload = payload;
+    }
+
+    /// The message behind an index entry, if it is still there.
+    pub(crate) fn message(&mut self, position: Position, size: u32) -> Option<Message> {
+        let record = if position.is_memory() {
+            self.memory.get(position, size as usize)?
+        } else {
+            match self.log.read(position, size as usize) {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(%position, %error, "cannot read a stored message");
+                    return None;
+                }
+            }
+        };
+        Some(Message::new(record))
+    }
+
+    // --- holds ------------------------------------------------------------------------------------
+
+    /// Begins a hold.
+    pub(crate) fn begin(&mut self, now: Now) {
+        self.now = now;
+        self.stored_at = self.stored_at.max(now.wall);
+        self.steps = 0;
+        self.waiting_base = self.waiting.len();
+    }
+
+    /// Ends a hold: hands over what it has to tell.
+    pub(crate) fn finish(&mut self) -> After {
+        self.deliver_dirty();
+        self.answer_pulls();
+        self.write_settled();
+        let mut wakers = Vec::new();
+        for id in std::mem::take(&mut self.touched) {
+            let Some(link) = self.link(id) else { continue };
+            link.touched = false;
+            link.room = (0, 0);
+            link.staged_deliveries = 0;
+            link.staged_bytes = 0;
+            wakers.extend(link.inbox.push(&mut link.staged));
+            if link.staged.capacity() > 64 {
+                link.staged = Vec::new();
+            }
+        }
+        After {
+            wakers,
+            unwritten: self.log.has_unwritten(),
+            awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
+            work: !self.work.is_empty(),
+            unsynced: self.log.unsynced(),
+        }
+    }
+
+    /// Where the messages of this peer say they come from.
+    pub(crate) fn born_host(&mut self, id: LinkId) -> SocketAddr {
+        let fallback = self.config.store_host;
+        self.link(id).map_or(fallback, |link| link.peer.remote)
+    }
+}
+
+impl LinkState {
+    fn stage(&mut self, event: Event) {
+        if let Event::Delivery(delivery) = &event {
+            let size = delivery.message.record_len();
+            self.staged_deliveries += 1;
+            self.staged_bytes += size;
+            self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));
+        }
+        self.staged.push(event);
+    }
+
+    fn hold(&mut self, mark: Position, event: Event) {
+        if let Event::Delivery(delivery) = &event {
+            let size = delivery.message.record_len();
+            self.held_deliveries += 1;
+            self.held_bytes += size;
+            self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));
+        }
+        self.held.push_back((mark, event));
+    }
+
+    /// Stages what waited for at most `mark`; gives whether something still waits.
+    fn release(&mut self, mark: Position) -> bool {
+        while self.held.front().is_some_and(|(wanted, _)| *wanted <= mark) {
+            let (_, event) = self.held.pop_front().expect("there is a front");
+            if let Event::Delivery(delivery) = &event {
+                self.held_deliveries -= 1;
+                self.held_bytes -= delivery.message.record_len();
+            }
+            self.stage(event);
+        }
+        !self.held.is_empty()
+    }
+}
+
+/// Adds an outcome to the one before it when the same became of both.
+fn merge(last: &mut Outcome, outcome: &Outcome) -> bool {
+    let same = match (last.fate, outcome.fate) {
+        (Fate::Stored(a), Fate::Stored(b)) => (a.routes == 0) == (b.routes == 0) && a.weak == b.weak,
+        (a, b) => a == b,
+    };
+    let follows = last.first + u64::from(last.count) == outcome.first;
+    if same && follows {
+        last.count += outcome.count;
+    }
+    same && follows
+}

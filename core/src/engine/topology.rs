@@ -1,0 +1,218 @@
+//! Exchanges, queues and bindings: declaring, deleting, binding.
+
+use bytes::Bytes;
+
+use crate::address::encode_name;
+use crate::engine::change::Change;
+use crate::engine::consume::Queue;
+use crate::engine::router::QueueId;
+use crate::engine::state::{LinkId, State};
+use crate::engine::trie::LEVELS_MAX;
+use crate::request::{self, Binding, Destination, Exchange, Matcher, QueueState, Refusal, Reply, Source};
+
+fn no_exchange(name: &Bytes) -> Refusal {
+    Refusal::NotFound {
+        what: "exchange",
+        name: name.clone(),
+    }
+}
+
+impl State {
+    // --- exchanges --------------------------------------------------------------------------------
+
+    pub(crate) fn declare_exchange(&mut self, exchange: Exchange) -> Result<Reply, Refusal> {
+        if let Some(existing) = self.router.exchange(&exchange.name) {
+            return Ok(Reply::Exchange(existing.clone()));
+        }
+        if exchange.durable {
+            self.change(&Change::Exchange(exchange.clone()));
+        }
+        self.router.add_exchange(exchange.clone());
+        Ok(Reply::Exchange(exchange))
+    }
+
+    pub(crate) fn find_exchange(&self, name: &Bytes) -> Result<Reply, Refusal> {
+        let exchange = self.router.exchange(name).ok_or_else(|| no_exchange(name))?;
+        Ok(Reply::Exchange(exchange.clone()))
+    }
+
+    pub(crate) fn delete_exchange(&mut self, name: &Bytes, if_unused: bool) -> Result<Reply, Refusal> {
+        let exchange = self.router.exchange(name).ok_or_else(|| no_exchange(name))?;
+        let durable = exchange.durable;
+        if if_unused && self.router.bindings_from(name) > 0 {
+            return Err(Refusal::InUse);
+        }
+        if durable {
+            self.change(&Change::ExchangeGone(name.clone()));
+        }
+        let gone = self.router.remove_exchange(name);
+        self.drop_unbound_exchanges(&gone);
+        Ok(Reply::Done)
+    }
+
+    /// Auto-delete exchanges go with their last binding.
+    fn drop_unbound_exchanges(&mut self, gone: &[Binding]) {
+        for binding in gone {
+            let Source::Exchange(name) = &binding.source else {
+                continue;
+            };
+            let Some(exchange) = self.router.exchange(name) else {
+                continue;
+            };
+            if !exchange.auto_delete || self.router.bindings_from(name) > 0 {
+                continue;
+            }
+            if exchange.durable {
+                self.change(&Change::ExchangeGone(name.clone()));
+            }
+            let gone = self.router.remove_exchange(name);
+            self.drop_unbound_exchanges(&gone);
+        }
+    }
+
+    // --- queues -----------------------------------------------------------------------------------
+
+    pub(crate) fn queue_state(&mut self, id: QueueId, created: bool) -> Reply {
+        let queue = self.queue(id).expect("the caller found it");
+        Reply::Queue(QueueState {
+            queue: queue.spec.clone(),
+            ready: queue.progress.ready(),
+            consumers: queue.consumers.len() as u32,
+            created,
+        })
+    }
+
+    pub(crate) fn declare_queue(&mut self, link: LinkId, mut spec: request::Queue) -> Result<Reply, Refusal> {
+        match self.queue_for(link, &spec.name) {
+            Ok(id) => return Ok(self.queue_state(id, false)),
+            Err(Refusal::NotFound { .. }) => {}
+            Err(refusal) => return Err(refusal),
+        }
+        let exclusive = spec.exclusive;
+        let asked_durable = spec.durable;
+        spec.durable &= !exclusive;
+        let id = self.new_queue_id();
+        if spec.durable {
+            self.change(&Change::Queue {
+                id,
+                queue: spec.clone(),
+            });
+        }
+        spec.durable = asked_durable && !exclusive;
+        self.put_queue(id, spec);
+        if exclusive {
+            self.queue(id).expect("just made").owner = Some(link);
+            if let Some(link) = self.link(link) {
+                link.exclusive.push(id);
+            }
+        }
+        Ok(self.queue_state(id, true))
+    }
+
+    pub(crate) fn new_queue_id(&mut self) -> QueueId {
+        self.queues.push(None);
+        self.queues.len() as QueueId - 1
+    }
+
+    /// Puts a queue that was declared, now or before a restart.
+    pub(crate) fn put_queue(&mut self, id: QueueId, spec: request::Queue) {
+        while self.queues.len() <= id as usize {
+            self.queues.push(None);
+        }
+        let topic = encode_name(&spec.name);
+        self.queue_ids.insert(spec.name.clone(), id);
+        if spec.addressable {
+            self.router.add_addressable(topic.clone(), id);
+        }
+        self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic)));
+    }
+
+    pub(crate) fn find_queue(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
+        let id = self.queue_for(link, name)?;
+        Ok(self.queue_state(id, false))
+    }
+
+    pub(crate) fn delete_queue_of(
+        &mut self,
+        link: LinkId,
+        name: &Bytes,
+        if_unused: bool,
+        if_empty: bool,
+    ) -> Result<Reply, Refusal> {
+        let id = self.queue_for(link, name)?;
+        let queue = self.queue(id).expect("just found");
+        if if_unused && !queue.consumers.is_empty() {
+            return Err(Refusal::InUse);
+        }
+        if if_empty && queue.progress.ready() > 0 {
+            return Err(Refusal::NotEmpty);
+        }
+        let count = queue.progress.ready();
+        self.delete_queue(id);
+        Ok(Reply::Count(count))
+    }
+
+    /// Removes a queue with its bindings, messages and consumers.
+    pub(crate) fn delete_queue(&mut self, id: QueueId) {
+        self.end_consumers(id);
+        let Some(queue) = self.queues[id as usize].take() else {
+            return;
+        };
+        if queue.spec.durable {
+            self.change(&Change::QueueGone { id });
+        }
+        self.settled.retain(|(queue, ..)| *queue != id);
+        self.queue_ids.remove(&queue.spec.name);
+        self.release_entries(&queue);
+        let gone = self.router.remove_queue(&queue.topic, id);
+        self.drop_unbound_exchanges(&gone);
+        if let Some(owner) = queue.owner.and_then(|owner| self.link(owner)) {
+            owner.exclusive.retain(|exclusive| *exclusive != id);
+        }
+    }
+
+    // --- bindings ---------------------------------------------------------------------------------
+
+    pub(crate) fn bind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
+        let (queue, durable) = self.check_ends(link, &binding)?;
+        if let Matcher::Pattern(pattern) = &binding.matcher
+            && pattern.levels.len() > LEVELS_MAX
+        {
+            return Err(Refusal::Invalid(format!("a pattern has at most {LEVELS_MAX} levels")));
+        }
+        if self.router.bind(&binding, queue) && durable {
+            self.change(&Change::Bound(binding));
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(crate) fn unbind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
+        let (_, durable) = self.check_ends(link, &binding)?;
+        if self.router.unbind(&binding) {
+            if durable {
+                self.change(&Change::Unbound(binding.clone()));
+            }
+            self.drop_unbound_exchanges(&[binding]);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Both ends must exist; the binding is durable when both are.
+    fn check_ends(&mut self, link: LinkId, binding: &Binding) -> Result<(Option<QueueId>, bool), Refusal> {
+        let source_durable = match &binding.source {
+            Source::Exchange(name) => self.router.exchange(name).ok_or_else(|| no_exchange(name))?.durable,
+            Source::Topics | Source::Everything => true,
+        };
+        match &binding.destination {
+            Destination::Queue(name) => {
+                let id = self.queue_for(link, name)?;
+                let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);
+                Ok((Some(id), durable && source_durable))
+            }
+            Destination::Exchange(name) => {
+                let exchange = self.router.exchange(name).ok_or_else(|| no_exchange(name))?;
+                Ok((None, exchange.durable && source_durable))
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Writing and syncing, outside the engine's lock.
+//!
+//! Whoever finds bytes unwritten and the writer's lock free writes them, in position order. Only the sync
+//! thread calls `fdatasync`. Lock order: writer, then engine; the sync signal is taken alone. A failed write
+//! or sync is final: nothing is confirmed after it.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::engine::config::Flush;
+use crate::store::chunk::Slice;
+use crate::store::record::Position;
+use crate::store::storage::Storage;
+
+/// How long written or unwritten bytes that nobody waits for may stay unsynced.
+const SYNC_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Unsynced bytes at which the sync thread does not wait any longer in asynchronous mode.
+const SYNC_AT: usize = 8 << 20;
+
+/// The disk refused a write or a sync.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the store failed: {0}; nothing is confirmed any more")]
+pub struct StoreFailed(pub String);
+
+/// What writing needs beside the engine's state.
+pub(crate) struct Writer {
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    flush: Flush,
+    writing: Mutex<Writing>,
+    signal: Mutex<Signal>,
+    signalled: Condvar,
+    /// The signal is set already: spares taking its lock.
+    requested: AtomicBool,
+}
+
+struct Writing {
+    pieces: Vec<(Position, Slice)>,
+    /// Everything before this is in the kernel.
+    written: Position,
+    /// Everything before this is on the disk.
+    synced: Position,
+    claimed: HashSet<u64>,
+    failed: Option<StoreFailed>,
+}
+
+#[derive(Default)]
+struct Signal {
+    requested: bool,
+    closing: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(storage: Arc<dyn Storage>, segment_size: u64, flush: Flush, start: Position) -> Self {
+        let writing = Writing {
+            pieces: Vec::new(),
+            written: start,
+            synced: start,
+            claimed: HashSet::new(),
+            failed: None,
+        };
+        Self {
+            storage,
+            segment_size,
+            flush,
+            writing: Mutex::new(writing),
+            signal: Mutex::default(),
+            signalled: Condvar::new(),
+            requested: AtomicBool::new(false),
+        }
+    }
+
+    fn writing(&self) -> MutexGuard<'_, Writing> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request_sync(&self) {
+        if !self.requested.swap(true, Ordering::AcqRel) {
+            self.signal.lock().unwrap_or_else(PoisonError::into_inner).requested = true;
+            self.signalled.notify_one();
+        }
+    }
+
+    /// Waits until somebody asks or the interval is over; gives whether the engine is closing.
+    fn wait(&self) -> bool {
+        let mut signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        if !signal.requested && !signal.closing {
+            signal = self
+                .signalled
+                .wait_timeout_while(signal, SYNC_INTERVAL, |signal| !signal.requested && !signal.closing)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        signal.requested = false;
+        self.requested.store(false, Ordering::Release);
+        signal.closing
+    }
+
+    fn write_pieces(&self, writing: &mut Writing) -> io::Result<()> {
+        // A segment's end is written only when the next segment exists: recovery relies on it.
+        for (position, _) in &writing.pieces {
+            let segment = position.0 / self.segment_size;
+            if writing.claimed.insert(segment) {
+                self.storage.claim(segment, self.segment_size)?;
+            }
+        }
+        for (position, piece) in writing.pieces.drain(..) {
+            let segment = position.0 / self.segment_size;
+            self.storage.write(segment, position.0 % self.segment_size, &piece)?;
+        }
+        Ok(())
+    }
+
+    fn sync_segments(&self, writing: &Writing) -> io::Result<()> {
+        let last = (writing.written.0 - 1) / self.segment_size;
+        for segment in writing.synced.0 / self.segment_size..=last {
+            self.storage.sync(segment)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the next segment before it is needed, so that a full disk shows early.
+    fn claim_ahead(&self, writing: &mut Writing) -> io::Result<()> {
+        let at = writing.written.0;
+        if at % self.segment_size > self.segment_size / 2 {
+            let next = at / self.segment_size + 1;
+            if writing.claimed.insert(next) {
+                self.storage.claim(next, self.segment_size)?;
+            }
+        }
+        writing.claimed.retain(|segment| *segment >= at / self.segment_size);
+        Ok(())
+    }
+}
+
+impl Writing {
+    fn fail(&mut self, error: &io::Error) -> StoreFailed {
+        self.failed
+            .get_or_insert_with(|| StoreFailed(error.to_string()))
+            .clone()
+    }
+
+    fn check(&self) -> Result<(), StoreFailed> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Engine {
+    /// A hold has left bytes to be written.
+    pub(crate) fn wrote_to_log(&self, awaited: bool, unsynced: usize) {
+        let writer = &self.0.writer;
+        match writer.flush {
+            Flush::Sync if awaited || unsynced > SYNC_AT => writer.request_sync(),
+            Flush::Sync => {}
+            Flush::Async => {
+                self.write_through();
+                if unsynced > SYNC_AT {
+                    writer.request_sync();
+                }
+            }
+        }
+    }
+
+    /// Writes what is unwritten, unless somebody is at it: they look again before they leave.
+    fn write_through(&self) {
+        loop {
+            let Ok(mut writing) = self.0.writer.writing.try_lock() else {
+                return;
+            };
+            if writing.failed.is_some() || self.write_all(&mut writing).is_err() {
+                self.0.writer.request_sync();
+                return;
+            }
+            drop(writing);
+            if !self.lock().log.has_unwritten() {
+                return;
+            }
+        }
+    }
+
+    /// Writes everything that was appended so far and, in asynchronous mode, tells who waited for it.
+    fn write_all(&self, writing: &mut Writing) -> Result<(), StoreFailed> {
+        writing.check()?;
+        loop {
+            let end = self.lock().log.take_unwritten(&mut writing.pieces);
+            if writing.pieces.is_empty() {
+                return Ok(());
+            }
+            self.0
+                .writer
+                .write_pieces(writing)
+                .map_err(|error| writing.fail(&error))?;
+            writing.written = end;
+            if self.0.writer.flush == Flush::Async {
+                let after = {
+                    let mut state = self.lock();
+                    state.begin(self.0.clock.now());
+                    state.release(end);
+                    state.finish()
+                };
+                for waker in after.wakers {
+                    waker.wake();
+                }
+            }
+        }
+    }
+
+    /// Writes and syncs everything appended so far and tells who waited for it. The sync thread's one
+    /// step; tests call it in its place.
+    ///
+    /// # Errors
+    /// When the disk failed, now or before.
+    pub fn sync_once(&self) -> Result<(), StoreFailed> {
+        let writer = &self.0.writer;
+        let mut writing = writer.writing();
+        self.write_all(&mut writing)?;
+        let (written, synced) = (writing.written, writing.synced);
+        if written == synced {
+            return Ok(());
+        }
+        if writer.flush == Flush::Async {
+            // Others go on writing while this thread waits for the disk.
+            let snapshot = Writing {
+                pieces: Vec::new(),
+                written,
+                synced,
+                claimed: HashSet::new(),
+                failed: None,
+            };
+            drop(writing);
+            let result = writer.sync_segments(&snapshot);
+            writing = writer.writing();
+            result.map_err(|error| writing.fail(&error))?;
+        } else {
+            writer.sync_segments(&writing).map_err(|error| writing.fail(&error))?;
+        }
+        writing.synced = written;
+        writer.claim_ahead(&mut writing).map_err(|error| writing.fail(&error))?;
+        drop(writing);
+        let after = {
+            let mut state = self.lock();
+            state.begin(self.0.clock.now());
+            state.log.set_synced(written);
+            state.release(written);
+            state.unblock();
+            state.finish()
+        };
+        self.follow_up(after);
+        Ok(())
+    }
+
+    /// The sync thread's life: returns when the engine is closed, or at once when the disk fails.
+    ///
+    /// # Errors
+    /// The process is to end: nothing is confirmed any more.
+    pub fn run_sync(&self) -> Result<(), StoreFailed> {
+        loop {
+            let closing = self.0.writer.wait();
+            self.sync_once()?;
+            if closing {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets [`run_sync`](Self::run_sync) end once everything is durable.
+    pub(crate) fn finish_writing(&self) {
+        let writer = &self.0.writer;
+        writer.signal.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+        writer.signalled.notify_all();
+    }
+}

@@ -1,0 +1,272 @@
+//! The commit log: appends records to the tail chunk, keeps the newest as a read cache, finds any by its
+//! position. Writing and syncing happen outside the engine's lock, see [`super::writer`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use crate::store::chunk::{ChunkWriter, Slice};
+use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position, framed_len};
+use crate::store::storage::Storage;
+use crate::time::Millis;
+
+/// Version of everything in a data folder; a newer one is refused.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Memory of one tail chunk.
+const CHUNK_SIZE: usize = 1 << 20;
+
+/// Bytes read at once from a segment whose records are not in memory any more.
+const READ_SIZE: usize = 64 << 10;
+
+/// Blocks of older records kept after they were read.
+const READ_CACHE: usize = 64;
+
+/// A segment's last record: tells where the log goes on.
+pub(crate) const END_LEN: usize = framed_len(8);
+/// A segment's first record: tells the format's version.
+pub(crate) const HEAD_LEN: usize = framed_len(8);
+
+struct LogChunk {
+    base: u64,
+    writer: ChunkWriter,
+}
+
+impl LogChunk {
+    fn end(&self) -> u64 {
+        self.base + self.writer.len() as u64
+    }
+}
+
+/// The log's tail in memory and the way to everything before it.
+pub(crate) struct Log {
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    cache_max: usize,
+    chunks: VecDeque<LogChunk>,
+    cached: usize,
+    /// Where the next record goes.
+    end: u64,
+    /// Everything before this was taken by the writer.
+    taken: u64,
+    /// Told by the sync thread; goes into every record.
+    synced: Position,
+    blocks: VecDeque<(u64, Slice)>,
+}
+
+impl Log {
+    /// A log that goes on at the start of `segment`.
+    pub(crate) fn new(
+        storage: Arc<dyn Storage>,
+        segment: u64,
+        segment_size: u64,
+        cache_max: usize,
+        now: Millis,
+    ) -> Self {
+        let start = segment * segment_size;
+        let mut log = Self {
+            storage,
+            segment_size,
+            cache_max,
+            chunks: VecDeque::new(),
+            cached: 0,
+            end: start,
+            taken: start,
+            synced: Position(start),
+            blocks: VecDeque::new(),
+        };
+        log.append_head(now);
+        log
+    }
+
+    /// Where the next record goes: everything durable is before it.
+    pub(crate) fn end(&self) -> Position {
+        Position(self.end)
+    }
+
+    /// Bytes that are not known to be on the disk.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.end.saturating_sub(self.synced.0) as usize
+    }
+
+    pub(crate) fn synced(&self) -> Position {
+        self.synced
+    }
+
+    pub(crate) fn set_synced(&mut self, synced: Position) {
+        self.synced = synced;
+    }
+
+    /// Appends a record of `len` bytes that `fill` writes, header included.
+    pub(crate) fn append(
+        &mut self,
+        len: usize,
+        now: Millis,
+        fill: impl FnOnce(&mut [u8], Position, Position),
+    ) -> (Position, Slice) {
+        debug_assert!(len.is_multiple_of(ALIGN));
+        let left = self.segment_size - self.end % self.segment_size;
+        if left < (len + END_LEN) as u64 {
+            self.roll(now);
+        }
+        self.append_here(len, fill)
+    }
+
+    /// Appends a small record whose payload is in `payload`.
+    pub(crate) fn append_payload(&mut self, kind: Kind, payload: &[u8], stored_at: Millis) -> Position {
+        let len = framed_len(payload.len());
+        let fill = |record: &mut [u8], position, synced| {
+            record[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+            record::seal(
+                record,
+                Header {
+                    kind,
+                    flags: 0,
+                    position,
+                    synced,
+                    stored_at,
+                },
+            );
+        };
+        self.append(len, stored_at, fill).0
+    }
+
+    fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
+        let fits = self
+            .chunks
+            .back()
+            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end);
+        if !fits {
+            self.chunks.push_back(LogChunk {
+                base: self.end,
+                writer: ChunkWriter::new(len.max(CHUNK_SIZE)),
+            });
+            self.cached += len.max(CHUNK_SIZE);
+            self.trim();
+        }
+        let chunk = self.chunks.back_mut().expect("a chunk was just made sure of");
+        let (position, synced) = (Position(self.end), self.synced);
+        let slice = chunk.writer.append(len, |record| fill(record, position, synced));
+        self.end += len as u64;
+        (position, slice)
+    }
+
+    /// Ends the segment and begins the next.
+    fn roll(&mut self, now: Millis) {
+        let next = (self.end / self.segment_size + 1) * self.segment_size;
+        self.append_here(END_LEN, |record, position, synced| {
+            record[HEADER..HEADER + 8].copy_from_slice(&next.to_le_bytes());
+            record::seal(
+                record,
+                Header {
+                    kind: Kind::SegmentEnd,
+                    flags: 0,
+                    position,
+                    synced,
+                    stored_at: now,
+                },
+            );
+        });
+        self.end = next;
+        self.append_head(now);
+    }
+
+    fn append_head(&mut self, now: Millis) {
+        self.append_here(HEAD_LEN, |record, position, synced| {
+            record[HEADER..HEADER + 4].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+            record::seal(
+                record,
+                Header {
+                    kind: Kind::SegmentHead,
+                    flags: 0,
+                    position,
+                    synced,
+                    stored_at: now,
+                },
+            );
+        });
+    }
+
+    /// Drops the oldest chunks beyond the cache's size, but none that is not written yet.
+    fn trim(&mut self) {
+        while self.cached > self.cache_max && self.chunks.len() > 1 && self.chunks[0].end() <= self.taken {
+            let chunk = self.chunks.pop_front().expect("more than one");
+            self.cached -= chunk.writer.len() + chunk.writer.room();
+        }
+    }
+
+    /// What was appended since the last call, in position order; the caller writes it before anybody
+    /// else takes more.
+    pub(crate) fn take_unwritten(&mut self, pieces: &mut Vec<(Position, Slice)>) -> Position {
+        let first = self.chunks.partition_point(|chunk| chunk.end() <= self.taken);
+        for chunk in self.chunks.range(first..) {
+            let offset = self.taken.saturating_sub(chunk.base) as usize;
+            let size = chunk.writer.len() - offset;
+            if size > 0 {
+                pieces.push((Position(chunk.base + offset as u64), chunk.writer.slice(offset, size)));
+            }
+        }
+        self.taken = self.end;
+        Position(self.end)
+    }
+
+    /// Whether [`take_unwritten`](Self::take_unwritten) would give anything.
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.taken < self.end
+    }
+
+    /// The record of `len` bytes at `position`; `len` is what its index entry says.
+    pub(crate) fn read(&mut self, position: Position, len: usize) -> io::Result<Slice> {
+        let at = position.0;
+        let index = self.chunks.partition_point(|chunk| chunk.end() <= at);
+        if let Some(chunk) = self.chunks.get(index).filter(|chunk| chunk.base <= at) {
+            return Ok(chunk.writer.slice((at - chunk.base) as usize, len));
+        }
+        for (base, block) in self.blocks.iter().rev() {
+            if *base <= at && at + len as u64 <= base + block.len() as u64 {
+                return Ok(block.part((at - base) as usize, len));
+            }
+        }
+        self.read_block(at, len)
+    }
+
+    fn read_block(&mut self, at: u64, len: usize) -> io::Result<Slice> {
+        let (segment, offset) = (at / self.segment_size, at % self.segment_size);
+        let size = len.max(READ_SIZE).min((self.segment_size - offset) as usize);
+        let mut read = Ok(0);
+        let block = ChunkWriter::new(size).append(size, |buffer| read = self.storage.read(segment, offset, buffer));
+        if read? < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if self.blocks.len() >= READ_CACHE {
+            self.blocks.pop_front();
+        }
+        self.blocks.push_back((at, block.clone()));
+        Ok(block.part(0, len))
+    }
+
+    /// The record at a position that a client named: checked, since anybody can make one up.
+    pub(crate) fn find(&mut self, position: Position) -> Option<Slice> {
+        if position.0 >= self.end || !position.0.is_multiple_of(ALIGN as u64) {
+            return None;
+        }
+        let front = self.read(position, HEADER).ok()?;
+        let len = u32::from_le_bytes(front[..4].try_into().ok()?) as usize;
+        if !(HEADER..=record::RECORD_MAX).contains(&len) || position.0 + len as u64 > self.end {
+            return None;
+        }
+        let record = self.read_within(position, len)?;
+        let (header, _) = record::check(&record, position).ok()?;
+        (header.kind == Kind::Message && record::MessageRecord::of(&record).is_whole()).then_some(record)
+    }
+
+    /// As [`read`](Self::read), for a length that nobody vouches for.
+    fn read_within(&mut self, position: Position, len: usize) -> Option<Slice> {
+        let at = position.0;
+        let index = self.chunks.partition_point(|chunk| chunk.end() <= at);
+        match self.chunks.get(index).filter(|chunk| chunk.base <= at) {
+            Some(chunk) if at + len as u64 > chunk.end() => None,
+            _ => self.read(position, len).ok(),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The fuzz targets' bodies on seeded bytes: random ones, and real records with bytes changed.
+
+mod support;
+
+use rocketbridge_core::boundary::Publish;
+use rocketbridge_core::fuzzing::fuzz;
+use rocketbridge_core::message::{Entry, Message};
+use rocketbridge_core::store::storage::Storage;
+use rocketbridge_core::time::Millis;
+use support::*;
+
+#[test]
+fn no_bytes_make_a_decoder_panic() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    let publish: Publish = message(Entry::Topic, "t", "k", "body");
+    let host = "127.0.0.1:1".parse().unwrap();
+    assert_eq!(Message::from_publish(&publish, host, host, Millis(1)).body(), b"body");
+    client.publish(publish);
+    harness.engine.sync_once().unwrap();
+    let mut seed = vec![0; 2048];
+    let segment = harness.storage.segments().unwrap()[0];
+    harness.storage.read(segment, 0, &mut seed).unwrap();
+    let mut random = Random(1);
+    for _ in 0..200_000 {
+        let start = 8 * random.below(120) as usize;
+        let mut data = seed[start..start + random.below(600) as usize].to_vec();
+        for _ in 0..random.below(6) {
+            if !data.is_empty() {
+                let at = random.below(data.len() as u64) as usize;
+                data[at] = random.below(256) as u8;
+            }
+        }
+        fuzz(&data);
+    }
+}

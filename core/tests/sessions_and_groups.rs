@@ -1,0 +1,283 @@
+//! Named sessions, exclusive and limited queues, native groups.
+
+mod support;
+
+use rocketbridge_core::address::Pattern;
+use rocketbridge_core::attributes::{AttributesBuilder, Name, Value};
+use rocketbridge_core::boundary::*;
+use rocketbridge_core::message::Entry;
+use rocketbridge_core::request::*;
+use rocketbridge_core::time::Millis;
+use support::*;
+
+fn attach(clean: bool, keep: u64) -> Request {
+    Request::Attach(Attach {
+        holder: bytes("device"),
+        clean,
+        durable: keep > 0,
+        keep: Millis(keep),
+        limit: Limit::default(),
+    })
+}
+
+fn filter(text: &str, queue: &str) -> Request {
+    let matcher = Matcher::Pattern(Pattern::from_key_pattern(text.as_bytes()));
+    Request::Bind(Binding {
+        cookie: bytes(text),
+        ..binding(Source::Everything, matcher, queue)
+    })
+}
+
+fn present(reply: Result<Reply, Refusal>) -> bool {
+    match reply {
+        Ok(Reply::Attached { present, .. }) => present,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_keeps_what_was_published_while_its_client_was_away() {
+    let harness = Harness::new();
+    let (mut device, mut other) = (harness.client(), harness.client());
+    assert!(!present(device.ask(&harness.engine, attach(false, 10_000))));
+    device.ask(&harness.engine, filter("t.#", "\0device")).unwrap();
+    drop(device);
+    other.publish(message(Entry::Topic, "t", "a", "kept"));
+    other.publish(Publish {
+        persistent: false,
+        ..message(Entry::Topic, "t", "a", "transient")
+    });
+    let mut device = harness.client();
+    assert!(present(device.ask(&harness.engine, attach(false, 10_000))));
+    device.subscribe("\0device", None);
+    harness.engine.sync_once().unwrap();
+    assert_eq!(device.bodies(), ["kept"]);
+    drop(device);
+    harness.clock.advance(10_001);
+    harness.engine.tick();
+    let mut device = harness.client();
+    assert!(!present(device.ask(&harness.engine, attach(false, 10_000))));
+}
+
+#[test]
+fn a_session_taken_over_is_told_and_its_leases_go_to_the_new_connection() {
+    let harness = Harness::new();
+    let (mut first, mut second) = (harness.client(), harness.client());
+    first.ask(&harness.engine, attach(false, 1000)).unwrap();
+    first.ask(&harness.engine, filter("t.#", "\0device")).unwrap();
+    first.subscribe("\0device", None);
+    second.publish(message(Entry::Topic, "t", "a", "m"));
+    harness.engine.sync_once().unwrap();
+    assert_eq!(first.bodies(), ["m"]);
+    assert!(present(second.ask(&harness.engine, attach(false, 1000))));
+    assert!(
+        first
+            .events()
+            .iter()
+            .any(|event| matches!(event, Event::Notice(Notice::HolderTaken)))
+    );
+    second.subscribe("\0device", None);
+    harness.engine.sync_once().unwrap();
+    let deliveries = second.deliveries();
+    assert_eq!(
+        (body(&deliveries[0]), deliveries[0].redelivered),
+        ("m".to_owned(), true)
+    );
+    // A clean start throws away what there was.
+    assert!(!present(first.ask(&harness.engine, attach(true, 0))));
+    first.subscribe("\0device", None);
+    harness.engine.sync_once().unwrap();
+    assert!(first.deliveries().is_empty());
+}
+
+#[test]
+fn exclusive_queues_are_locked_and_go_with_their_connection() {
+    let harness = Harness::new();
+    let (mut owner, mut other) = (harness.client(), harness.client());
+    let exclusive = Queue {
+        exclusive: true,
+        addressable: false,
+        ..queue("mine")
+    };
+    owner.ask(&harness.engine, Request::DeclareQueue(exclusive)).unwrap();
+    let find = || Request::FindQueue { name: bytes("mine") };
+    assert_eq!(other.ask(&harness.engine, find()).unwrap_err(), Refusal::Locked);
+    owner.ask(&harness.engine, find()).unwrap();
+    drop(owner);
+    assert!(matches!(
+        other.ask(&harness.engine, find()),
+        Err(Refusal::NotFound { .. })
+    ));
+}
+
+#[test]
+fn an_auto_delete_queue_goes_with_its_last_consumer_and_tells_nobody_else() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    client
+        .ask(
+            &harness.engine,
+            Request::DeclareQueue(Queue {
+                auto_delete: true,
+                ..queue("q")
+            }),
+        )
+        .unwrap();
+    let subscription = client.subscribe("q", None);
+    client
+        .ask(&harness.engine, Request::Unsubscribe { subscription })
+        .unwrap();
+    assert!(
+        client
+            .ask(&harness.engine, Request::FindQueue { name: bytes("q") })
+            .is_err()
+    );
+}
+
+#[test]
+fn deleting_a_queue_ends_its_subscriptions() {
+    let harness = Harness::new();
+    let (mut consumer, mut other) = (harness.client(), harness.client());
+    other.ask(&harness.engine, Request::DeclareQueue(queue("q"))).unwrap();
+    let subscription = consumer.subscribe("q", None);
+    harness.engine.sync_once().unwrap();
+    consumer.events();
+    let delete = |if_unused| Request::DeleteQueue {
+        name: bytes("q"),
+        if_unused,
+        if_empty: false,
+    };
+    assert_eq!(other.ask(&harness.engine, delete(true)).unwrap_err(), Refusal::InUse);
+    other.ask(&harness.engine, delete(false)).unwrap();
+    match &consumer.events()[..] {
+        [Event::Notice(Notice::SubscriptionEnded(ended))] => assert_eq!(*ended, subscription),
+        events => panic!("{events:?}"),
+    }
+}
+
+#[test]
+fn drop_head_drops_what_would_be_delivered_next() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    let limit = Limit { messages: 3, bytes: 0 };
+    client
+        .ask(&harness.engine, Request::DeclareQueue(Queue { limit, ..queue("q") }))
+        .unwrap();
+    for n in 0..5 {
+        client.publish(message(Entry::Queue, "q", "", &n.to_string()));
+    }
+    let subscription = client.subscribe("q", Some(1));
+    harness.engine.sync_once().unwrap();
+    assert_eq!(client.bodies(), ["2"]);
+    client.publish(message(Entry::Queue, "q", "", "5"));
+    client.publish(message(Entry::Queue, "q", "", "6"));
+    client.settle(subscription, 2, 1, Settle::Ack);
+    assert_eq!(client.bodies(), ["4"]);
+}
+
+#[test]
+fn headers_bindings_compare_values_by_type() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    client
+        .ask(
+            &harness.engine,
+            Request::DeclareExchange(exchange("h", ExchangeKind::Headers)),
+        )
+        .unwrap();
+    let mut builder = AttributesBuilder::default();
+    let mut attributes = |entries: &[(&str, Value<'_>)]| {
+        for (name, value) in entries {
+            builder.put(Name::User(name.as_bytes()), *value);
+        }
+        builder.finish()
+    };
+    let two = attributes(&[("a", Value::Int(1)), ("b", Value::Text(b"x"))]);
+    for (name, all) in [("all", true), ("any", false)] {
+        client.ask(&harness.engine, Request::DeclareQueue(queue(name))).unwrap();
+        let wanted = bytes::Bytes::copy_from_slice(two.as_bytes());
+        let matcher = Matcher::Headers(Headers { all, wanted });
+        let bind = binding(Source::Exchange(bytes("h")), matcher, name);
+        client.ask(&harness.engine, Request::Bind(bind)).unwrap();
+        client.subscribe(name, None);
+    }
+    harness.engine.sync_once().unwrap();
+    client.events();
+    let cases: [(&[(&str, Value<'_>)], usize); 4] = [
+        (
+            &[("a", Value::Uint(1)), ("b", Value::Text(b"x")), ("c", Value::Null)],
+            2,
+        ),
+        (&[("a", Value::Int(1))], 1),
+        (&[("a", Value::Float(1.0))], 0),
+        (&[], 0),
+    ];
+    for (headers, expected) in cases {
+        client.publish(Publish {
+            attributes: attributes(headers),
+            ..message(Entry::Exchange, "h", "", "m")
+        });
+        assert_eq!(client.bodies().len(), expected, "{headers:?}");
+    }
+}
+
+#[test]
+fn a_group_is_told_when_its_members_change() {
+    let harness = Harness::new();
+    let (mut one, mut two) = (harness.client(), harness.client());
+    let join = |client: &str| {
+        Request::JoinConsumers(Join {
+            group: bytes("g"),
+            client_id: bytes(client),
+            broadcasting: false,
+            subscriptions: vec![GroupSubscription {
+                topic: bytes("t"),
+                filter: Filter::All,
+                version: 1,
+            }],
+        })
+    };
+    let told = |client: &mut Client| {
+        client
+            .events()
+            .iter()
+            .filter(|event| matches!(event, Event::Notice(Notice::GroupChanged(_))))
+            .count()
+    };
+    one.request(join("one"));
+    assert_eq!(told(&mut one), 1);
+    one.request(join("one"));
+    assert_eq!(told(&mut one), 0);
+    two.request(join("two"));
+    assert_eq!((told(&mut one), told(&mut two)), (1, 1));
+    match one.ask(&harness.engine, Request::Members { group: bytes("g") }) {
+        Ok(Reply::Members(members)) => assert_eq!(members, [bytes("one"), bytes("two")]),
+        other => panic!("{other:?}"),
+    }
+    drop(two);
+    assert_eq!(told(&mut one), 1);
+}
+
+#[test]
+fn a_queue_lock_belongs_to_one_client_until_it_runs_out() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    let mut lock = |harness: &Harness, name: &str| {
+        let queues = vec![(bytes("t"), 0)];
+        let request = Request::LockQueues {
+            group: bytes("g"),
+            client_id: bytes(name),
+            queues,
+        };
+        match client.ask(&harness.engine, request) {
+            Ok(Reply::Locked(locked)) => locked.len(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        (lock(&harness, "one"), lock(&harness, "two"), lock(&harness, "one")),
+        (1, 0, 1)
+    );
+    harness.clock.advance(60_000);
+    assert_eq!(lock(&harness, "two"), 1);
+}

@@ -1,0 +1,1 @@
+//! Bodies of fuzz targets. They also run under `cargo test`.

@@ -1,0 +1,264 @@
+//! Content: publishing what comes in, and writing what goes out.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rocketbridge_core::boundary::{Delivery, Publish};
+use rocketbridge_core::message::Message;
+use rocketbridge_session::Outbox;
+
+use super::channel::{Content, Headed, Publishing};
+use super::shared::Context;
+use crate::codec::content::{CLASS_BASIC, CONTENT_HEADER_SIZE};
+use crate::codec::{
+    ContentHeader, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD, put_frame_header, put_short_str,
+};
+use crate::mapping::inbound::meaning;
+use crate::mapping::outbound::{Envelope, envelope, origin};
+use crate::mapping::{FORMAT, target};
+use crate::reply_code::{ChannelError, ConnectionError, Failure, ReplyCode, Snippet};
+
+/// Largest body that RabbitMQ lets anybody announce; beyond it the connection ends.
+const BODY_SIZE_MAX: u64 = 512 << 20;
+
+impl Context<'_> {
+    /// `basic.publish`: the content follows.
+    pub fn basic_publish(
+        &mut self,
+        exchange: &[u8],
+        routing_key: Bytes,
+        mandatory: bool,
+        immediate: bool,
+    ) -> Result<(), Failure> {
+        if immediate {
+            return Err(Failure::not_implemented("immediate=true"));
+        }
+        self.channel.content = Content::Header(Publishing {
+            exchange: self.shared.exchange(exchange),
+            routing_key,
+            mandatory,
+        });
+        Ok(())
+    }
+
+    /// A content header frame.
+    pub fn content_header(&mut self, payload: &[u8]) -> Result<(), Failure> {
+        let publishing = match std::mem::take(&mut self.channel.content) {
+            Content::Header(publishing) => publishing,
+            other => return Err(other.unexpected().into()),
+        };
+        let header = ContentHeader::decode(payload).map_err(|_| ConnectionError::UnknownFrame {
+            kind: FRAME_HEADER,
+            snippet: Snippet::of(payload),
+        })?;
+        if header.weight != 0 {
+            return Err(ConnectionError::ExpectedHeader.into());
+        }
+        if header.class != CLASS_BASIC {
+            return Err(ConnectionError::OtherHeaderClass(header.class).into());
+        }
+        if header.body_size > BODY_SIZE_MAX {
+            return Err(ConnectionError::BodyTooLarge {
+                size: header.body_size,
+                max: BODY_SIZE_MAX,
+            }
+            .into());
+        }
+        if header.body_size > self.config.message_size_max {
+            return Err(ChannelError::MessageTooLarge {
+                size: header.body_size,
+                max: self.config.message_size_max,
+            }
+            .into());
+        }
+        let message = self.headed(publishing, header.properties)?;
+        if header.body_size == 0 {
+            self.publish(message, Bytes::new());
+        } else {
+            self.channel.content = Content::Body {
+                message: Box::new(message),
+                body_size: header.body_size,
+                body: BytesMut::new(),
+            };
+        }
+        Ok(())
+    }
+
+    fn headed(&mut self, publishing: Publishing, properties: &[u8]) -> Result<Headed, Failure> {
+        let Publishing {
+            exchange,
+            routing_key,
+            mandatory,
+        } = publishing;
+        let target = target(&exchange, &routing_key);
+        let meaning = meaning(
+            properties,
+            &self.shared.user,
+            target.cut_from.as_ref(),
+            &mut self.shared.attributes,
+        )?;
+        Ok(Headed {
+            origin: origin(&exchange.name, &routing_key, properties, &mut self.shared.arena),
+            exchange,
+            target,
+            attributes: meaning.attributes,
+            persistent: meaning.persistent,
+            mandatory,
+        })
+    }
+
+    /// A body frame. `keep` gives the payload as shared bytes.
+    pub fn content_body(&mut self, payload: &[u8], keep: impl FnOnce() -> Bytes) -> Result<(), Failure> {
+        let (message, body_size, mut body) = match std::mem::take(&mut self.channel.content) {
+            Content::Body {
+                message,
+                body_size,
+                body,
+            } => (message, body_size, body),
+            other => return Err(other.unexpected().into()),
+        };
+        let missing = body_size - body.len() as u64;
+        match (payload.len() as u64).cmp(&missing) {
+            std::cmp::Ordering::Greater => return Err(ConnectionError::BodyOverrun.into()),
+            std::cmp::Ordering::Equal if body.is_empty() => self.publish(*message, keep()),
+            std::cmp::Ordering::Equal => {
+                body.put_slice(payload);
+                self.publish(*message, body.freeze());
+            }
+            std::cmp::Ordering::Less if body.is_empty() => {
+                self.channel.content = Content::body(*message, body_size);
+                if let Content::Body { body, .. } = &mut self.channel.content {
+                    body.put_slice(payload);
+                }
+            }
+            std::cmp::Ordering::Less => {
+                body.put_slice(payload);
+                self.channel.content = Content::Body {
+                    message,
+                    body_size,
+                    body,
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, message: Headed, body: Bytes) {
+        let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
+        let token = self
+            .shared
+            .publishes
+            .push(self.channel.key, tag, &message.exchange.name);
+        self.out.publish(Publish {
+            token,
+            entry: message.target.entry,
+            topic: message.target.topic,
+            key: message.target.key,
+            body,
+            attributes: message.attributes,
+            format: FORMAT,
+            origin: message.origin,
+            persistent: message.persistent,
+            mandatory: message.mandatory,
+            detailed: false,
+            native: None,
+        });
+    }
+
+    /// `basic.deliver`
+    pub fn deliver(&mut self, consumer_tag: &[u8], delivery: &Delivery) {
+        let tag = self.lease(delivery);
+        let number = self.channel.key.number;
+        let envelope = envelope(&delivery.message, &mut self.shared.scratch);
+        let out = self.out.bytes();
+        let size = 4 + 1 + consumer_tag.len() + 8 + 1 + envelope.address.len();
+        out.reserve(size + envelope.properties.len() + 3 * FRAME_OVERHEAD + CONTENT_HEADER_SIZE);
+        put_frame_header(out, FRAME_METHOD, number, size);
+        out.put_slice(&[0, 60, 0, 60]);
+        put_short_str(out, consumer_tag);
+        out.put_u64(tag);
+        out.put_u8(delivery.redelivered.into());
+        out.put_slice(envelope.address);
+        out.put_u8(FRAME_END);
+        put_content(number, self.shared.frame_max, envelope, &delivery.message, self.out);
+    }
+
+    /// `basic.get-ok`
+    pub fn deliver_got(&mut self, delivery: &Delivery, remaining: u32) {
+        let tag = self.lease(delivery);
+        let number = self.channel.key.number;
+        let envelope = envelope(&delivery.message, &mut self.shared.scratch);
+        let out = self.out.bytes();
+        put_frame_header(out, FRAME_METHOD, number, 4 + 8 + 1 + envelope.address.len() + 4);
+        out.put_slice(&[0, 60, 0, 71]);
+        out.put_u64(tag);
+        out.put_u8(delivery.redelivered.into());
+        out.put_slice(envelope.address);
+        out.put_u32(remaining);
+        out.put_u8(FRAME_END);
+        put_content(number, self.shared.frame_max, envelope, &delivery.message, self.out);
+    }
+
+    /// `basic.return` of a message that nobody was there for.
+    pub fn give_back(&mut self, message: &Message) {
+        let number = self.channel.key.number;
+        let envelope = envelope(message, &mut self.shared.scratch);
+        let text = ReplyCode::NoRoute.name().as_bytes();
+        let out = self.out.bytes();
+        put_frame_header(
+            out,
+            FRAME_METHOD,
+            number,
+            4 + 2 + 1 + text.len() + envelope.address.len(),
+        );
+        out.put_slice(&[0, 60, 0, 50]);
+        out.put_u16(ReplyCode::NoRoute as u16);
+        put_short_str(out, text);
+        out.put_slice(envelope.address);
+        out.put_u8(FRAME_END);
+        put_content(number, self.shared.frame_max, envelope, message, self.out);
+    }
+
+    /// The delivery's tag; remembers it when it must be settled.
+    fn lease(&mut self, delivery: &Delivery) -> u64 {
+        let tag = self.channel.next_tag();
+        if delivery.leased {
+            self.channel.unacked.push(tag, delivery.subscription, delivery.sequence);
+        }
+        tag
+    }
+}
+
+/// Content header and body frames.
+fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &Message, out: &mut Outbox) {
+    let body = message.body();
+    let bytes = out.bytes();
+    put_frame_header(
+        bytes,
+        FRAME_HEADER,
+        channel,
+        CONTENT_HEADER_SIZE + envelope.properties.len(),
+    );
+    let header = ContentHeader {
+        class: CLASS_BASIC,
+        weight: 0,
+        body_size: body.len() as u64,
+        properties: envelope.properties,
+    };
+    header.encode(bytes);
+    bytes.put_u8(FRAME_END);
+    let chunk_max = (frame_max as usize).saturating_sub(FRAME_OVERHEAD).max(1);
+    if body.len() <= chunk_max {
+        if !body.is_empty() {
+            put_frame_header(bytes, FRAME_BODY, channel, body.len());
+            out.body(body, || message.body_bytes());
+            out.bytes().put_u8(FRAME_END);
+        }
+        return;
+    }
+    let shared = message.body_bytes();
+    for (at, chunk) in body.chunks(chunk_max).enumerate() {
+        put_frame_header(out.bytes(), FRAME_BODY, channel, chunk.len());
+        let start = at * chunk_max;
+        out.body(chunk, || shared.slice(start..start + chunk.len()));
+        out.bytes().put_u8(FRAME_END);
+    }
+}

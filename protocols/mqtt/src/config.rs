@@ -1,0 +1,64 @@
+//! What an operator can set.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The MQTT front-end's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Largest packet accepted after CONNECT, bytes, fixed header included; told to MQTT 5.0 clients as
+    /// Maximum Packet Size. Bounds the input memory of a connection. Default 16 MiB.
+    pub packet_size_max: u32,
+    /// Largest CONNECT packet accepted, bytes: all the memory that a client gets before it has logged
+    /// in. Default 16 KiB.
+    pub connect_size_max: u32,
+    /// How long a new connection may take to send CONNECT. Default 10 s.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Most QoS 1 messages of one client that wait for their PUBACK. MQTT 5.0 clients are told it as
+    /// Receive Maximum and disconnected with 0x93 beyond it; others are not read until some are
+    /// answered. Default 1,024; at least 1.
+    pub receive_maximum: u16,
+    /// Most unacknowledged QoS 1 messages sent to one client; an MQTT 5.0 client may ask for fewer.
+    /// Default 1,024; at least 1.
+    pub inflight_max: u16,
+    /// Most topic aliases that an MQTT 5.0 client may set; each costs its topic's bytes. Default 10.
+    pub topic_alias_maximum: u16,
+    /// Most subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 10,000.
+    pub subscriptions_max: usize,
+    /// Most levels of a topic name or filter. Default 200.
+    pub topic_levels_max: usize,
+    /// Longest life of a session without a connection; a session that asks for more gets this much, and
+    /// MQTT 5.0 clients are told. Zero is no limit. Default 7 days.
+    #[serde(with = "humantime_serde")]
+    pub session_expiry_max: Duration,
+    /// Most messages that wait for one session; the oldest is dropped to make room. Zero is no limit.
+    /// Default 100,000.
+    pub session_messages_max: u64,
+    /// Most bytes of messages that wait for one session. Zero is no limit. Default 64 MiB.
+    pub session_bytes_max: u64,
+    /// Log every client in without credentials, whatever user name and password it shows, as Mosquitto
+    /// does when no users are set up. Default false.
+    pub ignore_credentials: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            packet_size_max: 16 << 20,
+            connect_size_max: 16 << 10,
+            connect_timeout: Duration::from_secs(10),
+            receive_maximum: 1024,
+            inflight_max: 1024,
+            topic_alias_maximum: 10,
+            subscriptions_max: 10_000,
+            topic_levels_max: 200,
+            session_expiry_max: Duration::from_secs(7 * 24 * 3600),
+            session_messages_max: 100_000,
+            session_bytes_max: 64 << 20,
+            ignore_credentials: false,
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! MQTT's words to core's and back: topics and addresses, filters and patterns, properties and
+//! attributes. Pure functions; the tables are in `MAPPING.md`.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use rocketbridge_core::address::{Level, Pattern, encode_name, key_from_levels, levels_from_key, name_is_cut};
+use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name, Value};
+use rocketbridge_core::message::{Format, Message};
+use rocketbridge_core::request::{Binding, Destination, Matcher, Source};
+use rocketbridge_session::Cursor;
+
+use crate::codec::properties::{Properties, PropertyId, PropertyValue, put_bytes, put_number, put_user_property};
+use crate::codec::text::{LEVEL, is_string, is_topic_name};
+use crate::codec::{Version, put_bytes16};
+
+/// Whose header bytes a message's origin holds: ours.
+pub const FORMAT: Format = Format(2);
+
+const LENGTH_MAX: usize = u16::MAX as usize;
+
+// --- addresses --------------------------------------------------------------------------------
+
+/// A topic name as core's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicAddress {
+    /// Encoded topic name: the first level, literally.
+    pub name: Bytes,
+    /// The other levels joined by `.`, a literal `.` being `/`.
+    pub key: Bytes,
+    /// The first level was too long for a topic name: the message must carry it in [`Attribute::Topic`].
+    pub is_cut: bool,
+}
+
+/// The address of a topic name. The key is appended to `scratch` and split off.
+pub fn address_of(topic: &Bytes, scratch: &mut BytesMut) -> TopicAddress {
+    let slash = topic.iter().position(|b| *b == LEVEL);
+    let first = slash.map_or_else(|| topic.clone(), |at| topic.slice(..at));
+    let name = encode_name(&first);
+    let key = match slash {
+        None => Bytes::new(),
+        Some(at) => {
+            scratch.put_slice(&topic[at + 1..]);
+            swap_separators(scratch);
+            match key_from_levels(Some(scratch)) {
+                Cow::Borrowed(key) if key.len() == scratch.len() => scratch.split().freeze(),
+                key => {
+                    let key = Bytes::copy_from_slice(&key);
+                    scratch.clear();
+                    key
+                }
+            }
+        }
+    };
+    TopicAddress {
+        is_cut: name_is_cut(&name),
+        name,
+        key,
+    }
+}
+
+fn swap_separators(text: &mut [u8]) {
+    for byte in text {
+        *byte = match *byte {
+            LEVEL => b'.',
+            b'.' => LEVEL,
+            other => other,
+        };
+    }
+}
+
+/// Appends the topic name of a message that another protocol published; `false` (with nothing
+/// appended) when its address has no MQTT form.
+pub fn put_topic(message: &Message, out: &mut BytesMut) -> bool {
+    let start = out.len();
+    let first = message.topic_name();
+    if first.contains(&LEVEL) {
+        return false;
+    }
+    out.put_slice(&first);
+    if let Some(levels) = levels_from_key(message.key()) {
+        out.put_u8(LEVEL);
+        let at = out.len();
+        out.put_slice(levels);
+        swap_separators(&mut out[at..]);
+    }
+    let topic = &out[start..];
+    if topic.len() > LENGTH_MAX || !is_topic_name(topic) {
+        out.truncate(start);
+        return false;
+    }
+    true
+}
+
+/// The pattern over addresses that a topic filter means. Copies the filter: bindings live long.
+pub fn pattern_of(filter: &[u8]) -> Pattern {
+    let first_len = filter.iter().position(|b| *b == LEVEL).unwrap_or(filter.len());
+    let mut text = filter.to_vec();
+    for byte in &mut text[first_len..] {
+        if *byte == b'.' {
+            *byte = LEVEL;
+        }
+    }
+    let text = Bytes::from(text);
+    let mut at = 0;
+    let levels = filter
+        .split(|b| *b == LEVEL)
+        .enumerate()
+        .map(|(index, level)| {
+            let own = text.slice(at..at + level.len());
+            at += level.len() + 1;
+            match level {
+                b"+" => Level::One,
+                b"#" => Level::Many,
+                _ if index == 0 => Level::Literal(encode_name(&own)),
+                _ => Level::Literal(own),
+            }
+        })
+        .collect();
+    Pattern {
+        levels,
+        spare_dollar: true,
+    }
+}
+
+/// The queue of a client's session.
+pub fn queue_of(client_id: &[u8]) -> Bytes {
+    Bytes::from([b"\0", client_id].concat())
+}
+
+/// The binding of a subscription. `cookie` does not matter for its identity.
+pub fn binding_of(filter: &[u8], queue: Bytes, cookie: Bytes) -> Binding {
+    Binding {
+        source: Source::Everything,
+        matcher: Matcher::Pattern(pattern_of(filter)),
+        destination: Destination::Queue(queue),
+        arguments: Bytes::new(),
+        cookie,
+    }
+}
+
+// --- origin -----------------------------------------------------------------------------------
+
+/// What a message keeps of the PUBLISH it came in.
+///
+/// ```text
+/// u8 version (4 or 5) | u8 QoS | u16 n, topic | u16 n, client identifier | properties of 5.0
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// 4 (also for MQTT 3.1) or 5.
+    pub version: u8,
+    /// The QoS it was published with.
+    pub qos: u8,
+    /// Its topic name.
+    pub topic: &'a [u8],
+    /// Who published it.
+    pub client_id: &'a [u8],
+    /// Encoded, without what belongs to the publisher's connection.
+    pub properties: &'a [u8],
+}
+
+impl<'a> Origin<'a> {
+    /// Reads the bytes that [`put_origin`] and [`put_forwarded`] wrote.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let mut cursor = Cursor::new(bytes);
+        Some(Self {
+            version: cursor.u8().ok()?,
+            qos: cursor.u8().ok()?,
+            topic: cursor.bytes16().ok()?,
+            client_id: cursor.bytes16().ok()?,
+            properties: cursor.rest(),
+        })
+    }
+}
+
+/// Appends an origin without properties.
+pub fn put_origin(out: &mut BytesMut, version: Version, qos: u8, topic: &[u8], client_id: &[u8]) {
+    out.put_u8((version as u8).max(Version::V311 as u8));
+    out.put_u8(qos);
+    put_bytes16(out, topic);
+    put_bytes16(out, client_id);
+}
+
+/// Appends the properties of a PUBLISH that are forwarded: all but those of the connection it came
+/// over. [MQTT-3.3.2-7, MQTT-3.3.4-6]
+pub fn put_forwarded(out: &mut BytesMut, properties: &Properties) {
+    if !properties.has(PropertyId::TopicAlias) && !properties.has(PropertyId::SubscriptionIdentifier) {
+        out.put_slice(properties.as_bytes());
+        return;
+    }
+    for property in properties.iter() {
+        if !matches!(property.id, PropertyId::TopicAlias | PropertyId::SubscriptionIdentifier) {
+            out.put_slice(property.encoded);
+        }
+    }
+}
+
+// --- properties -------------------------------------------------------------------------------
+
+/// Adds a PUBLISH packet's properties as attributes, so that other protocols' readers see them.
+pub fn put_attributes(properties: &Properties, builder: &mut AttributesBuilder) {
+    for property in properties.iter() {
+        match (property.id, property.value) {
+            (PropertyId::PayloadFormat, PropertyValue::Number(format)) => {
+                builder.put(Name::Known(Attribute::PayloadFormat), Value::Uint(u64::from(format)));
+            }
+            (PropertyId::MessageExpiry, PropertyValue::Number(seconds)) => {
+                let millis = u64::from(seconds) * 1000;
+                builder.put(Name::Known(Attribute::TimeToLive), Value::Uint(millis));
+            }
+            (PropertyId::ContentType, PropertyValue::Text(text)) => builder.text(Attribute::ContentType, text),
+            (PropertyId::ResponseTopic, PropertyValue::Text(topic)) => builder.text(Attribute::ReplyTo, topic),
+            (PropertyId::CorrelationData, PropertyValue::Binary(data)) => {
+                builder.put(Name::Known(Attribute::CorrelationId), Value::Binary(data));
+            }
+            (PropertyId::UserProperty, PropertyValue::Pair(name, value)) => put_user(name, value, builder),
+            _ => {}
+        }
+    }
+}
+
+fn put_user(name: &[u8], text: &[u8], builder: &mut AttributesBuilder) {
+    let (name, value) = match Attribute::from_native_name(name) {
+        // Says which topic a message is on: only the broker may.
+        None | Some(Attribute::Topic) => (Name::User(name), Value::Text(text)),
+        Some(known) if known.is_number() => match std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
+            Some(number) => (Name::Known(known), Value::Uint(number)),
+            None => (Name::User(name), Value::Text(text)),
+        },
+        Some(known) => (Name::Known(known), Value::Text(text)),
+    };
+    builder.put(name, value);
+}
+
+/// Appends the properties of 5.0 that a message of another protocol gets. What no string can hold
+/// (text that is not UTF-8, more than 65,535 bytes) is left out.
+pub fn put_foreign_properties(message: &Message, out: &mut BytesMut) {
+    let mut text = String::new();
+    for (name, value) in message.attributes() {
+        match name {
+            Name::Known(attribute) => put_known(attribute, value, &mut text, out),
+            Name::User(name) => put_text_property(name, value, &mut text, out),
+        }
+    }
+}
+
+fn put_known(attribute: Attribute, value: Value<'_>, text: &mut String, out: &mut BytesMut) {
+    match (attribute, value) {
+        (Attribute::Topic, _) => {}
+        (Attribute::ContentType, Value::Text(text)) if fits_string(text) => {
+            put_bytes(out, PropertyId::ContentType, text);
+        }
+        (Attribute::ReplyTo, Value::Text(topic)) if topic.len() <= LENGTH_MAX && is_topic_name(topic) => {
+            put_bytes(out, PropertyId::ResponseTopic, topic);
+        }
+        (Attribute::CorrelationId, Value::Text(data) | Value::Binary(data)) if data.len() <= LENGTH_MAX => {
+            put_bytes(out, PropertyId::CorrelationData, data);
+        }
+        (Attribute::PayloadFormat, Value::Uint(format @ 0..=1)) => {
+            put_number(out, PropertyId::PayloadFormat, format as u32);
+        }
+        (Attribute::TimeToLive, Value::Uint(millis)) => {
+            let seconds = u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX);
+            put_number(out, PropertyId::MessageExpiry, seconds);
+        }
+        (attribute, value) => put_text_property(attribute.native_name().as_bytes(), value, text, out),
+    }
+}
+
+fn put_text_property(name: &[u8], value: Value<'_>, text: &mut String, out: &mut BytesMut) {
+    text.clear();
+    // Writing to a string cannot fail.
+    let _ = match value {
+        Value::Null => Ok(()),
+        Value::Bool(value) => write!(text, "{value}"),
+        Value::Int(value) => write!(text, "{value}"),
+        Value::Uint(value) | Value::Timestamp(value) => write!(text, "{value}"),
+        Value::Float(value) => write!(text, "{value}"),
+        Value::Text(bytes) | Value::Binary(bytes) | Value::Nested(bytes) if is_string(bytes) => {
+            if fits_string(name) && bytes.len() <= LENGTH_MAX {
+                put_user_property(out, name, bytes);
+            }
+            return;
+        }
+        Value::Binary(bytes) => bytes.iter().try_for_each(|byte| write!(text, "{byte:02x}")),
+        Value::Text(_) | Value::Nested(_) => return,
+    };
+    if fits_string(name) && text.len() <= LENGTH_MAX {
+        put_user_property(out, name, text.as_bytes());
+    }
+}
+
+fn fits_string(text: &[u8]) -> bool {
+    text.len() <= LENGTH_MAX && is_string(text)
+}

@@ -1,0 +1,275 @@
+//! One MQTT connection: packets in, packets and core requests out.
+//!
+//! ```text
+//!            CONNECT               login, attach, consume answered
+//!   Opening ---------> Connecting ---------------------------------> Connected
+//!      |                   |  (CONNACK with a refusal)                   | (DISCONNECT, error, takeover)
+//!      +-------------------+-----------------> Closed <-----------------+
+//! ```
+//!
+//! Logging in and taking the session is [`connect`]'s work, what a connected client sends and gets is in
+//! [`client`], [`publish`], [`subscribe`] and [`deliver`].
+
+mod client;
+mod connect;
+mod deliver;
+mod publish;
+mod subscribe;
+
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+use rocketbridge_core::boundary::{Event, Notice};
+use rocketbridge_core::time::{Millis, Now};
+use rocketbridge_session::{Outbox, Session};
+use tracing::debug;
+
+use crate::codec::{DecodeError, Decoder, Packet, PacketType, Side, Version, put_fixed_header};
+use crate::config::Config;
+use crate::reason_code::ReasonCode;
+use client::Client;
+use connect::Connecting;
+
+/// Most bytes that wait for the CONNACK: some reads of the driver, which stops reading meanwhile.
+const PENDING_MAX: usize = 256 * 1024;
+
+/// Why a connected client's connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    /// Nothing more is said: the client said goodbye, or its version has no words for it.
+    Silently,
+    /// An MQTT 5.0 client gets DISCONNECT with this.
+    With(ReasonCode),
+}
+
+impl From<ReasonCode> for Close {
+    fn from(reason: ReasonCode) -> Self {
+        Self::With(reason)
+    }
+}
+
+enum State {
+    /// Nothing but CONNECT is accepted.
+    Opening,
+    /// CONNECT came; core has not answered all that follows from it.
+    Connecting(Box<Connecting>),
+    /// CONNACK was sent.
+    Connected(Box<Client>),
+    /// The connection is as good as closed; whatever comes is dropped.
+    Closed,
+}
+
+/// One MQTT connection.
+pub struct MqttSession {
+    config: Arc<Config>,
+    seed: u64,
+    decoder: Decoder,
+    state: State,
+    /// What came behind CONNECT before the CONNACK.
+    pending: BytesMut,
+    /// When the peer was last heard of, or last could not be heard.
+    heard_at: Millis,
+    /// Unsent bytes at the last keep alive check.
+    unsent_before: usize,
+}
+
+impl MqttSession {
+    /// For a connection just accepted. `seed` is different for every connection and hard to guess: the
+    /// client identifier of a client that brings none is made of it.
+    pub fn new(config: Arc<Config>, seed: u64, now: Now) -> Self {
+        Self {
+            decoder: Decoder::new(Side::Server, config.connect_size_max),
+            config,
+            seed,
+            state: State::Opening,
+            pending: BytesMut::new(),
+            heard_at: now.mono,
+            unsent_before: 0,
+        }
+    }
+
+    /// The client identifier, once it is connected.
+    pub fn client_id(&self) -> Option<&[u8]> {
+        match &self.state {
+            State::Connected(client) => Some(client.id()),
+            _ => None,
+        }
+    }
+
+    fn take_packets(&mut self, input: &mut BytesMut, out: &mut Outbox) {
+        loop {
+            match &mut self.state {
+                State::Opening => match self.decoder.decode(input) {
+                    Ok(Some(Packet::Connect(connect))) => self.handle_connect(*connect, out),
+                    // The decoder lets nothing else through.
+                    Ok(Some(_)) => self.close(out),
+                    Ok(None) => return,
+                    Err(error) => self.refuse_opening(error, out),
+                },
+                State::Connected(client) => match self.decoder.decode(input) {
+                    Ok(Some(packet)) => {
+                        if let Err(close) = client.handle_packet(packet, &self.config, out) {
+                            self.close_with(close, out);
+                        }
+                    }
+                    Ok(None) => return,
+                    Err(error) => {
+                        debug!(client_id = %client.id().escape_ascii(), %error, "packet refused");
+                        let close = error.reason_code().map_or(Close::Silently, Close::With);
+                        self.close_with(close, out);
+                    }
+                },
+                State::Connecting(_) => return,
+                State::Closed => {
+                    input.clear();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Something other than CONNECT, or a CONNECT that cannot be answered: closed without a word,
+    /// except that an unknown version gets the one CONNACK that every version understands.
+    fn refuse_opening(&mut self, error: DecodeError, out: &mut Outbox) {
+        debug!(%error, "connection refused");
+        if let DecodeError::UnsupportedVersion(_) = error {
+            let code = ReasonCode::UnsupportedProtocolVersion.connect_return_code();
+            connect::put_connack(out, Version::V311, false, code, b"");
+        }
+        self.close(out);
+    }
+
+    fn close(&mut self, out: &mut Outbox) {
+        self.state = State::Closed;
+        self.pending = BytesMut::new();
+        out.close();
+    }
+
+    fn close_with(&mut self, close: Close, out: &mut Outbox) {
+        if let (State::Connected(client), Close::With(reason)) = (&self.state, close) {
+            debug!(client_id = %client.id().escape_ascii(), ?reason, "client disconnected");
+            if client.version() == Version::V5 {
+                put_fixed_header(out.bytes(), PacketType::Disconnect.first_byte(), 1);
+                out.bytes().put_u8(reason as u8);
+            }
+        }
+        self.close(out);
+    }
+
+    /// Goes on with what came before the CONNACK.
+    fn take_pending(&mut self, out: &mut Outbox) {
+        let mut pending = std::mem::take(&mut self.pending);
+        self.take_packets(&mut pending, out);
+        if !pending.is_empty() {
+            self.pending = pending;
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, out: &mut Outbox) {
+        let result = match (&mut self.state, event) {
+            (State::Connected(client), Event::Delivery(delivery)) => client.deliver(&delivery, out),
+            (State::Connected(client), Event::Outcome(outcome)) => client.handle_outcome(outcome, out),
+            (State::Connected(client), Event::Reply { id, result }) => client.handle_reply(id, result, out),
+            (State::Connecting(_), Event::Reply { id, result }) => {
+                self.handle_connect_reply(id, result, out);
+                Ok(())
+            }
+            (State::Connected(_), Event::Notice(Notice::HolderTaken)) => Err(ReasonCode::SessionTakenOver.into()),
+            (State::Connected(_), Event::Notice(Notice::SubscriptionEnded(_))) => {
+                Err(ReasonCode::AdministrativeAction.into())
+            }
+            (State::Connecting(_), Event::Notice(Notice::HolderTaken | Notice::SubscriptionEnded(_))) => {
+                Err(Close::Silently)
+            }
+            // Nothing is published as mandatory, and the driver itself goes on when there is room again.
+            (_, Event::Notice(Notice::GroupChanged(_)) | Event::Returned { .. } | Event::Writable) => Ok(()),
+            (State::Opening | State::Connecting(_) | State::Closed, _) => Ok(()),
+        };
+        if let Err(close) = result {
+            self.close_with(close, out);
+        }
+    }
+
+    fn deadline(&self) -> Option<Millis> {
+        match &self.state {
+            State::Opening => Some(self.heard_at + millis(self.config.connect_timeout)),
+            State::Connected(client) => client.keep_alive().map(|span| self.heard_at + span),
+            State::Connecting(_) | State::Closed => None,
+        }
+    }
+}
+
+impl Session for MqttSession {
+    fn handle_bytes(&mut self, now: Now, input: &mut BytesMut, out: &mut Outbox) {
+        if !matches!(self.state, State::Opening) {
+            self.heard_at = now.mono;
+        }
+        if self.pending.is_empty() {
+            self.take_packets(input, out);
+        }
+        if !self.pending.is_empty() || matches!(self.state, State::Connecting(_)) {
+            self.pending.extend_from_slice(input);
+            input.clear();
+            if matches!(self.state, State::Connected(_)) {
+                self.take_pending(out);
+            } else if self.pending.len() > PENDING_MAX {
+                self.close(out);
+            }
+        }
+        if let State::Connected(client) = &mut self.state {
+            client.rest();
+        }
+    }
+
+    fn handle_events(&mut self, now: Now, events: &mut Vec<Event>, out: &mut Outbox) {
+        let was_connecting = matches!(self.state, State::Connecting(_));
+        for event in events.drain(..) {
+            self.handle_event(event, out);
+        }
+        if was_connecting && matches!(self.state, State::Connected(_)) {
+            self.heard_at = now.mono;
+            self.take_pending(out);
+        }
+    }
+
+    fn handle_timeout(&mut self, now: Now, out: &mut Outbox) {
+        if self.deadline().is_none_or(|deadline| now.mono < deadline) {
+            return;
+        }
+        let unsent = out.queued_bytes();
+        // A peer that is not read cannot be heard: core takes no more, or the peer itself takes its
+        // time, which is fine while it goes on taking.
+        let is_unheard =
+            !self.wants_read() || out.has_orders() || unsent > Outbox::HIGH_MARK && unsent != self.unsent_before;
+        self.unsent_before = unsent;
+        if matches!(self.state, State::Connected(_)) && is_unheard {
+            self.heard_at = now.mono;
+            return;
+        }
+        self.close_with(ReasonCode::KeepAliveTimeout.into(), out);
+    }
+
+    fn handle_eof(&mut self, _now: Now, out: &mut Outbox) {
+        self.close(out);
+    }
+
+    fn handle_shutdown(&mut self, _now: Now, out: &mut Outbox) {
+        self.close_with(ReasonCode::ServerShuttingDown.into(), out);
+    }
+
+    fn next_timeout(&self) -> Option<Millis> {
+        self.deadline()
+    }
+
+    fn wants_read(&self) -> bool {
+        match &self.state {
+            State::Opening | State::Closed => true,
+            State::Connecting(_) => false,
+            State::Connected(client) => client.wants_read(&self.config),
+        }
+    }
+}
+
+fn millis(span: std::time::Duration) -> Millis {
+    Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}

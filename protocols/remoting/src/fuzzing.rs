@@ -1,0 +1,1 @@
+//! Bodies of fuzz targets; they also run under `cargo test`.
