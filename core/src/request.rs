@@ -232,7 +232,7 @@ pub struct Binding {
     pub matcher: Matcher,
     /// Where to.
     pub destination: Destination,
-    /// Tells apart bindings that match alike (AMQP binding arguments); part of the identity.
+    /// Tells apart bindings that match alike; part of the identity.
     pub arguments: Bytes,
     /// The session's own words, given back by [`Reply::Attached`].
     pub cookie: Bytes,
