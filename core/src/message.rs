@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::address::decode_name;
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::Publish;
+use crate::compression;
 use crate::properties::{self, AttributeIter};
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{MessageRecord, NewMessage, Position};
@@ -95,9 +96,21 @@ impl Message {
         self.view().is_persistent()
     }
 
-    /// The payload. A native body may be compressed, see [`native_record`](Self::native_record).
+    /// Whether an exchange had the topic's name when the message was routed.
+    pub fn has_exchange(&self) -> bool {
+        self.view().has_exchange()
+    }
+
+    /// The payload as its publisher sent it. A native one may be compressed: see
+    /// [`inflated_body`](Self::inflated_body).
     pub fn body(&self) -> &[u8] {
         &self.record[self.view().body()]
+    }
+
+    /// The payload of a compressed native message as its producer's application gave it; `None` when it is
+    /// not compressed, or cannot be read. At most `max` bytes: what claims to be longer stays as it is.
+    pub fn inflated_body(&self, max: usize) -> Option<Bytes> {
+        compression::inflate(self.native_sys_flag(), self.body(), max)
     }
 
     /// The payload as shared bytes, for bodies too large to be worth copying.
