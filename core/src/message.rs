@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::Deref;
 
 use bytes::Bytes;
 
@@ -101,21 +101,18 @@ impl Message {
         self.view().has_exchange()
     }
 
-    /// The payload as its publisher sent it. A native one may be compressed: see
-    /// [`inflated_body`](Self::inflated_body).
+    /// The payload as its publisher sent it: a native one may be compressed.
     pub fn body(&self) -> &[u8] {
         &self.record[self.view().body()]
     }
 
-    /// The payload of a compressed native message as its producer's application gave it; `None` when it is
-    /// not compressed, or cannot be read. At most `max` bytes: what claims to be longer stays as it is.
-    pub fn inflated_body(&self, max: usize) -> Option<Bytes> {
-        compression::inflate(self.native_sys_flag(), self.body(), max)
-    }
-
-    /// The payload as shared bytes, for bodies too large to be worth copying.
-    pub fn body_bytes(&self) -> Bytes {
-        self.bytes(self.view().body())
+    /// The payload as the publisher's application gave it, for consumers whose protocol knows no
+    /// compression.
+    pub fn payload(&self) -> Payload<'_> {
+        Payload {
+            inflated: compression::inflate(self.native_sys_flag(), self.body(), INFLATED_MAX),
+            message: self,
+        }
     }
 
     /// The publisher's own header bytes and whose they are.
@@ -161,11 +158,39 @@ impl Message {
     pub fn native_sys_flag(&self) -> i32 {
         self.view().sys_flag()
     }
+}
 
-    fn bytes(&self, range: Range<usize>) -> Bytes {
+/// A compressed body that holds more than this is handed out as it is.
+const INFLATED_MAX: usize = 64 << 20;
+
+/// A message's payload.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    message: &'a Message,
+    inflated: Option<Bytes>,
+}
+
+impl Payload<'_> {
+    /// The payload as shared bytes, for those too large to be worth copying.
+    pub fn share(&self) -> Bytes {
+        if let Some(inflated) = &self.inflated {
+            return inflated.clone();
+        }
+        let range = self.message.view().body();
         if range.is_empty() {
             return Bytes::new();
         }
-        Bytes::from_owner(self.record.part(range.start, range.len()))
+        Bytes::from_owner(self.message.record.part(range.start, range.len()))
+    }
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.inflated {
+            Some(inflated) => inflated,
+            None => self.message.body(),
+        }
     }
 }
