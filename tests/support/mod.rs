@@ -5,6 +5,7 @@ pub mod amqp;
 pub mod broker;
 pub mod history;
 pub mod load;
+pub mod measure;
 pub mod mqtt;
 pub mod random;
 pub mod remoting;
