@@ -3,7 +3,7 @@
 //! Only the keys that matter are looked at, everything else is skipped, however it is nested (to a
 //! depth of [`DEPTH_MAX`]). A number where text is due is taken as its own spelling, as fastjson does.
 
-use super::{FIELDS_MAX, Head, HeaderError, Text};
+use super::{FIELDS_MAX, Head, HeaderError, Language, Text};
 
 /// Deepest nesting of values that are skipped.
 const DEPTH_MAX: u32 = 64;
@@ -25,6 +25,13 @@ pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text
     scanner.object(|scanner, key| {
         match &scanner.bytes[key.start as usize..key.end as usize] {
             b"code" => head.code = scanner.int()?,
+            b"language" => {
+                if let Some(Text { start, end, .. }) = scanner.scalar()?
+                    && &scanner.bytes[start as usize..end as usize] == b"GO"
+                {
+                    head.language = Language::Go;
+                }
+            }
             b"version" => head.version = scanner.int()?,
             b"opaque" => head.opaque = scanner.int()?,
             b"flag" => head.flag = scanner.int()?,

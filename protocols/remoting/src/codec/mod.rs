@@ -31,6 +31,16 @@ pub const FLAG_RESPONSE: i32 = 1;
 /// Set in `flag` of a request that wants no answer.
 pub const FLAG_ONEWAY: i32 = 2;
 
+/// Who wrote a command, as far as it makes a difference here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Language {
+    /// The Go client.
+    Go,
+    /// Any other.
+    #[default]
+    Other,
+}
+
 /// Most extension fields of one command. Clients send about thirty.
 pub const FIELDS_MAX: usize = 256;
 
@@ -110,6 +120,7 @@ pub(crate) struct Text {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Head {
     pub code: i32,
+    pub language: Language,
     pub version: i32,
     pub opaque: i32,
     pub flag: i32,
@@ -143,6 +154,11 @@ impl Command {
     /// Request code, or response code.
     pub fn code(&self) -> i32 {
         self.head.code
+    }
+
+    /// Who wrote it.
+    pub fn language(&self) -> Language {
+        self.head.language
     }
 
     /// The client's version, an ordinal in RocketMQ's list of versions.
