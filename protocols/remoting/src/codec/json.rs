@@ -63,6 +63,7 @@ pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text
 }
 
 impl Scanner<'_> {
+    #[inline]
     fn space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.bytes.get(self.at) {
             self.at += 1;
@@ -70,11 +71,13 @@ impl Scanner<'_> {
     }
 
     /// The next byte that is not white space.
+    #[inline]
     fn peek(&mut self) -> Result<u8, HeaderError> {
         self.space();
         self.bytes.get(self.at).copied().ok_or(HeaderError::Truncated)
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Result<(), HeaderError> {
         if self.peek()? != byte {
             return Err(HeaderError::Syntax(self.at));
@@ -113,22 +116,18 @@ impl Scanner<'_> {
         let start = self.at;
         let mut escaped = false;
         loop {
-            let byte = *self.bytes.get(self.at).ok_or(HeaderError::Truncated)?;
-            self.at += 1;
-            match byte {
-                b'"' => {
-                    return Ok(Text {
-                        start: start as u32,
-                        end: self.at as u32 - 1,
-                        escaped,
-                    });
-                }
-                b'\\' => {
-                    escaped = true;
-                    self.escape()?;
-                }
-                _ => {}
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            let special = rest.iter().position(|b| matches!(b, b'"' | b'\\'));
+            self.at += special.ok_or(HeaderError::Truncated)? + 1;
+            if self.bytes[self.at - 1] == b'"' {
+                return Ok(Text {
+                    start: start as u32,
+                    end: self.at as u32 - 1,
+                    escaped,
+                });
             }
+            escaped = true;
+            self.escape()?;
         }
     }
 
@@ -261,6 +260,10 @@ fn unescape_unicode<'a>(digits: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
     let Some((unit, mut rest)) = hex_unit(digits) else {
         return &[];
     };
+    if unit < 0x80 {
+        out.push(unit as u8);
+        return rest;
+    }
     let mut point = u32::from(unit);
     if (0xD800..0xDC00).contains(&unit)
         && let Some(low) = rest.strip_prefix(b"\\u")
@@ -276,8 +279,11 @@ fn unescape_unicode<'a>(digits: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
 }
 
 fn hex_unit(digits: &[u8]) -> Option<(u16, &[u8])> {
-    let (digits, rest) = digits.split_at_checked(4)?;
-    let unit = u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    let (digits, rest) = digits.split_first_chunk::<4>()?;
+    let mut unit = 0;
+    for digit in digits {
+        unit = unit << 4 | char::from(*digit).to_digit(16)? as u16;
+    }
     Some((unit, rest))
 }
 

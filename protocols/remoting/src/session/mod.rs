@@ -2,12 +2,13 @@
 //!
 //! Name server and broker in one: any listener takes every request code. Requests are independent of each
 //! other and are answered when their answer is there, in any order; `opaque` tells which is which. What
-//! a command means in core's words is [`mapping`](crate::mapping)'s work. Sends are in [`send`], requests
-//! and their replies in [`request`].
+//! a command means in core's words is [`mapping`](crate::mapping)'s work. Sends are in `send.rs`, what
+//! others ask of core in `request.rs`, its replies in `reply.rs`.
 //!
 //! The time limits are those of RocketMQ: a connection is closed after 120 s of silence, a send that
 //! core does not take within 200 ms is answered with "busy", a pull is held as long as it asks for.
 
+mod reply;
 mod request;
 mod send;
 
@@ -26,7 +27,7 @@ use crate::codec::{self, Command, Language, SerializeType, Writer};
 use crate::config::Config;
 use crate::request_code as code;
 use crate::response_code::{Refused, ResponseCode};
-use request::{Gather, Member, Pending};
+use reply::{Gather, Member, Pending};
 use send::Sends;
 
 /// The Go client waits 3 s for the answer when it gives a message back.
