@@ -3,7 +3,7 @@
 //! A frame is a length, one byte naming the header's form, a 24-bit header length, the header and a
 //! body. Both header forms may be mixed on one connection; an answer takes its request's form. A frame
 //! that cannot be read ends the connection: nothing after it can be trusted to begin where it seems to.
-//! [`json`] and [`binary`] read headers without allocating, [`Writer`] writes both forms.
+//! `json.rs` and `binary.rs` read headers without allocating, [`Writer`] writes both forms.
 
 pub(crate) mod binary;
 pub(crate) mod json;
