@@ -502,6 +502,24 @@ fn what_is_not_built_is_refused_and_asks_nothing_of_core() {
     assert!(script.orders().is_empty());
 }
 
+/// The Go client takes any answer within 3 s as "done" and forgets the message.
+#[test]
+fn the_go_client_is_told_late_that_a_message_cannot_be_given_back() {
+    let mut script = Script::new();
+    let header = br#"{"code":36,"language":"GO","version":317,"opaque":5,"flag":0,"remark":"","extFields":{"group":"g","offset":"1"}}"#;
+    let mut frame = (header.len() as u32 + 4).to_be_bytes().to_vec();
+    frame.extend((header.len() as u32).to_be_bytes());
+    frame.extend(header);
+    script.bytes(&frame);
+    script.pass(3_400);
+    assert!(script.answers().is_empty());
+    script.pass(200);
+    let answer = script.answer();
+    assert_eq!((answer.code, answer.opaque), (1, 5));
+    script.pass(60_000);
+    assert!(script.answers().is_empty() && script.orders().is_empty());
+}
+
 #[test]
 fn a_late_reply_to_a_closed_connection_is_dropped() {
     let mut script = Script::new();
