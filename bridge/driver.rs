@@ -484,7 +484,10 @@ where
     }
 
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let Some(at) = self.deadline() else { return };
+        let Some(at) = self.deadline() else {
+            self.timer = None;
+            return;
+        };
         let instant = self.clock.instant(at);
         let timer = self.timer.get_or_insert_with(|| Timer {
             sleep: Box::pin(tokio::time::sleep_until(instant)),

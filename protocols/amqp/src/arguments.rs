@@ -497,13 +497,13 @@ mod tests {
 
     #[test]
     fn integer_width_does_not_matter_for_equivalence_but_type_and_value_do() {
-        let table = |value| {
+        fn table(value: Option<Value<'_>>) -> TableWriter {
             let mut table = TableWriter::default();
             if let Some(value) = value {
                 table.put(b"x-max-length", value);
             }
             table
-        };
+        }
         let compare = |current: Option<Value<'_>>, received: Option<Value<'_>>| {
             check_queue_equivalence(b"q", table(current).table(), table(received).table()).map_err(|e| e.to_string())
         };

@@ -147,12 +147,10 @@ pub fn matcher(
 /// A pattern over whole addresses: the first word stands for the topic, by its encoded name.
 fn topics_pattern(routing_key: &[u8]) -> Pattern {
     let mut pattern = Pattern::from_key_pattern(routing_key);
-    if let Some(Level::Literal(topic)) = pattern.levels.first_mut() {
-        *topic = if topic.is_empty() {
-            Bytes::from_static(EMPTY_NAME)
-        } else {
-            encode_name(topic)
-        };
+    match pattern.levels.first_mut() {
+        Some(Level::Literal(topic)) => *topic = encode_name(topic),
+        Some(_) => {}
+        None => pattern.levels.push(Level::Literal(Bytes::from_static(EMPTY_NAME))),
     }
     pattern
 }

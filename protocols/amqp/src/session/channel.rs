@@ -1,6 +1,7 @@
 //! One channel: what it remembers, and how the frames of a `basic.publish` come together.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::Attributes;
@@ -25,7 +26,10 @@ pub enum Life {
     /// As ever.
     Open,
     /// It failed, but earlier requests are answered first. Nothing the client sends counts any more.
-    Failing,
+    Failing {
+        /// The client closed it meanwhile.
+        peer_closed: bool,
+    },
     /// We sent `channel.close`: everything but `close` and `close-ok` is discarded.
     Closing {
         /// The client had closed it too, so it may take our `close` for the answer and open it again.
@@ -39,7 +43,7 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Publishing {
     /// Where to.
-    pub exchange: ExchangeName,
+    pub exchange: Arc<ExchangeName>,
     /// With which routing key.
     pub routing_key: Bytes,
     /// Give it back when nobody is there for it.
@@ -50,7 +54,7 @@ pub struct Publishing {
 #[derive(Debug)]
 pub struct Headed {
     /// The exchange it was published to.
-    pub exchange: ExchangeName,
+    pub exchange: Arc<ExchangeName>,
     /// Its address.
     pub target: Target,
     /// Its properties in neutral form.
@@ -80,7 +84,7 @@ pub enum Content {
     /// Body frames are next.
     Body {
         /// The message so far.
-        message: Box<Headed>,
+        message: Headed,
         /// Octets announced.
         body_size: u64,
         /// Octets received.
@@ -124,7 +128,7 @@ impl Content {
     /// The beginning of a body that needs more than one frame.
     pub fn body(message: Headed, body_size: u64) -> Self {
         Self::Body {
-            message: Box::new(message),
+            message,
             body_size,
             body: BytesMut::with_capacity(body_size.min(BODY_RESERVE_MAX) as usize),
         }
@@ -192,6 +196,6 @@ impl Channel {
 
     /// Whether deliveries and answers may still be sent on it.
     pub fn is_heard(&self) -> bool {
-        matches!(self.life, Life::Open | Life::Failing | Life::Closed)
+        matches!(self.life, Life::Open | Life::Failing { .. } | Life::Closed)
     }
 }

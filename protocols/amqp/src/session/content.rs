@@ -5,7 +5,7 @@ use rocketbridge_core::boundary::{Delivery, Publish};
 use rocketbridge_core::message::Message;
 use rocketbridge_session::Outbox;
 
-use super::channel::{Content, Headed, Publishing};
+use super::channel::{Channel, Content, Headed, Publishing};
 use super::shared::Context;
 use crate::codec::content::{CLASS_BASIC, CONTENT_HEADER_SIZE};
 use crate::codec::{
@@ -74,7 +74,7 @@ impl Context<'_> {
             self.publish(message, Bytes::new());
         } else {
             self.channel.content = Content::Body {
-                message: Box::new(message),
+                message,
                 body_size: header.body_size,
                 body: BytesMut::new(),
             };
@@ -118,13 +118,13 @@ impl Context<'_> {
         let missing = body_size - body.len() as u64;
         match (payload.len() as u64).cmp(&missing) {
             std::cmp::Ordering::Greater => return Err(ConnectionError::BodyOverrun.into()),
-            std::cmp::Ordering::Equal if body.is_empty() => self.publish(*message, keep()),
+            std::cmp::Ordering::Equal if body.is_empty() => self.publish(message, keep()),
             std::cmp::Ordering::Equal => {
                 body.put_slice(payload);
-                self.publish(*message, body.freeze());
+                self.publish(message, body.freeze());
             }
             std::cmp::Ordering::Less if body.is_empty() => {
-                self.channel.content = Content::body(*message, body_size);
+                self.channel.content = Content::body(message, body_size);
                 if let Content::Body { body, .. } = &mut self.channel.content {
                     body.put_slice(payload);
                 }
@@ -143,10 +143,7 @@ impl Context<'_> {
 
     fn publish(&mut self, message: Headed, body: Bytes) {
         let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
-        let token = self
-            .shared
-            .publishes
-            .push(self.channel.key, tag, &message.exchange.name);
+        let token = self.shared.publishes.push(self.channel.key, tag, &message.exchange);
         self.out.publish(Publish {
             token,
             entry: message.target.entry,
@@ -163,27 +160,9 @@ impl Context<'_> {
         });
     }
 
-    /// `basic.deliver`
-    pub fn deliver(&mut self, consumer_tag: &[u8], delivery: &Delivery) {
-        let tag = self.lease(delivery);
-        let number = self.channel.key.number;
-        let envelope = envelope(&delivery.message, &mut self.shared.scratch);
-        let out = self.out.bytes();
-        let size = 4 + 1 + consumer_tag.len() + 8 + 1 + envelope.address.len();
-        out.reserve(size + envelope.properties.len() + 3 * FRAME_OVERHEAD + CONTENT_HEADER_SIZE);
-        put_frame_header(out, FRAME_METHOD, number, size);
-        out.put_slice(&[0, 60, 0, 60]);
-        put_short_str(out, consumer_tag);
-        out.put_u64(tag);
-        out.put_u8(delivery.redelivered.into());
-        out.put_slice(envelope.address);
-        out.put_u8(FRAME_END);
-        put_content(number, self.shared.frame_max, envelope, &delivery.message, self.out);
-    }
-
     /// `basic.get-ok`
     pub fn deliver_got(&mut self, delivery: &Delivery, remaining: u32) {
-        let tag = self.lease(delivery);
+        let tag = lease(self.channel, delivery);
         let number = self.channel.key.number;
         let envelope = envelope(&delivery.message, &mut self.shared.scratch);
         let out = self.out.bytes();
@@ -216,15 +195,40 @@ impl Context<'_> {
         out.put_u8(FRAME_END);
         put_content(number, self.shared.frame_max, envelope, message, self.out);
     }
+}
 
-    /// The delivery's tag; remembers it when it must be settled.
-    fn lease(&mut self, delivery: &Delivery) -> u64 {
-        let tag = self.channel.next_tag();
-        if delivery.leased {
-            self.channel.unacked.push(tag, delivery.subscription, delivery.sequence);
-        }
-        tag
+/// `basic.deliver`
+pub fn deliver(
+    channel: &mut Channel,
+    consumer_tag: &[u8],
+    delivery: &Delivery,
+    frame_max: u32,
+    scratch: &mut BytesMut,
+    out: &mut Outbox,
+) {
+    let tag = lease(channel, delivery);
+    let number = channel.key.number;
+    let envelope = envelope(&delivery.message, scratch);
+    let bytes = out.bytes();
+    let size = 4 + 1 + consumer_tag.len() + 8 + 1 + envelope.address.len();
+    bytes.reserve(size + envelope.properties.len() + 3 * FRAME_OVERHEAD + CONTENT_HEADER_SIZE);
+    put_frame_header(bytes, FRAME_METHOD, number, size);
+    bytes.put_slice(&[0, 60, 0, 60]);
+    put_short_str(bytes, consumer_tag);
+    bytes.put_u64(tag);
+    bytes.put_u8(delivery.redelivered.into());
+    bytes.put_slice(envelope.address);
+    bytes.put_u8(FRAME_END);
+    put_content(number, frame_max, envelope, &delivery.message, out);
+}
+
+/// The delivery's tag; remembers it when it must be settled.
+fn lease(channel: &mut Channel, delivery: &Delivery) -> u64 {
+    let tag = channel.next_tag();
+    if delivery.leased {
+        channel.unacked.push(tag, delivery.subscription, delivery.sequence);
     }
+    tag
 }
 
 /// Content header and body frames.

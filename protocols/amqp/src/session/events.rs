@@ -7,6 +7,7 @@ use rocketbridge_session::Outbox;
 
 use super::channel::{Life, PUBLISH};
 use super::confirms::Verdict;
+use super::content::deliver;
 use super::publishes::ChannelKey;
 use super::shared::{Context, Pending, What};
 use super::{CONNECTION, Frame, Phase, Session};
@@ -70,18 +71,10 @@ impl Session {
         if let Some(subscription) = self.shared.subscriptions.get(&delivery.subscription)
             && let Some(channel) = self.channels.get_mut(&subscription.channel.number)
             && channel.key == subscription.channel
-            && matches!(channel.life, Life::Open | Life::Failing)
-            && self.phase == Phase::Running
+            && matches!(channel.life, Life::Open | Life::Failing { .. })
         {
-            let tag = subscription.tag.clone();
-            let mut context = Context {
-                channel,
-                shared: &mut self.shared,
-                config: &self.config,
-                out,
-                method: MethodId::NONE,
-            };
-            context.deliver(&tag, delivery);
+            let (frame_max, scratch) = (self.shared.frame_max, &mut self.shared.scratch);
+            deliver(channel, &subscription.tag, delivery, frame_max, scratch, out);
         } else {
             give_up(delivery, out);
         }
@@ -104,7 +97,7 @@ impl Session {
                 return;
             }
             if let Fate::Rejected(reject) = outcome.fate
-                && let Some(failure) = rejection(reject, settled.exchange, user, size_max)
+                && let Some(failure) = rejection(reject, &settled.exchange.name, user, size_max)
             {
                 failed.push((settled.channel, failure));
                 return;
@@ -152,7 +145,7 @@ impl Session {
             self.fail_now(now, key.number, method, &failure, out);
         }
         self.catch_up(now, key, out);
-        self.answers_at(now, out);
+        self.answers(now, out);
     }
 
     fn connection_reply(&mut self, now: Now, pending: &Pending, result: &Result<Reply, Refusal>, out: &mut Outbox) {
@@ -188,8 +181,7 @@ impl Session {
         {
             channel.waiting = channel.waiting.saturating_sub(1);
         }
-        let is_running = self.phase == Phase::Running;
-        let Some(mut context) = self.context(key, method, out).filter(|_| is_running) else {
+        let Some(mut context) = self.context(key, method, out) else {
             self.reply_too_late(&what, result, out);
             return Ok(());
         };
@@ -232,12 +224,7 @@ impl Session {
                 context.shared.subscriptions.remove(&subscription);
                 Ok(())
             }
-            What::Login { .. }
-            | What::Forget
-            | What::Answer(_)
-            | What::Fail(_)
-            | What::ChannelCloseOk
-            | What::ConnectionCloseOk => Ok(()),
+            What::Login { .. } | What::Answer(_) | What::Fail(_) | What::ChannelCloseOk => Ok(()),
         }
     }
 
@@ -248,11 +235,6 @@ impl Session {
             (What::Cancel { subscription, .. } | What::Abandon { subscription }, _)
             | (What::Consume { subscription, .. }, Err(_)) => {
                 self.shared.subscriptions.remove(subscription);
-            }
-            (What::DeclareQueue { wanted, .. }, Ok(Reply::Queue(state)))
-                if wanted.exclusive && state.queue.exclusive =>
-            {
-                self.shared.remember_exclusive(&wanted.name);
             }
             _ => {}
         }
@@ -288,13 +270,7 @@ impl Session {
     }
 
     /// Sends answers whose turn has come.
-    pub(super) fn answers(&mut self, out: &mut Outbox) {
-        // Only reached with answers that cannot fail: errors wait only behind requests, whose replies
-        // bring the time along.
-        self.answers_at(Now::default(), out);
-    }
-
-    fn answers_at(&mut self, now: Now, out: &mut Outbox) {
+    pub(super) fn answers(&mut self, now: Now, out: &mut Outbox) {
         while let Some(front) = self.shared.pending.front() {
             if front.id.is_some() {
                 return;
@@ -308,10 +284,6 @@ impl Session {
             else {
                 return;
             };
-            if let What::ConnectionCloseOk = what {
-                Method::ConnectionCloseOk {}.encode(0, out.bytes());
-                return self.end(out);
-            }
             let Some(mut context) = self.context(key, method, out) else {
                 continue;
             };

@@ -24,7 +24,7 @@ const CAPABILITIES: [&str; 9] = [
 const MECHANISMS: [&str; 2] = ["PLAIN", "AMQPLAIN"];
 
 /// Calls `send` with `connection.start`.
-pub fn start(version_minor: u8, send: impl FnOnce(&Method<'_>)) {
+pub fn start(send: impl FnOnce(&Method<'_>)) {
     let mut capabilities = TableWriter::default();
     for name in CAPABILITIES {
         capabilities.put(name.as_bytes(), Value::Bool(true));
@@ -43,7 +43,7 @@ pub fn start(version_minor: u8, send: impl FnOnce(&Method<'_>)) {
     }
     send(&Method::ConnectionStart {
         version_major: 0,
-        version_minor,
+        version_minor: 9,
         server_properties: properties.table(),
         mechanisms: LongStr(MECHANISMS.join(" ").as_bytes()),
         locales: LongStr(b"en_US"),

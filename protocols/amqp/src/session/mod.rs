@@ -26,7 +26,7 @@ mod unacked;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Event, Peer};
 use rocketbridge_core::request::Request;
 use rocketbridge_core::time::{Millis, Now};
@@ -40,8 +40,8 @@ use shared::{Context, Pending, Shared, What};
 
 use crate::codec::method::MethodError;
 use crate::codec::{
-    FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_HEARTBEAT, FRAME_METHOD, FieldError, FrameHeader,
-    LongStr, Method, MethodId, PROTOCOL_HEADER, PROTOCOL_HEADER_0_9, ShortStr, put_heartbeat,
+    FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, FieldError,
+    FrameHeader, LongStr, Method, MethodId, PROTOCOL_HEADER, PROTOCOL_HEADER_0_9, ShortStr, put_heartbeat,
 };
 use crate::config::Config;
 use crate::reply_code::{ConnectionError, Failure, Snippet, VIRTUAL_HOST};
@@ -63,7 +63,7 @@ const CONNECTION: ChannelKey = ChannelKey { number: 0, epoch: 0 };
 ///
 /// ```text
 ///  Header -> Starting -> LoggingIn -> Tuning -> Opening -> Running
-///                                                              \-- close from the client --> Leaving -> Ended
+///  any --- close from the client --> Ended
 ///  any --- error or shutdown --> Closing --- close-ok, or time is up --> Ended
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,8 +80,6 @@ enum Phase {
     Opening,
     /// Channels may be used.
     Running,
-    /// The client sent `close`; the answer waits until everything is given back.
-    Leaving,
     /// We sent `close`; only the answer counts. Without `listens` not even that can be read.
     Closing { listens: bool },
     /// Nothing counts any more.
@@ -98,7 +96,6 @@ impl Phase {
             Self::Tuning => "tuning",
             Self::Opening => "opening",
             Self::Running => "running",
-            Self::Leaving => "closing",
             Self::Closing { .. } | Self::Ended => "closed",
         }
     }
@@ -198,13 +195,8 @@ impl Session {
         if input.len() < PROTOCOL_HEADER.len() {
             return false;
         }
-        let header = input.split_to(PROTOCOL_HEADER.len());
-        let version_minor = if header[..] == PROTOCOL_HEADER {
-            9
-        } else {
-            9 - u8::from(header[7] != 9)
-        };
-        handshake::start(version_minor, |start| start.encode(0, out.bytes()));
+        input.advance(PROTOCOL_HEADER.len());
+        handshake::start(|start| start.encode(0, out.bytes()));
         self.phase = Phase::Starting;
         true
     }
@@ -227,7 +219,7 @@ impl Session {
                     let error = ConnectionError::FrameTooLarge {
                         kind: header.kind,
                         size: header.size,
-                        limit: frame_max - crate::codec::FRAME_OVERHEAD as u32,
+                        limit: frame_max.saturating_sub(FRAME_OVERHEAD as u32),
                     };
                     self.fail_connection(now, MethodId::NONE, &error.into(), out);
                     input.clear();
@@ -281,7 +273,7 @@ impl Session {
     fn frame(&mut self, now: Now, frame: &Frame<'_>, out: &mut Outbox) -> Result<(), Blamed> {
         match self.phase {
             Phase::Running if frame.channel != 0 => return self.channel_frame(now, frame, out),
-            Phase::Closing { .. } | Phase::Leaving | Phase::Ended => {
+            Phase::Closing { .. } | Phase::Ended => {
                 if frame.channel == 0 && frame.kind == FRAME_METHOD {
                     self.last_words(frame, out);
                 }
@@ -376,10 +368,8 @@ impl Session {
                 info!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "connection open");
                 Ok(())
             }
-            (Phase::Running, Method::ConnectionClose { .. }) => {
-                self.leave(method.id(), out);
-                Ok(())
-            }
+            // The link ends before the answer goes out, so whoever connects next finds exclusive queues
+            // gone and messages returned.
             (_, Method::ConnectionClose { .. }) => {
                 Method::ConnectionCloseOk {}.encode(0, out.bytes());
                 self.end(out);
@@ -414,37 +404,6 @@ impl Session {
             self.phase = Phase::Closing { listens: false };
             self.deadline = Some(now.mono + SILENT_CLOSE);
         }
-    }
-
-    /// The client closes the connection: everything is given back before the answer, so that whoever
-    /// connects next finds exclusive queues gone and messages returned.
-    fn leave(&mut self, method: MethodId, out: &mut Outbox) {
-        self.phase = Phase::Leaving;
-        for channel in self.channels.values_mut() {
-            let mut context = Context {
-                channel,
-                shared: &mut self.shared,
-                config: &self.config,
-                out,
-                method,
-            };
-            context.release();
-        }
-        for queue in std::mem::take(&mut self.shared.exclusive) {
-            let request = Request::DeleteQueue {
-                name: queue,
-                if_unused: false,
-                if_empty: false,
-            };
-            self.shared.request(CONNECTION, method, What::Forget, request, out);
-        }
-        self.shared.pending.push_back(Pending {
-            id: None,
-            channel: CONNECTION,
-            method,
-            what: What::ConnectionCloseOk,
-        });
-        self.answers(out);
     }
 
     // --- channels ------------------------------------------------------------------------------
@@ -486,8 +445,7 @@ impl Session {
                 if matches!(context.channel.content, Content::Header(_)) {
                     self.receive(frame.channel);
                 }
-                self.answers(out);
-                let _ = now;
+                self.answers(now, out);
                 Ok(())
             }
             FRAME_HEADER | FRAME_BODY if !context.channel.content.expects(frame.kind) => {
@@ -558,12 +516,17 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&frame.channel) else {
             return Ok(());
         };
-        let Life::Closing { peer_closed } = &mut channel.life else {
-            return Ok(());
-        };
         if frame.kind != FRAME_METHOD {
             return Ok(());
         }
+        let peer_closed = match &mut channel.life {
+            Life::Closing { peer_closed } => peer_closed,
+            Life::Failing { peer_closed } => {
+                *peer_closed |= matches!(Method::decode(frame.payload), Ok(Method::ChannelClose { .. }));
+                return Ok(());
+            }
+            Life::Open | Life::Closed => return Ok(()),
+        };
         match Method::decode(frame.payload) {
             Ok(Method::ChannelClose { .. }) => {
                 *peer_closed = true;
@@ -588,7 +551,7 @@ impl Session {
         let channel = self.channels.get_mut(&number);
         match channel.filter(|channel| channel.waiting > 0 && channel.life == Life::Open) {
             Some(channel) if self.phase == Phase::Running && !loses_sync(&failure) => {
-                channel.life = Life::Failing;
+                channel.life = Life::Failing { peer_closed: false };
                 channel.content = Content::Idle;
                 channel.waiting += 1;
                 self.shared.pending.push_back(Pending {
@@ -610,8 +573,14 @@ impl Session {
     }
 
     fn fail_channel(&mut self, number: u16, method: MethodId, failure: &Failure, out: &mut Outbox) {
-        let Some(channel) = self.channels.get_mut(&number).filter(|channel| channel.is_heard()) else {
+        let Some(channel) = self.channels.get_mut(&number) else {
             return;
+        };
+        let peer_closed = match channel.life {
+            Life::Open => false,
+            Life::Failing { peer_closed } => peer_closed,
+            // Its client is done with it.
+            Life::Closing { .. } | Life::Closed => return,
         };
         debug!(
             peer = %self.peer.remote, channel = number, reply_code = failure.reply_code() as u16, error = %failure,
@@ -633,7 +602,10 @@ impl Session {
             class_id: method.class,
             method_id: method.method,
         });
-        channel.life = Life::Closing { peer_closed: false };
+        if peer_closed {
+            context.send(&Method::ChannelCloseOk {});
+        }
+        channel.life = Life::Closing { peer_closed };
     }
 
     fn fail_connection(&mut self, now: Now, method: MethodId, failure: &Failure, out: &mut Outbox) {
@@ -738,7 +710,7 @@ impl Protocol for Session {
             Phase::Running => {
                 self.fail_connection(now, MethodId::NONE, &ConnectionError::Forced("shutdown").into(), out);
             }
-            Phase::Closing { .. } | Phase::Leaving | Phase::Ended => {}
+            Phase::Closing { .. } | Phase::Ended => {}
             _ => self.end(out),
         }
     }

@@ -3,8 +3,9 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use crate::mapping::ExchangeName;
 
 /// A channel as it was opened: the number may be used again, the epoch is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ struct Run {
     channel: ChannelKey,
     /// Confirm tag of the first; 0 when the channel was not in confirm mode.
     tag: u64,
-    exchange: Bytes,
+    exchange: Arc<ExchangeName>,
 }
 
 /// Publishes of one channel that share an outcome.
@@ -33,7 +34,7 @@ pub struct Settled<'a> {
     /// Their confirm tags; empty when there are none.
     pub tags: Range<u64>,
     /// The exchange they were published to.
-    pub exchange: &'a Bytes,
+    pub exchange: &'a ExchangeName,
 }
 
 /// Publishes on their way, by token.
@@ -45,7 +46,7 @@ pub struct Publishes {
 
 impl Publishes {
     /// Notes a publish and gives its token. `tag` is 0 outside confirm mode.
-    pub fn push(&mut self, channel: ChannelKey, tag: u64, exchange: &Bytes) -> u64 {
+    pub fn push(&mut self, channel: ChannelKey, tag: u64, exchange: &Arc<ExchangeName>) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         if let Some(last) = self.runs.back_mut()
@@ -56,7 +57,7 @@ impl Publishes {
             } else {
                 last.tag != 0 && last.tag + (token - last.tokens.start) == tag
             })
-            && last.exchange == *exchange
+            && Arc::ptr_eq(&last.exchange, exchange)
         {
             last.tokens.end += 1;
         } else {
@@ -152,7 +153,7 @@ mod tests {
     #[test]
     fn neighbours_are_one_run_and_come_out_with_their_tags() {
         let mut publishes = Publishes::default();
-        let exchange = Bytes::from_static(b"e");
+        let exchange = Arc::new(ExchangeName::new(b"e"));
         (0..5).for_each(|n| assert_eq!(publishes.push(ONE, 1 + n, &exchange), n));
         (0..2).for_each(|n| assert_eq!(publishes.push(TWO, 0, &exchange), 5 + n));
         assert_eq!(publishes.push(ONE, 6, &exchange), 7);

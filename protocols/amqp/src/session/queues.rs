@@ -35,8 +35,7 @@ impl Context<'_> {
             self.request(what, Request::FindQueue { name: queue });
             return Ok(());
         }
-        let is_server_named = stripped.is_empty();
-        let name = if is_server_named {
+        let name = if stripped.is_empty() {
             self.shared.names.queue()
         } else if stripped.starts_with(b"amq.") {
             return Err(ChannelError::ReservedName(Resource::queue(&stripped)).into());
@@ -49,7 +48,8 @@ impl Context<'_> {
             durable: declare.durable && !declare.exclusive,
             exclusive: declare.exclusive,
             auto_delete: declare.auto_delete,
-            addressable: !is_server_named && !declare.exclusive,
+            // The default exchange reaches only what core can address.
+            addressable: true,
             limit,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         };
@@ -71,9 +71,6 @@ impl Context<'_> {
             Ok(Reply::Queue(state)) => {
                 if let Some(wanted) = wanted {
                     compare(wanted, &state)?;
-                    if wanted.exclusive {
-                        self.shared.remember_exclusive(queue);
-                    }
                 }
                 let answer = Method::QueueDeclareOk {
                     queue: ShortStr(queue),
@@ -142,7 +139,7 @@ impl Context<'_> {
             Err(Refusal::NotFound { .. }) => 0,
             other => return Err(self.refused(&Resource::queue(queue), other)),
         };
-        self.shared.forget_queue(queue);
+        self.shared.gets.remove(queue);
         let message_count = saturated(count);
         self.send_unless(no_wait, &Method::QueueDeleteOk { message_count });
         Ok(())

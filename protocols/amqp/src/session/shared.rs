@@ -2,6 +2,8 @@
 //! which is what the handlers of methods and replies work on.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::AttributesBuilder;
@@ -23,10 +25,6 @@ const EXCHANGES_MAX: usize = 8;
 
 /// Exchanges whose kind is remembered, so that binding to them needs no question.
 const KINDS_MAX: usize = 1024;
-
-/// Exclusive queues that are remembered, to delete them before `connection.close-ok`; those beyond go
-/// with the link, moments later.
-const EXCLUSIVE_MAX: usize = 4096;
 
 /// A request, or an answer that waits for its turn behind requests of its channel.
 #[derive(Debug)]
@@ -99,14 +97,11 @@ pub enum What {
     Abandon {
         subscription: SubscriptionId,
     },
-    /// An exclusive queue of a connection that is being closed.
-    Forget,
     /// A method frame whose turn comes behind earlier requests.
     Answer(Bytes),
     /// An error whose turn comes behind earlier requests.
     Fail(Failure),
     ChannelCloseOk,
-    ConnectionCloseOk,
 }
 
 /// A consumer.
@@ -116,6 +111,28 @@ pub struct Subscription {
     pub channel: ChannelKey,
     /// Its tag.
     pub tag: Bytes,
+}
+
+/// Consumers by number. The number is ours and rises, so spreading its bits is hash enough: this is
+/// looked up for every delivery.
+pub type Subscriptions = HashMap<SubscriptionId, Subscription, BuildHasherDefault<Spread>>;
+
+/// Spreads the bits of one number.
+#[derive(Default)]
+pub struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0 ^ u64::from(number))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(32);
+    }
 }
 
 /// What the channels of a connection share.
@@ -134,15 +151,13 @@ pub struct Shared {
     /// Requests in the order of their replies, and answers between them.
     pub pending: VecDeque<Pending>,
     /// Consumers by subscription.
-    pub subscriptions: HashMap<SubscriptionId, Subscription>,
+    pub subscriptions: Subscriptions,
     /// What gets from each queue are settled under.
     pub gets: HashMap<Bytes, SubscriptionId>,
     /// Publishes without an outcome.
     pub publishes: Publishes,
     /// Kinds of exchanges that were declared here.
     pub kinds: HashMap<Bytes, ExchangeKind>,
-    /// Exclusive queues of this connection.
-    pub exclusive: Vec<Bytes>,
     /// Where origin blocks are made.
     pub arena: BytesMut,
     /// Where attributes are made.
@@ -153,7 +168,7 @@ pub struct Shared {
     pub backlog_bytes: usize,
     /// Channels with confirms to be told.
     pub confirming: Vec<u16>,
-    exchanges: Vec<ExchangeName>,
+    exchanges: Vec<Arc<ExchangeName>>,
     next_request: u64,
     next_subscription: u32,
     next_epoch: u64,
@@ -169,11 +184,10 @@ impl Shared {
             cancel_notify: false,
             authentication_failure_close: false,
             pending: VecDeque::new(),
-            subscriptions: HashMap::new(),
+            subscriptions: Subscriptions::default(),
             gets: HashMap::new(),
             publishes: Publishes::default(),
             kinds: HashMap::new(),
-            exclusive: Vec::new(),
             arena: BytesMut::new(),
             attributes: AttributesBuilder::default(),
             scratch: BytesMut::new(),
@@ -216,14 +230,14 @@ impl Shared {
     }
 
     /// An exchange that is published to.
-    pub fn exchange(&mut self, name: &[u8]) -> ExchangeName {
+    pub fn exchange(&mut self, name: &[u8]) -> Arc<ExchangeName> {
         if let Some(known) = self.exchanges.iter().find(|known| known.name == name) {
             return known.clone();
         }
         if self.exchanges.len() == EXCHANGES_MAX {
             self.exchanges.remove(0);
         }
-        let exchange = ExchangeName::new(name);
+        let exchange = Arc::new(ExchangeName::new(name));
         self.exchanges.push(exchange.clone());
         exchange
     }
@@ -234,19 +248,6 @@ impl Shared {
             self.kinds.clear();
         }
         self.kinds.insert(exchange.name.clone(), kind);
-    }
-
-    /// Remembers an exclusive queue.
-    pub fn remember_exclusive(&mut self, queue: &Bytes) {
-        if self.exclusive.len() < EXCLUSIVE_MAX && !self.exclusive.contains(queue) {
-            self.exclusive.push(queue.clone());
-        }
-    }
-
-    /// A queue is gone.
-    pub fn forget_queue(&mut self, queue: &Bytes) {
-        self.exclusive.retain(|name| name != queue);
-        self.gets.remove(queue);
     }
 
     /// Gives memory back when nothing is on its way.

@@ -36,8 +36,8 @@ pub(super) enum Pending {
     Done(ReplyTo),
     /// One of several replies that make one answer.
     Part(u64),
-    /// A send, and whether it may make its topic.
-    Send(Box<Deferred>, bool),
+    /// A batch whose message queue is not chosen yet.
+    Send(Box<Deferred>),
     Route {
         to: ReplyTo,
         topic: Bytes,
@@ -407,9 +407,11 @@ impl Session {
             (Pending::Part(number), result) => {
                 self.gather_part(number, result.map(|_| ()).map_err(Refused::from), out);
             }
-            (Pending::Send(deferred, makes_topic), result) => {
-                self.deferred_send_reply(now, *deferred, makes_topic, result, out);
-            }
+            (Pending::Send(deferred), result) => match result {
+                Ok(Reply::Topic(topic)) => self.send_deferred(now, *deferred, Some(topic), out),
+                Err(Refusal::NotFound { .. }) => self.send_deferred(now, *deferred, None, out),
+                other => refuse(out, deferred.to(), &unexpected(other)),
+            },
             (Pending::Pull { to, offset, hold_until }, result) => {
                 if let Some(at) = hold_until {
                     self.holds.remove(&(at, id));
@@ -516,22 +518,6 @@ impl Session {
             gather.answer(out);
         }
     }
-
-    fn deferred_send_reply(
-        &mut self,
-        now: Now,
-        deferred: Deferred,
-        makes_topic: bool,
-        result: Result<Reply, Refusal>,
-        out: &mut Outbox,
-    ) {
-        match result {
-            Ok(Reply::Topic(topic)) => self.send_deferred(now, deferred, Some(topic), out),
-            Err(Refusal::NotFound { .. }) if makes_topic => self.send_deferred(now, deferred, None, out),
-            Err(Refusal::NotFound { .. }) => refuse(out, deferred.to(), &Refused::no_topic(deferred.topic())),
-            other => refuse(out, deferred.to(), &unexpected(other)),
-        }
-    }
 }
 
 impl Pending {
@@ -539,7 +525,7 @@ impl Pending {
     fn to(&self) -> Option<ReplyTo> {
         match self {
             Self::Login | Self::Unasked | Self::Part(_) => None,
-            Self::Send(deferred, _) => Some(deferred.to()),
+            Self::Send(deferred) => Some(deferred.to()),
             Self::Done(to)
             | Self::YoungQueue(to)
             | Self::MaxOffset(to)
