@@ -91,7 +91,7 @@ func amqpPublishChecks(s *Suite) {
 		queue := t.durableQueue()
 		sent := amqp.Publishing{
 			ContentType: "application/json", ContentEncoding: "gzip", DeliveryMode: 2, Priority: 7,
-			CorrelationId: "correlation", ReplyTo: "reply-queue", MessageId: "message-1",
+			CorrelationId: "correlation", ReplyTo: "reply-queue", Expiration: "600000", MessageId: "message-1",
 			Timestamp: time.Unix(1_700_000_000, 0), Type: "order.created", UserId: "guest", AppId: "interop",
 			Headers: amqp.Table{"k": "v"}, Body: []byte("{}"),
 		}
@@ -100,7 +100,7 @@ func amqpPublishChecks(s *Suite) {
 		back := amqp.Publishing{
 			ContentType: got.ContentType, ContentEncoding: got.ContentEncoding, DeliveryMode: got.DeliveryMode,
 			Priority: got.Priority, CorrelationId: got.CorrelationId, ReplyTo: got.ReplyTo,
-			MessageId: got.MessageId, Timestamp: got.Timestamp, Type: got.Type,
+			Expiration: got.Expiration, MessageId: got.MessageId, Timestamp: got.Timestamp, Type: got.Type,
 			UserId: got.UserId, AppId: got.AppId, Headers: got.Headers, Body: got.Body,
 		}
 		t.True(back.Timestamp.Equal(sent.Timestamp), "timestamp: got %v", back.Timestamp)
