@@ -6,7 +6,7 @@
 //! the share of the worker thread is used up; then the task waits, or goes to the back of the run queue.
 //!
 //! The future is written by hand so that an idle connection costs its fields and nothing else; buffers
-//! are lent by the worker thread, see [`scratch`]. It knows no protocol ([`Session`]) and no broker
+//! are lent by the worker thread (`scratch`). It knows no protocol ([`Session`]) and no broker
 //! ([`Link`]).
 //!
 //! ```text
@@ -484,7 +484,10 @@ where
     }
 
     fn arm(&mut self, cx: &mut Context<'_>) {
-        let Some(at) = self.deadline() else { return };
+        let Some(at) = self.deadline() else {
+            self.timer = None;
+            return;
+        };
         let instant = self.clock.instant(at);
         let timer = self.timer.get_or_insert_with(|| Timer {
             sleep: Box::pin(tokio::time::sleep_until(instant)),

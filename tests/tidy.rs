@@ -86,7 +86,10 @@ fn only_the_bridge_touches_sockets_tasks_and_clocks() {
         "UdpSocket",
     ];
     for folder in ["core", "protocols"] {
-        assert_none(&lines_with(&sources(folder), &words), "this belongs into bridge/");
+        let mut files = sources(folder);
+        // A benchmark stands where the bridge stands: outside, with a clock in its hand.
+        files.retain(|(path, _)| !path.components().any(|part| part.as_os_str() == "benches"));
+        assert_none(&lines_with(&files, &words), "this belongs into bridge/");
     }
 }
 

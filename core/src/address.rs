@@ -123,7 +123,7 @@ pub fn fnv1a(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The key of an address whose only level after the topic is empty (MQTT `a/`).
+/// The key of an address whose only level after the topic is empty.
 pub const EMPTY_LEVEL_KEY: &[u8] = b"|-";
 
 /// Turns the levels after the topic, joined by `.`, into a key. `None` is "no level at all".
@@ -163,7 +163,7 @@ fn is_marked(text: &[u8]) -> bool {
 pub enum Level {
     /// Exactly this level.
     Literal(Bytes),
-    /// Any one level (AMQP `*`, MQTT `+`).
+    /// Any one level.
     One,
     /// Any number of levels, also none (`#`).
     Many,
@@ -174,7 +174,7 @@ pub enum Level {
 pub struct Pattern {
     /// Level by level. For a pattern over whole addresses the first level is the encoded topic name.
     pub levels: Vec<Level>,
-    /// Leading wildcards do not match a first level that begins with `$`. [MQTT-4.7.2-1]
+    /// Leading wildcards do not match a first level that begins with `$`.
     pub spare_dollar: bool,
 }
 

@@ -99,7 +99,7 @@ impl Attribute {
 pub enum Name<'a> {
     /// A property that protocols share.
     Known(Attribute),
-    /// A user property (AMQP header, MQTT user property, native property).
+    /// A user property (a header, a user property, a native property).
     User(&'a [u8]),
 }
 
@@ -113,7 +113,7 @@ pub enum Value<'a> {
     Float(f64),
     /// Unix milliseconds.
     Timestamp(u64),
-    /// Text; nearly always UTF-8, but AMQP does not promise it.
+    /// Text; nearly always UTF-8, but not every protocol promises it.
     Text(&'a [u8]),
     Binary(&'a [u8]),
     /// A list or table, as JSON text: only its own protocol sees it in full, from the origin.

@@ -163,8 +163,8 @@ pub struct Queue {
     pub exclusive: bool,
     /// Goes when its last consumer goes, after it had one.
     pub auto_delete: bool,
-    /// Messages published to the topic of its name reach it, and it is seen as that topic. Not for
-    /// server-named, exclusive and temporary queues.
+    /// What native producers send to the topic of its name reaches it, and what is published straight to it
+    /// enters that topic. Not for server-named, exclusive and temporary queues.
     pub addressable: bool,
     /// Most messages and bytes kept; the oldest ready one is dropped to make room. Zero is no limit.
     pub limit: Limit,
@@ -232,7 +232,7 @@ pub struct Binding {
     pub matcher: Matcher,
     /// Where to.
     pub destination: Destination,
-    /// Tells apart bindings that match alike (AMQP binding arguments); part of the identity.
+    /// Tells apart bindings that match alike; part of the identity.
     pub arguments: Bytes,
     /// The session's own words, given back by [`Reply::Attached`].
     pub cookie: Bytes,

@@ -3,7 +3,7 @@
 mod support;
 
 use rocketbridge_core::address::Pattern;
-use rocketbridge_core::attributes::{AttributesBuilder, Name, Value};
+use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name, Value};
 use rocketbridge_core::boundary::*;
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::*;
@@ -103,6 +103,16 @@ fn exclusive_queues_are_locked_and_go_with_their_connection() {
     let find = || Request::FindQueue { name: bytes("mine") };
     assert_eq!(other.ask(&harness.engine, find()).unwrap_err(), Refusal::Locked);
     owner.ask(&harness.engine, find()).unwrap();
+    // Anybody may publish straight to it, but it leaves no topic behind.
+    other.publish(message(Entry::Queue, "mine", "", "m"));
+    owner.subscribe("mine", None);
+    harness.engine.sync_once().unwrap();
+    assert_eq!(owner.bodies(), ["m"]);
+    assert!(
+        other
+            .ask(&harness.engine, Request::FindTopic { topic: bytes("mine") })
+            .is_err()
+    );
     drop(owner);
     assert!(matches!(
         other.ask(&harness.engine, find()),
@@ -173,6 +183,50 @@ fn drop_head_drops_what_would_be_delivered_next() {
     client.publish(message(Entry::Queue, "q", "", "6"));
     client.settle(subscription, 2, 1, Settle::Ack);
     assert_eq!(client.bodies(), ["4"]);
+}
+
+#[test]
+fn expiry_acts_at_the_head_only() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    client.ask(&harness.engine, Request::DeclareQueue(queue("q"))).unwrap();
+    let mut builder = AttributesBuilder::default();
+    let mut living = |millis: Option<u64>, text: &str| {
+        if let Some(millis) = millis {
+            builder.put(Name::Known(Attribute::TimeToLive), Value::Uint(millis));
+        }
+        Publish {
+            attributes: builder.finish(),
+            ..message(Entry::Queue, "q", "", text)
+        }
+    };
+    for (millis, text) in [
+        (Some(10), "a"),
+        (Some(10), "b"),
+        (None, "c"),
+        (Some(10), "d"),
+        (Some(1000), "e"),
+    ] {
+        client.publish(living(millis, text));
+    }
+    let ready = |client: &mut Client, harness: &Harness| match client
+        .ask(&harness.engine, Request::FindQueue { name: bytes("q") })
+    {
+        Ok(Reply::Queue(state)) => state.ready,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(ready(&mut client, &harness), 5);
+    harness.clock.advance(10);
+    assert_eq!(ready(&mut client, &harness), 3);
+    let harness = harness.restart();
+    harness.clock.advance(10);
+    let mut client = harness.client();
+    client.subscribe("q", None);
+    harness.engine.sync_once().unwrap();
+    assert_eq!(client.bodies(), ["c", "e"]);
+    // A message that may not wait at all reaches a consumer that is there.
+    client.publish(living(Some(0), "now"));
+    assert_eq!(client.bodies(), ["now"]);
 }
 
 #[test]

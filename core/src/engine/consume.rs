@@ -111,6 +111,7 @@ impl State {
         let persistent = message.is_persistent();
         let Some(queue) = self.queue(id) else { return };
         if queue.progress.ready() == 0 && !queue.consumers.is_empty() && !queue.dirty {
+            // Nothing is before it: even a message that may not wait at all is handed over.
             if let Some(consumer) = self.next_consumer(id) {
                 return self.hand_over(id, consumer, message, entry);
             }
@@ -278,10 +279,23 @@ impl State {
     fn take_message(&mut self, id: QueueId) -> Option<(Taken, Message)> {
         loop {
             let taken = self.queue(id)?.progress.take()?;
-            match self.message(taken.entry.position, taken.entry.size) {
-                Some(message) => return Some((taken, message)),
-                None => self.done(id, taken.sequence..taken.sequence + 1),
+            if !taken.entry.is_expired(self.now.wall)
+                && let Some(message) = self.message(taken.entry.position, taken.entry.size)
+            {
+                return Some((taken, message));
             }
+            self.done(id, taken.sequence..taken.sequence + 1);
+        }
+    }
+
+    /// Removes what has expired at the head of a queue: what is behind a message that lives waits for it.
+    pub(crate) fn expire(&mut self, id: QueueId) {
+        let now = self.now.wall;
+        while let Some(queue) = self.queue(id)
+            && queue.progress.peek().is_some_and(|entry| entry.is_expired(now))
+            && let Some(taken) = queue.progress.take()
+        {
+            self.done(id, taken.sequence..taken.sequence + 1);
         }
     }
 
@@ -475,12 +489,14 @@ impl State {
             self.change(&Change::Consumed { id: queue_id });
         }
         let delivery = self.delivery(link, id, queue_id, taken, message);
+        self.expire(queue_id);
         let remaining = self.queue(queue_id).map_or(0, |queue| queue.progress.ready());
         Ok(Reply::Got(Some(Box::new(Got { delivery, remaining }))))
     }
 
     pub(crate) fn purge(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
         let id = self.queue_for(link, name)?;
+        self.expire(id);
         let queue = self.queue(id).expect("just found");
         let (count, ranges) = (queue.progress.ready(), queue.progress.ready_ranges());
         for range in ranges {

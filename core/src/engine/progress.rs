@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use crate::engine::ranges::Ranges;
 use crate::store::record::Position;
+use crate::time::Millis;
 
 /// A place in the log (or in memory) that an index points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +22,16 @@ pub(crate) struct Entry {
     pub position: Position,
     /// Length of the record, bytes.
     pub size: u32,
-    /// In a topic's message queue: the tag's hash. In a queue: 0 (expiry and flags come here).
+    /// In a topic's message queue: the tag's hash. In a queue: when it expires, Unix milliseconds, 0 for
+    /// never.
     pub word: u64,
+}
+
+impl Entry {
+    /// Whether a queue's entry has expired.
+    pub(crate) fn is_expired(self, wall: Millis) -> bool {
+        self.word != 0 && self.word <= wall.0
+    }
 }
 
 /// Entries of one queue from `head` on and what became of them.
@@ -111,6 +120,16 @@ impl Progress {
             self.next = self.end();
         }
         sequence
+    }
+
+    /// The entry that [`take`](Self::take) would give.
+    pub(crate) fn peek(&mut self) -> Option<Entry> {
+        if let Some(range) = self.returned.iter().next() {
+            return Some(self.entries[(range.start - self.head) as usize]);
+        }
+        let fresh = (self.next - self.head) as usize;
+        let index = (fresh..self.entries.len()).find(|index| !self.acked[*index])?;
+        Some(self.entries[index])
     }
 
     /// Takes the next entry to be delivered: returned ones first, in their order.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::address::fnv1a;
-use crate::attributes::{Attribute, Name, Value};
+use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
 use crate::engine::group::tag_hash;
@@ -15,6 +15,7 @@ use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
 use crate::properties;
 use crate::store::record::{NewMessage, Position};
+use crate::time::Millis;
 
 /// The topic of messages whose own topic may not be made any more.
 const CATCH_ALL: &[u8] = b"catch-all";
@@ -59,11 +60,12 @@ impl State {
         self.find_durable(&route, publish.persistent, destinations);
         let logged =
             topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
-        let (position, message) = self.store(link, publish, topic_queue, destinations, logged);
+        let (position, message) = self.store(link, publish, topic_queue, destinations, route.exchange, logged);
+        let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
             position,
             size: message.record_len() as u32,
-            word: 0,
+            word: expires_at,
         };
         if let Some((topic, queue, _)) = topic_queue {
             self.append_to_topic(
@@ -183,6 +185,7 @@ impl State {
         publish: &Publish,
         topic_queue: Option<(u32, u32, u64)>,
         destinations: &Destinations,
+        exchange: bool,
         logged: bool,
     ) -> (Position, Message) {
         let born_host = self.born_host(link);
@@ -197,6 +200,7 @@ impl State {
         } = self;
         let mut new = NewMessage::of(publish, born_host, config.store_host, *stored_at, properties);
         new.destinations = destinations;
+        new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
         if let Some((topic, ..)) = topic_queue
             && topics[topic as usize].name != publish.topic
@@ -236,6 +240,18 @@ impl State {
             self.outcome_now(link, outcome, !publish.detailed);
         }
     }
+}
+
+/// When a message of that time to live expires, Unix milliseconds; 0 for never. Native messages do not.
+pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, stored_at: Millis) -> u64 {
+    if format == Format::NATIVE {
+        return 0;
+    }
+    let mut lives = attributes.filter_map(|(name, value)| match (name, value) {
+        (Name::Known(Attribute::TimeToLive), Value::Uint(millis)) => Some(millis),
+        _ => None,
+    });
+    lives.next().map_or(0, |millis| stored_at.0.saturating_add(millis))
 }
 
 /// What keeps messages of one topic in one message queue: the ordering key, else the key.

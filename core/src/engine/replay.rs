@@ -1,8 +1,10 @@
 //! Rebuilding the state from the log: every record is applied in order.
 
+use crate::attributes::Iter;
 use crate::engine::change::Change;
 use crate::engine::group::tag_hash;
 use crate::engine::progress::Entry;
+use crate::engine::publish::expires_at;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
 use crate::request::Destination;
@@ -74,9 +76,10 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
             },
         );
     }
+    let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
         if let Some(queue) = state.queue(id) {
-            queue.progress.replay_push(sequence, entry);
+            queue.progress.replay_push(sequence, Entry { word, ..entry });
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Route {
     pub queues: Vec<QueueId>,
     /// The queue that the topic is named for exists and may be seen as a topic.
     pub addressed: bool,
+    /// An exchange has the topic's name.
+    pub exchange: bool,
 }
 
 struct ExchangeState {
@@ -53,8 +55,9 @@ pub(crate) struct Router {
     exchange_ids: Map<Bytes, u32>,
     /// Patterns over whole addresses.
     root: Trie,
-    /// Queues by encoded name, those that the topic of their name reaches.
-    addressable: Map<Bytes, QueueId>,
+    /// Queues by encoded name, and whether the topic of that name reaches them and is made for them. What
+    /// goes straight to a queue reaches it either way.
+    queues: Map<Bytes, (QueueId, bool)>,
     /// Every binding once, with its cookie and target.
     bindings: Map<Binding, (Bytes, u64)>,
     by_queue: Map<QueueId, Vec<Binding>>,
@@ -122,16 +125,16 @@ impl Router {
 
     // --- queues -----------------------------------------------------------------------------------
 
-    /// Messages addressed to the topic of that encoded name reach the queue.
-    pub(crate) fn add_addressable(&mut self, name: Bytes, queue: QueueId) {
-        self.addressable.insert(name, queue);
+    /// Adds a queue under its encoded name.
+    pub(crate) fn add_queue(&mut self, name: Bytes, queue: QueueId, addressable: bool) {
+        self.queues.insert(name, (queue, addressable));
         self.cache.clear();
     }
 
     /// Removes a queue and its bindings; gives those.
     pub(crate) fn remove_queue(&mut self, encoded_name: &[u8], queue: QueueId) -> Vec<Binding> {
-        if self.addressable.get(encoded_name) == Some(&queue) {
-            self.addressable.remove(encoded_name);
+        if self.queues.get(encoded_name).is_some_and(|(known, _)| *known == queue) {
+            self.queues.remove(encoded_name);
         }
         let gone = self.by_queue.get(&queue).cloned().unwrap_or_default();
         for binding in &gone {
@@ -279,7 +282,8 @@ impl Router {
         queues.dedup();
         let route = Arc::new(Route {
             queues,
-            addressed: self.addressable.contains_key(topic),
+            addressed: self.queues.get(topic).is_some_and(|(_, addressable)| *addressable),
+            exchange: self.exchange_ids.contains_key(topic),
         });
         if cacheable {
             if self.cache.len() >= CACHE_MAX {
@@ -322,8 +326,10 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn run(&mut self) {
         let (entry, topic) = (self.publish.entry, &self.publish.topic);
-        if matches!(entry, Entry::Queue | Entry::Native) {
-            self.queues.extend(self.router.addressable.get(topic));
+        if let Some((queue, addressable)) = self.router.queues.get(topic)
+            && (entry == Entry::Queue || (entry == Entry::Native && *addressable))
+        {
+            self.queues.push(*queue);
         }
         if entry == Entry::Queue {
             return;

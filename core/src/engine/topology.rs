@@ -73,6 +73,7 @@ impl State {
     // --- queues -----------------------------------------------------------------------------------
 
     pub(crate) fn queue_state(&mut self, id: QueueId, created: bool) -> Reply {
+        self.expire(id);
         let queue = self.queue(id).expect("the caller found it");
         Reply::Queue(QueueState {
             queue: queue.spec.clone(),
@@ -121,9 +122,7 @@ impl State {
         }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
-        if spec.addressable {
-            self.router.add_addressable(topic.clone(), id);
-        }
+        self.router.add_queue(topic.clone(), id, spec.addressable);
         self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic)));
     }
 
@@ -140,6 +139,7 @@ impl State {
         if_empty: bool,
     ) -> Result<Reply, Refusal> {
         let id = self.queue_for(link, name)?;
+        self.expire(id);
         let queue = self.queue(id).expect("just found");
         if if_unused && !queue.consumers.is_empty() {
             return Err(Refusal::InUse);

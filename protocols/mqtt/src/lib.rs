@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod config;
+#[doc(hidden)]
 pub mod fuzzing;
 mod inflight;
 pub mod mapping;

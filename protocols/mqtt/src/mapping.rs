@@ -295,3 +295,208 @@ fn put_text_property(name: &[u8], value: Value<'_>, text: &mut String, out: &mut
 fn fits_string(text: &[u8]) -> bool {
     text.len() <= LENGTH_MAX && is_string(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use rocketbridge_core::attributes::Attributes;
+    use rocketbridge_core::boundary::Publish;
+    use rocketbridge_core::message::Entry;
+    use rocketbridge_core::time::Millis;
+
+    use super::*;
+    use crate::codec::text::filter_matches;
+    use crate::codec::{PacketType, Side, properties::Place};
+
+    fn address(topic: &str) -> TopicAddress {
+        address_of(&Bytes::copy_from_slice(topic.as_bytes()), &mut BytesMut::new())
+    }
+
+    fn message(address: &TopicAddress, attributes: Attributes) -> Message {
+        let host = SocketAddr::from(([127, 0, 0, 1], 1));
+        let publish = Publish {
+            token: 0,
+            entry: Entry::Topic,
+            topic: address.name.clone(),
+            key: address.key.clone(),
+            body: Bytes::new(),
+            attributes,
+            format: Format(1),
+            origin: Bytes::new(),
+            persistent: false,
+            mandatory: false,
+            detailed: false,
+            native: None,
+        };
+        Message::from_publish(&publish, host, host, Millis(0))
+    }
+
+    const TOPICS: [(&str, &str, &str); 12] = [
+        ("devices/42/cmd", "devices", "42.cmd"),
+        ("a", "a", ""),
+        ("a/", "a", "|-"),
+        ("a//", "a", "."),
+        ("/a", "|-", "a"),
+        ("/", "|-", "|-"),
+        ("a.b/c.d/e", "a|2Eb", "c/d.e"),
+        ("a/|-", "a", "||-"),
+        ("$SYS/x", "|24SYS", "x"),
+        ("é/ü", "|C3|A9", "ü"),
+        ("a|b/c|d", "a|7Cb", "c|d"),
+        ("%RETRY%g/x", "%RETRY%g", "x"),
+    ];
+
+    #[test]
+    fn topics_and_addresses_are_one_to_one() {
+        for (topic, name, key) in TOPICS {
+            let address = address(topic);
+            assert_eq!(
+                (&address.name[..], &address.key[..]),
+                (name.as_bytes(), key.as_bytes()),
+                "{topic}"
+            );
+            assert!(!address.is_cut);
+            let mut back = BytesMut::from(&b"before"[..]);
+            assert!(put_topic(&message(&address, Attributes::EMPTY), &mut back));
+            assert_eq!(back, format!("before{topic}"));
+        }
+    }
+
+    #[test]
+    fn a_cut_name_comes_back_from_its_attribute() {
+        let topic = format!("{}/x", "n".repeat(300));
+        let address = address(&topic);
+        assert!(address.is_cut);
+        let mut builder = AttributesBuilder::default();
+        builder.text(Attribute::Topic, &topic.as_bytes()[..300]);
+        let mut back = BytesMut::new();
+        assert!(put_topic(&message(&address, builder.finish()), &mut back));
+        assert_eq!(back, topic);
+    }
+
+    /// What core's matcher does with a pattern over whole addresses.
+    fn pattern_matches(levels: &[Level], address: &[&[u8]]) -> bool {
+        match levels.split_first() {
+            None => address.is_empty(),
+            Some((Level::Many, rest)) => (0..=address.len()).any(|skip| pattern_matches(rest, &address[skip..])),
+            Some((level, rest)) => address.split_first().is_some_and(|(first, address)| {
+                let fits = match level {
+                    Level::Literal(literal) => literal == first,
+                    _ => true,
+                };
+                fits && pattern_matches(rest, address)
+            }),
+        }
+    }
+
+    #[test]
+    fn patterns_match_the_addresses_of_what_filters_match() {
+        let filters = [
+            "#",
+            "+",
+            "+/+",
+            "a/#",
+            "a/+",
+            "a",
+            "a/",
+            "/#",
+            "/+",
+            "+/a",
+            "a.b/#",
+            "a.b/c.d/e",
+            "+/c.d/+",
+            "devices/+/cmd",
+            "$SYS/#",
+            "a/|-",
+            "é/+",
+        ];
+        for filter in filters {
+            let pattern = pattern_of(filter.as_bytes());
+            assert!(pattern.spare_dollar);
+            for (topic, ..) in TOPICS.into_iter().filter(|(topic, ..)| !topic.starts_with('$')) {
+                let address = address(topic);
+                let mut levels = vec![&address.name[..]];
+                if let Some(key) = levels_from_key(&address.key) {
+                    levels.extend(key.split(|b| *b == b'.'));
+                }
+                let expected = filter_matches(filter.as_bytes(), topic.as_bytes());
+                assert_eq!(pattern_matches(&pattern.levels, &levels), expected, "{filter} {topic}");
+            }
+        }
+        assert_eq!(
+            pattern_of(b"a.b/+/c.d/#").levels,
+            [
+                Level::Literal(Bytes::from_static(b"a|2Eb")),
+                Level::One,
+                Level::Literal(Bytes::from_static(b"c/d")),
+                Level::Many
+            ]
+        );
+    }
+
+    #[test]
+    fn origins_give_back_what_was_published() {
+        let mut bytes = BytesMut::new();
+        put_origin(&mut bytes, Version::V5, 1, b"a/b", b"client");
+        let properties = Properties::check(
+            Bytes::from_static(b"\x23\0\x01\x01\x01\x0B\x05\x02\0\0\0\x09"),
+            Place::Packet(PacketType::Publish),
+            Side::Server,
+        )
+        .expect("valid");
+        put_forwarded(&mut bytes, &properties);
+        let origin = Origin {
+            version: 5,
+            qos: 1,
+            topic: b"a/b",
+            client_id: b"client",
+            properties: b"\x01\x01\x02\0\0\0\x09",
+        };
+        assert_eq!(Origin::parse(&bytes), Some(origin));
+        assert_eq!(Origin::parse(&bytes[..10]), None);
+        bytes.clear();
+        put_origin(&mut bytes, Version::V31, 0, b"t", b"");
+        assert_eq!(Origin::parse(&bytes).map(|origin| origin.version), Some(4));
+    }
+
+    #[test]
+    fn attributes_survive_a_way_through_mqtt() {
+        let mut builder = AttributesBuilder::default();
+        let entries = [
+            (Name::Known(Attribute::ContentType), Value::Text(b"a/b")),
+            (Name::Known(Attribute::CorrelationId), Value::Binary(b"\0\xFF")),
+            (Name::Known(Attribute::ReplyTo), Value::Text(b"r")),
+            (Name::Known(Attribute::MessageId), Value::Text(b"m")),
+            (Name::Known(Attribute::Type), Value::Text(b"t")),
+            (Name::Known(Attribute::Priority), Value::Uint(7)),
+            (Name::Known(Attribute::Timestamp), Value::Uint(1_700_000_000_000)),
+            (Name::Known(Attribute::TimeToLive), Value::Uint(3000)),
+            (Name::Known(Attribute::Keys), Value::Text(b"k1 k2")),
+            (Name::Known(Attribute::PayloadFormat), Value::Uint(1)),
+            (Name::User(b"u"), Value::Text(b"v")),
+        ];
+        for (name, value) in entries {
+            builder.put(name, value);
+        }
+        let mut encoded = BytesMut::new();
+        put_foreign_properties(&message(&address("t"), builder.finish()), &mut encoded);
+        let properties = Properties::check(encoded.freeze(), Place::Packet(PacketType::Publish), Side::Client);
+        put_attributes(&properties.expect("valid"), &mut builder);
+        assert_eq!(builder.finish().iter().collect::<Vec<_>>(), entries);
+    }
+
+    #[test]
+    fn a_user_property_cannot_say_which_topic_a_message_is_on() {
+        let mut builder = AttributesBuilder::default();
+        put_user(b"address-topic", b"other", &mut builder);
+        put_user(b"priority", b"high", &mut builder);
+        assert_eq!(
+            builder.finish().iter().collect::<Vec<_>>(),
+            [
+                (Name::User(b"address-topic"), Value::Text(b"other")),
+                (Name::User(b"priority"), Value::Text(b"high"))
+            ]
+        );
+    }
+}

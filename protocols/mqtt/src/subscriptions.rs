@@ -74,11 +74,6 @@ impl Subscriptions {
         self.exact.len() + self.wild.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Adds a subscription, or replaces the one of that filter, which is given back.
     pub fn insert(&mut self, filter: &[u8], subscription: Subscription) -> Option<Subscription> {
         self.cache.clear();

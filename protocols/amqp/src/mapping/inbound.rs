@@ -52,13 +52,11 @@ fn syntax(error: impl std::fmt::Display) -> Failure {
 
 fn read(properties: &Properties<'_>, user: &[u8], attributes: &mut AttributesBuilder) -> Result<(), Failure> {
     if let Some(expiration) = properties.expiration {
-        check_expiration(expiration).map_err(|fault| ChannelError::InvalidExpiration {
+        let millis = check_expiration(expiration).map_err(|fault| ChannelError::InvalidExpiration {
             expiration: String::from_utf8_lossy(expiration).into_owned(),
             fault,
         })?;
-        return Err(Failure::not_implemented(
-            "message property 'expiration' is not implemented",
-        ));
+        attributes.put(Name::Known(Attribute::TimeToLive), Neutral::Uint(millis));
     }
     if let Some(claimed) = properties.user_id
         && claimed != user
@@ -322,10 +320,6 @@ mod tests {
         assert_eq!(
             text(expiring(b"abc")),
             "PRECONDITION_FAILED - invalid expiration 'abc': no_integer"
-        );
-        assert_eq!(
-            text(expiring(b"100")),
-            "NOT_IMPLEMENTED - message property 'expiration' is not implemented"
         );
         let properties = Properties {
             user_id: Some(b"bob"),

@@ -233,7 +233,8 @@ fn lease(channel: &mut Channel, delivery: &Delivery) -> u64 {
 
 /// Content header and body frames.
 fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &Message, out: &mut Outbox) {
-    let body = message.body();
+    let payload = message.payload();
+    let body = &payload[..];
     let bytes = out.bytes();
     put_frame_header(
         bytes,
@@ -253,12 +254,12 @@ fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &M
     if body.len() <= chunk_max {
         if !body.is_empty() {
             put_frame_header(bytes, FRAME_BODY, channel, body.len());
-            out.body(body, || message.body_bytes());
+            out.body(body, || payload.share());
             out.bytes().put_u8(FRAME_END);
         }
         return;
     }
-    let shared = message.body_bytes();
+    let shared = payload.share();
     for (at, chunk) in body.chunks(chunk_max).enumerate() {
         put_frame_header(out.bytes(), FRAME_BODY, channel, chunk.len());
         let start = at * chunk_max;

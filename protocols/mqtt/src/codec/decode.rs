@@ -58,11 +58,20 @@ impl Decoder {
         let Some(&first) = input.first() else {
             return Ok(None);
         };
-        let packet_type = self.check_first_byte(first)?;
+        let packet_type = self.opening_checked(first)?;
+        // For these two Mosquitto looks at the length before anything else, and its test vectors ask
+        // for it.
+        let is_ping = matches!(packet_type, PacketType::PingReq | PacketType::PingResp);
+        if !is_ping {
+            self.check_first_byte(packet_type, first & 0x0F)?;
+        }
         let Some((remaining, header_len)) = self.remaining_length(input)? else {
             return Ok(None);
         };
         self.check_remaining_length(packet_type, remaining)?;
+        if is_ping {
+            self.check_first_byte(packet_type, first & 0x0F)?;
+        }
         let size = header_len as u32 + remaining;
         if size > self.packet_size_max {
             return Err(DecodeError::TooLarge {
@@ -73,31 +82,33 @@ impl Decoder {
         if input.len() < size as usize {
             return Ok(None);
         }
-        if remaining == 0 && matches!(packet_type, PacketType::PingReq | PacketType::PingResp) {
+        if remaining == 0 {
+            // Nothing of it is kept, so the buffer need not become shared.
             let _ = input.split_to(size as usize);
-            return Ok(Some(match packet_type {
-                PacketType::PingReq => Packet::PingReq,
-                _ => Packet::PingResp,
-            }));
+            return self.body(packet_type, first & 0x0F, Bytes::new()).map(Some);
         }
         let body = input.split_to(size as usize).freeze().slice(header_len..);
         self.body(packet_type, first & 0x0F, body).map(Some)
     }
 
-    fn check_first_byte(&self, first: u8) -> Result<PacketType, DecodeError> {
-        use PacketType::*;
+    /// The packet's type, when it may come now. [MQTT-3.1.0-1, MQTT-3.1.0-2]
+    fn opening_checked(&self, first: u8) -> Result<PacketType, DecodeError> {
         let packet_type =
             PacketType::from_first_byte(first).ok_or(DecodeError::Protocol("packet type 0 is forbidden"))?;
-        let flags = first & 0x0F;
         let opening = match self.side {
-            Side::Server => Connect,
-            Side::Client => ConnAck,
+            Side::Server => PacketType::Connect,
+            Side::Client => PacketType::ConnAck,
         };
         match (self.version, packet_type == opening) {
-            (None, false) => return Err(DecodeError::Protocol("the first packet opens the connection")),
-            (Some(_), true) if self.side == Side::Server => return Err(DecodeError::Protocol("a second CONNECT")),
-            _ => {}
+            (None, false) => Err(DecodeError::Protocol("the first packet opens the connection")),
+            (Some(_), true) if self.side == Side::Server => Err(DecodeError::Protocol("a second CONNECT")),
+            _ => Ok(packet_type),
         }
+    }
+
+    /// Whether the other side may send that type, with those flags (2.1.3).
+    fn check_first_byte(&self, packet_type: PacketType, flags: u8) -> Result<(), DecodeError> {
+        use PacketType::*;
         let is_expected = match packet_type {
             Connect | Subscribe | Unsubscribe | PingReq => self.side == Side::Server,
             ConnAck | SubAck | UnsubAck | PingResp => self.side == Side::Client,
@@ -116,14 +127,14 @@ impl Decoder {
             Publish if flags & 0x06 == 0x06 => Err(DecodeError::Malformed("QoS 3")),
             Publish if flags & 0x0E == 0x08 => Err(DecodeError::Malformed("DUP with QoS 0")),
             // The version decides, which the packet itself tells.
-            Publish | Connect => Ok(packet_type),
-            // The one flag that matters here is not defined before an AUTH exchange was agreed on.
+            Publish | Connect => Ok(()),
+            // No AUTH exchange can have been agreed on, so the whole packet is out of place.
             Auth if flags != 0 => Err(DecodeError::Protocol("reserved flags are set")),
             // MQTT 3.1 has DUP and QoS in all of them and says nothing of what else they may be.
             _ if flags != packet_type.flags() && self.version != Some(Version::V31) => {
                 Err(DecodeError::Malformed("reserved flags are set"))
             }
-            _ => Ok(packet_type),
+            _ => Ok(()),
         }
     }
 
@@ -436,14 +447,15 @@ fn subscribe(mut body: Body) -> Result<Subscribe, DecodeError> {
     let mut unshared = Ok(());
     while cursor.remaining() > 0 {
         let filter = cursor.bytes16()?;
-        if !is_topic_filter(filter) && !(version == Version::V5 && is_shared(filter) && is_name(filter)) {
+        let is_shared = version == Version::V5 && is_shared(filter) && is_name(filter);
+        if !is_shared && !is_topic_filter(filter) {
             return Err(DecodeError::Malformed("not a topic filter"));
         }
         let options = SubscriptionOptions(cursor.u8()?);
         if !options.is_valid(version) {
             return Err(DecodeError::Malformed("reserved subscription options"));
         }
-        if version == Version::V5 && is_shared(filter) {
+        if is_shared {
             if split_shared(filter).is_none() {
                 unshared = Err(DecodeError::Protocol("shared subscription without a name or filter"));
             } else if options.no_local() {

@@ -29,6 +29,8 @@ pub(super) struct Connected {
     pub keep_alive: u16,
     /// Largest packet that the client accepts, bytes.
     pub packet_size_max: u32,
+    /// Most topic aliases that the client was told of.
+    pub topic_alias_maximum: u16,
     /// The session outlives the connection.
     pub has_expiry: bool,
 }

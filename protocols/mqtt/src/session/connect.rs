@@ -8,7 +8,7 @@ use rocketbridge_session::Outbox;
 use tracing::debug;
 
 use super::client::{Client, Connected};
-use super::{MqttSession, State, millis};
+use super::{MqttSession, State};
 use crate::codec::properties::{PropertyId, put_bytes, put_number};
 use crate::codec::{Connect, PacketType, Version, put_fixed_header, put_variable, variable_len};
 use crate::config::Config;
@@ -152,12 +152,22 @@ impl MqttSession {
         let State::Connecting(connecting) = std::mem::replace(&mut self.state, State::Closed) else {
             return;
         };
+        let mut topic_alias_maximum = self.config.topic_alias_maximum;
         let mut properties = BytesMut::new();
+        let fits = |properties: &BytesMut| {
+            connack_len(connecting.version, properties.len()) <= connecting.packet_size_max as usize
+        };
         if connecting.version == Version::V5 {
-            connecting.put_properties(&self.config, &mut properties);
+            connecting.put_properties(&self.config, topic_alias_maximum, &mut properties);
+            if !fits(&properties) {
+                // Aliases are the one thing that a client can do without.
+                topic_alias_maximum = 0;
+                properties.clear();
+                connecting.put_properties(&self.config, topic_alias_maximum, &mut properties);
+            }
         }
-        // [MQTT-3.1.2-24]: what the client does not want to hear is not said.
-        if connack_len(connecting.version, properties.len()) > connecting.packet_size_max as usize {
+        if !fits(&properties) {
+            // [MQTT-3.1.2-24]
             self.close(out);
             return;
         }
@@ -168,6 +178,7 @@ impl MqttSession {
             client_id: connecting.client_id,
             keep_alive: connecting.keep_alive,
             packet_size_max: connecting.packet_size_max,
+            topic_alias_maximum,
             has_expiry: connecting.expiry.seconds != 0,
         });
         client.resume(&connecting.cookies);
@@ -231,7 +242,7 @@ impl Connecting {
     }
 
     /// What a 5.0 client is told of us (3.2.2.3).
-    fn put_properties(&self, config: &Config, out: &mut BytesMut) {
+    fn put_properties(&self, config: &Config, topic_alias_maximum: u16, out: &mut BytesMut) {
         if self.expiry.is_changed {
             put_number(out, PropertyId::SessionExpiry, self.expiry.seconds);
         }
@@ -246,12 +257,8 @@ impl Connecting {
         if self.is_assigned {
             put_bytes(out, PropertyId::AssignedClientIdentifier, &self.client_id);
         }
-        if config.topic_alias_maximum > 0 {
-            put_number(
-                out,
-                PropertyId::TopicAliasMaximum,
-                u32::from(config.topic_alias_maximum),
-            );
+        if topic_alias_maximum > 0 {
+            put_number(out, PropertyId::TopicAliasMaximum, u32::from(topic_alias_maximum));
         }
         put_number(out, PropertyId::SharedSubscriptionAvailable, 0);
     }
@@ -330,6 +337,7 @@ pub(super) fn keep_alive_span(seconds: u16) -> Option<Millis> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::millis;
     use super::*;
 
     #[test]

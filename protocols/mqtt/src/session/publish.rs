@@ -53,7 +53,7 @@ impl Client {
         if publish.qos > 0 && is_v5 && self.unconfirmed.len() >= usize::from(config.receive_maximum.max(1)) {
             return Err(ReasonCode::ReceiveMaximumExceeded.into());
         }
-        self.resolve_alias(&mut publish, config)?;
+        self.resolve_alias(&mut publish)?;
         if level_count(&publish.topic) > config.topic_levels_max {
             return Err(ReasonCode::TopicNameInvalid.into());
         }
@@ -115,11 +115,11 @@ impl Client {
     }
 
     /// Puts the topic in the place of its alias, or remembers it under that. (5.0, 3.3.2.3.4)
-    fn resolve_alias(&mut self, publish: &mut Publish, config: &Config) -> Result<(), Close> {
+    fn resolve_alias(&mut self, publish: &mut Publish) -> Result<(), Close> {
         let Some(alias) = publish.properties.number(PropertyId::TopicAlias) else {
             return Ok(());
         };
-        if alias == 0 || alias > u32::from(config.topic_alias_maximum) {
+        if alias == 0 || alias > u32::from(self.is.topic_alias_maximum) {
             return Err(ReasonCode::TopicAliasInvalid.into());
         }
         let index = alias as usize - 1;

@@ -10,7 +10,7 @@ use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 
-use super::request::Pending;
+use super::reply::Pending;
 use super::{ReplyTo, Session, answer, busy, refuse};
 use crate::codec::Command;
 use crate::mapping::names::{self, AUTO_CREATE_TOPIC};
@@ -65,13 +65,11 @@ struct Batch {
     refused: Option<Refused>,
 }
 
-/// A send that waits for what is known of its topic.
+/// A batch that waits for what is known of its topic.
 #[derive(Debug)]
 pub(super) struct Deferred {
     to: ReplyTo,
     envelope: Envelope,
-    flag: i32,
-    batch: bool,
     properties: Vec<u8>,
     body: Bytes,
 }
@@ -103,12 +101,22 @@ impl Sends {
         self.first + self.slots.len() as u64
     }
 
+    fn index(&self, token: u64) -> Option<usize> {
+        let index = usize::try_from(token.checked_sub(self.first)?).ok()?;
+        (index < self.slots.len()).then_some(index)
+    }
+
+    /// When a message was sent that has no outcome.
+    fn sent_at(&self, token: u64) -> Millis {
+        self.index(token).map_or(Millis(0), |at| self.slots[at].sent_at)
+    }
+
     /// The slot of a token is done; gives what it was.
     fn finish(&mut self, token: u64) -> SlotKind {
-        let slot = token
-            .checked_sub(self.first)
-            .and_then(|at| self.slots.get_mut(usize::try_from(at).ok()?));
-        let Some(slot) = slot else { return SlotKind::Done };
+        let Some(at) = self.index(token) else {
+            return SlotKind::Done;
+        };
+        let slot = &mut self.slots[at];
         self.bytes -= slot.bytes as usize;
         slot.bytes = 0;
         let kind = std::mem::replace(&mut slot.kind, SlotKind::Done);
@@ -151,29 +159,30 @@ impl Session {
             ));
         }
         let makes_topic = self.config.topics_auto_create && *header.default_topic.bytes() == *AUTO_CREATE_TOPIC;
-        let topic_queues_max = self.config.topic_queues_max.max(1);
+        let topic_queues = header.default_topic_queues.max(1) as u32;
         let envelope = Envelope {
             topic: self.sends.topic(&topic),
             queue_id: u32::try_from(header.queue_id).ok(),
             sys_flag: header.sys_flag,
             born_at: header.born_at,
             reconsume_times: header.reconsume_times,
-            topic_queues: (header.default_topic_queues.max(1) as u32).min(topic_queues_max),
+            topic_queues: if makes_topic {
+                topic_queues.min(self.config.topic_queues_max.max(1))
+            } else {
+                0
+            },
         };
         let batch = header.batch || command.code() == SEND_BATCH_MESSAGE;
-        // Core would make the topic, or put each message of the batch into a message queue of its own.
-        if !makes_topic || (batch && envelope.queue_id.is_none()) {
+        if batch && envelope.queue_id.is_none() {
+            // Core would put each message of the batch into a message queue of its own.
             let topic = envelope.topic.clone();
             let deferred = Deferred {
                 to,
                 envelope,
-                flag: header.flag,
-                batch,
                 properties: header.properties.bytes().into_owned(),
                 body: body.clone(),
             };
-            let pending = Pending::Send(Box::new(deferred), makes_topic);
-            self.ask(Request::FindTopic { topic }, pending, out)?;
+            self.ask(Request::FindTopic { topic }, Pending::Send(Box::new(deferred)), out)?;
             return Ok(());
         }
         let mut scratch = std::mem::take(&mut self.sends.scratch);
@@ -187,26 +196,17 @@ impl Session {
         result
     }
 
-    /// What is known of a deferred send's topic is there.
+    /// What is known of a deferred batch's topic is there: all of it goes to one message queue.
     pub(super) fn send_deferred(&mut self, now: Now, deferred: Deferred, topic: Option<Topic>, out: &mut Outbox) {
         let Deferred {
             to,
             mut envelope,
-            flag,
-            batch,
             properties,
             body,
         } = deferred;
         let queues = topic.map_or(envelope.topic_queues, |topic| topic.queues);
-        if batch && envelope.queue_id.is_none() {
-            envelope.queue_id = Some(to.opaque.unsigned_abs() % queues.max(1));
-        }
-        let result = if batch {
-            self.publish_batch(now, to, &envelope, &properties, &body, out)
-        } else {
-            self.publish_one(now, to, &envelope, flag, &properties, &body, out)
-        };
-        if let Err(refused) = result {
+        envelope.queue_id = Some(to.opaque.unsigned_abs() % queues.max(1));
+        if let Err(refused) = self.publish_batch(now, to, &envelope, &properties, &body, out) {
             refuse(out, to, &refused);
         }
     }
@@ -358,8 +358,7 @@ impl Session {
             return;
         }
         for publish in out.withdraw_publishes() {
-            let at = (publish.token - self.sends.first) as usize;
-            let due = self.sends.slots[at].sent_at + self.config.busy_after();
+            let due = self.sends.sent_at(publish.token) + self.config.busy_after();
             if due <= now.mono {
                 let refused = busy("start flow control for a while");
                 self.finish_send(publish.token, Err(refused), out);
@@ -416,9 +415,5 @@ fn answer_send(
 impl Deferred {
     pub(super) fn to(&self) -> ReplyTo {
         self.to
-    }
-
-    pub(super) fn topic(&self) -> &[u8] {
-        &self.envelope.topic
     }
 }
