@@ -42,8 +42,9 @@ impl Session {
                 }
                 context.channel.consumers.remove(&tag);
                 context.shared.subscriptions.remove(&subscription);
+                // Whoever deletes a queue hears that it is deleted before that its consumer is gone.
                 if notify {
-                    context.send(&Method::BasicCancel {
+                    context.answer(&Method::BasicCancel {
                         consumer_tag: ShortStr(&tag),
                         no_wait: true,
                     });
