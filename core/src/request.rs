@@ -369,9 +369,9 @@ pub enum Reply {
     /// It is done, and as durable as a confirmed message.
     Done,
     /// An exchange as it is.
-    Exchange(Exchange),
+    Exchange(Box<Exchange>),
     /// A queue as it is.
-    Queue(QueueState),
+    Queue(Box<QueueState>),
     /// A number of messages.
     Count(u64),
     /// What a get took, if there was anything.

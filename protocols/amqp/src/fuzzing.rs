@@ -223,21 +223,21 @@ impl Core {
                 what: "queue",
                 name: Bytes::from_static(b"q"),
             }),
-            Request::DeclareExchange(exchange) => Ok(Reply::Exchange(exchange)),
-            Request::FindExchange { name } => Ok(Reply::Exchange(Exchange {
+            Request::DeclareExchange(exchange) => Ok(Reply::Exchange(Box::new(exchange))),
+            Request::FindExchange { name } => Ok(Reply::Exchange(Box::new(Exchange {
                 name,
                 kind: ExchangeKind::Headers,
                 durable: true,
                 auto_delete: false,
                 internal: false,
                 arguments: Bytes::new(),
-            })),
-            Request::DeclareQueue(queue) => Ok(Reply::Queue(QueueState {
+            }))),
+            Request::DeclareQueue(queue) => Ok(Reply::Queue(Box::new(QueueState {
                 queue,
                 ready: turn,
                 consumers: 0,
                 created: turn.is_multiple_of(2),
-            })),
+            }))),
             Request::DeleteQueue { .. } | Request::PurgeQueue { .. } => Ok(Reply::Count(turn)),
             Request::Get { subscription, .. } => Ok(Reply::Got(Some(Box::new(Got {
                 delivery: self.delivery(subscription),

@@ -580,21 +580,21 @@ fn state(request: &Request, created: bool, change: fn(&mut Queue)) -> Reply {
     };
     let mut queue = queue.clone();
     change(&mut queue);
-    Reply::Queue(QueueState {
+    Reply::Queue(Box::new(QueueState {
         queue,
         ready: 0,
         consumers: 0,
         created,
-    })
+    }))
 }
 
 pub fn exchange(name: &'static str, kind: ExchangeKind) -> Reply {
-    Reply::Exchange(Exchange {
+    Reply::Exchange(Box::new(Exchange {
         name: Bytes::from_static(name.as_bytes()),
         kind,
         durable: true,
         auto_delete: false,
         internal: false,
         arguments: Bytes::new(),
-    })
+    }))
 }
