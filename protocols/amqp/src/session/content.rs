@@ -88,11 +88,11 @@ impl Context<'_> {
             routing_key,
             mandatory,
         } = publishing;
-        let target = target(&exchange, &routing_key);
+        let mut target = target(&exchange, &routing_key);
         let meaning = meaning(
             properties,
             &self.shared.user,
-            target.cut_from.as_ref(),
+            target.cut_from.take().as_ref(),
             &mut self.shared.attributes,
         )?;
         Ok(Headed {
