@@ -58,7 +58,9 @@ impl Language {
                 let jars = folder.join(version).join("lib").join("*");
                 let classes = folder.join(version).join("classes");
                 command.arg("-Xmx512m").arg(format!("-Duser.home={}", home.display()));
-                command.arg("-cp").arg(format!("{}:{}", classes.display(), jars.display()));
+                command
+                    .arg("-cp")
+                    .arg(format!("{}:{}", classes.display(), jars.display()));
                 command.arg("rocketbridge.interop.Main");
                 command
             }
@@ -73,14 +75,24 @@ fn sources() -> PathBuf {
 /// Builds the clients of a language once and says where they are.
 fn prepared(language: &'static str) -> PathBuf {
     static DONE: OnceLock<Mutex<BTreeMap<&'static str, PathBuf>>> = OnceLock::new();
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target folder");
-    let mut done = DONE.get_or_init(Mutex::default).lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .expect("it lies in the target folder");
+    let mut done = DONE
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     let folder = done.entry(language).or_insert_with(|| {
         let script = sources().join("prepare");
         let output = Command::new(&script).arg(language).arg(target.join("interop")).output();
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", script.display()));
         let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{} {language}: {}\n{said}", script.display(), output.status);
+        assert!(
+            output.status.success(),
+            "{} {language}: {}\n{said}",
+            script.display(),
+            output.status
+        );
         target.join("interop").join(language)
     });
     folder.clone()
@@ -129,7 +141,11 @@ pub fn run(language: Language, suite: &str, checks: usize) {
     passed.sort();
     let all = passed.len();
     passed.dedup();
-    assert_eq!(passed.len(), all, "{language:?} {suite}: a check has the name of another");
+    assert_eq!(
+        passed.len(),
+        all,
+        "{language:?} {suite}: a check has the name of another"
+    );
     assert_eq!(all, checks, "{language:?} {suite}: number of checks that ran");
 }
 
@@ -148,7 +164,10 @@ struct Running {
 
 impl Running {
     fn start(command: &mut Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = child.stdout.take().expect("it is piped");
         let mut stderr = child.stderr.take().expect("it is piped");
@@ -184,13 +203,20 @@ impl Running {
     }
 
     fn answer(&mut self) {
-        writeln!(self.stdin, "done").and_then(|()| self.stdin.flush()).expect("it reads its stdin");
+        writeln!(self.stdin, "done")
+            .and_then(|()| self.stdin.flush())
+            .expect("it reads its stdin");
     }
 
     /// Whether it ended well, and what it wrote to stderr.
     fn end(mut self) -> (bool, String) {
         let status = self.child.wait().expect("it is our child");
-        let stderr = self.stderr.take().expect("taken once").join().expect("the reader does not panic");
+        let stderr = self
+            .stderr
+            .take()
+            .expect("taken once")
+            .join()
+            .expect("the reader does not panic");
         (status.success(), stderr)
     }
 }
