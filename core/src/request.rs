@@ -456,6 +456,9 @@ pub enum Refusal {
     /// A limit was reached or a value is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// The queue that the subscription was from is gone: a get needs a new one.
+    #[error("the subscription's queue is gone")]
+    Ended,
     /// The group has not joined with a subscription of that topic.
     #[error("the group has no subscription of that topic")]
     NoSubscription,

@@ -300,10 +300,12 @@ fn after_a_channel_error_everything_but_the_end_is_discarded_on_that_channel_alo
     let mut script = Script::opened();
     script.open_channel(1);
     script.open_channel(2);
-    script.publish(1, b"missing", b"k", b"\x00\x00", b"x");
-    let token = script.published()[0].token;
-    script.outcome(token, 1, Fate::Rejected(Reject::NoExchange));
-    script.expect_channel_close(1, 404, "NOT_FOUND - no exchange 'missing' in vhost '/'", (60, 40));
+    script.publish(1, b"gone", b"k", b"\x00\x00", b"x");
+    script.meet("gone");
+    script.publish(1, b"gone", b"k", b"\x00\x00", b"x");
+    assert_eq!(script.published().len(), 2);
+    script.outcome(0, 2, Fate::Rejected(Reject::NoExchange));
+    script.expect_channel_close(1, 404, "NOT_FOUND - no exchange 'gone' in vhost '/'", (60, 40));
     script.publish(1, b"", b"q", b"\x00\x00", b"swallowed");
     script.method(1, &Method::ConfirmSelect { no_wait: false });
     script.method(1, &ack(77, false));
@@ -315,6 +317,23 @@ fn after_a_channel_error_everything_but_the_end_is_discarded_on_that_channel_alo
     // The number is free after close-ok.
     script.method(1, &Method::ChannelCloseOk {});
     script.open_channel(1);
+}
+
+#[test]
+fn what_follows_a_publish_to_a_missing_exchange_does_not_count() {
+    let mut script = Script::opened();
+    script.open_channel(1);
+    script.open_channel(2);
+    script.publish(1, b"", b"q", b"\x00\x00", b"counts");
+    script.publish(1, b"missing", b"k", b"\x00\x00", b"x");
+    script.publish(1, b"", b"q", b"\x00\x00", b"does not");
+    script.publish(2, b"", b"q", b"\x00\x00", b"other channel");
+    let (id, request) = script.request();
+    assert!(matches!(request, Request::FindExchange { name } if name == "missing"));
+    script.reply(id, Err(not_found("exchange", b"missing")));
+    script.expect_channel_close(1, 404, "NOT_FOUND - no exchange 'missing' in vhost '/'", (60, 40));
+    let bodies: Vec<_> = script.published().into_iter().map(|publish| publish.body).collect();
+    assert_eq!(bodies, ["counts", "other channel"]);
 }
 
 #[test]
@@ -453,6 +472,7 @@ fn a_publish_keeps_its_address_and_its_octets() {
     script.open_channel(1);
     let properties = b"\x90\x00\x03a/b\x02";
     script.publish(1, b"events", b"a.b", properties, b"hello");
+    script.meet("events");
     script.publish(1, b"", b"jobs.eu", b"\x00\x00", b"");
     script.publish(1, b"amq.topic", b"a.b.c", b"\x00\x00", b"x");
     let published = script.published();
@@ -480,8 +500,8 @@ fn a_publish_keeps_its_address_and_its_octets() {
 #[test]
 fn content_may_come_in_any_pieces_and_between_other_channels_frames() {
     let mut all = Vec::new();
-    all.extend(method_frame(1, &publish_method(b"e", b"one")));
-    all.extend(method_frame(2, &publish_method(b"e", b"two")));
+    all.extend(method_frame(1, &publish_method(b"amq.direct", b"one")));
+    all.extend(method_frame(2, &publish_method(b"amq.direct", b"two")));
     all.extend(header_frame(2, 60, 6, b"\x00\x00"));
     all.extend(header_frame(1, 60, 5, b"\x00\x00"));
     all.extend(body_frame(1, b"he"));
@@ -500,7 +520,7 @@ fn content_may_come_in_any_pieces_and_between_other_channels_frames() {
             [(&b"one"[..], &b"hello"[..]), (b"two", b"world!")],
             "{step} octets at a time"
         );
-        assert_eq!(published[0].origin[..], b"\x01e\x03one\x00\x00"[..]);
+        assert_eq!(published[0].origin[..], b"\x0aamq.direct\x03one\x00\x00"[..]);
     }
 }
 
@@ -580,6 +600,7 @@ fn a_returned_message_precedes_its_confirm() {
     script.open_channel(1);
     script.confirm_select(1);
     script.publish(1, b"e", b"k", b"\x80\x00\x03a/b", b"body");
+    script.meet("e");
     let published = script.published();
     script.events(vec![returned(&published[0]), outcome(0, 1, stored(0))]);
     let sent = script.sent();
@@ -641,6 +662,7 @@ fn publishing_to_an_internal_exchange_is_403() {
     let mut script = Script::opened();
     script.open_channel(1);
     script.publish(1, b"inner", b"", b"\x00\x00", b"");
+    script.meet("inner");
     script.published();
     script.outcome(0, 1, Fate::Rejected(Reject::InternalExchange));
     script.expect_channel_close(

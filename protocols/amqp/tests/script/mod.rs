@@ -130,6 +130,16 @@ impl Script {
         self.bytes(&all);
     }
 
+    /// Core knows the exchange that is published to.
+    pub fn meet(&mut self, name: &'static str) {
+        let (id, request) = self.request();
+        assert!(
+            matches!(&request, Request::FindExchange { name: asked } if asked == name),
+            "{request:?}"
+        );
+        self.reply(id, Ok(exchange(name, ExchangeKind::Fanout)));
+    }
+
     pub fn events(&mut self, mut events: Vec<Event>) {
         self.session.handle_events(self.now, &mut events, &mut self.out);
         assert!(events.is_empty());
