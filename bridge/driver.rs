@@ -63,11 +63,18 @@ const RETRY_TIME: Millis = Millis(100);
 pub trait Events: Send + Unpin + 'static {
     /// See [`Inbox::take`].
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken;
+
+    /// See [`Inbox::reclaim`].
+    fn reclaim(&self) {}
 }
 
 impl Events for Inbox {
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken {
         Inbox::take(self, max, events, waker)
+    }
+
+    fn reclaim(&self) {
+        Inbox::reclaim(self);
     }
 }
 
@@ -516,6 +523,9 @@ where
         }
         if self.input.is_empty() {
             self.input = BytesMut::new();
+        }
+        if idle {
+            self.events.reclaim();
         }
     }
 }

@@ -17,6 +17,11 @@ pub const DELIVERIES_MAX: usize = 2048;
 /// Bytes of records that deliveries in one inbox may refer to.
 pub const DELIVERY_BYTES_MAX: usize = 4 << 20;
 
+/// Room for events that an emptied inbox keeps for the next batch, until it is [reclaimed](Inbox::reclaim).
+/// More than a driver takes at once, so that a busy connection does not grow it anew for each batch.
+const EVENTS_KEEP_MAX: usize = 512;
+const EVENTS_KEEP_MIN: usize = 16;
+
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
@@ -96,10 +101,23 @@ impl Inbox {
         }
         let half_empty = state.deliveries <= DELIVERIES_MAX / 2 && state.delivery_bytes <= DELIVERY_BYTES_MAX / 2;
         let resume = half_empty && std::mem::take(&mut state.parked);
-        if state.events.is_empty() && state.events.capacity() > 256 {
-            state.events.shrink_to(64);
+        if state.events.is_empty() {
+            match state.events.capacity() {
+                // So little is quickly had again: a connection that was greeted and says nothing owns none.
+                ..=EVENTS_KEEP_MIN => state.events = VecDeque::new(),
+                EVENTS_KEEP_MAX.. => state.events.shrink_to(EVENTS_KEEP_MAX),
+                _ => {}
+            }
         }
         Taken { empty: false, resume }
+    }
+
+    /// Frees the memory kept for the next events, when there are none: an idle connection owns none.
+    pub fn reclaim(&self) {
+        let mut state = self.state();
+        if state.events.is_empty() {
+            state.events = VecDeque::new();
+        }
     }
 }
 

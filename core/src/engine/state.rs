@@ -80,6 +80,10 @@ pub(crate) enum Work {
 /// Steps of one hold; a longer fan-out goes on in the next.
 pub(crate) const STEPS_MAX: usize = 1024;
 
+/// Lists of staged events kept for the next hold, and the room that each may have.
+const SPARES_MAX: usize = 64;
+const STAGED_KEEP_MAX: usize = 512;
+
 pub(crate) struct State {
     pub config: Arc<Config>,
     pub now: Now,
@@ -102,6 +106,8 @@ pub(crate) struct State {
     free_links: Vec<u32>,
     serial: u32,
     touched: Vec<LinkId>,
+    /// Empty lists for events of links that are touched: between holds a link owns none.
+    spare_staged: Vec<Vec<Event>>,
     held_links: Vec<LinkId>,
     blocked_links: Vec<LinkId>,
     waiting: VecDeque<Waiting>,
@@ -156,6 +162,7 @@ impl State {
             free_links: Vec::new(),
             serial: 0,
             touched: Vec::new(),
+            spare_staged: Vec::new(),
             held_links: Vec::new(),
             blocked_links: Vec::new(),
             waiting: VecDeque::new(),
@@ -236,6 +243,7 @@ impl State {
             .filter(|link| link.serial == id.serial)?;
         if !link.touched {
             link.touched = true;
+            link.staged = self.spare_staged.pop().unwrap_or_default();
             self.touched.push(id);
         }
         Some(link)
@@ -432,9 +440,10 @@ impl State {
             link.room = (0, 0);
             link.staged_deliveries = 0;
             link.staged_bytes = 0;
-            wakers.extend(link.inbox.push(&mut link.staged));
-            if link.staged.capacity() > 64 {
-                link.staged = Vec::new();
+            let mut staged = std::mem::take(&mut link.staged);
+            wakers.extend(link.inbox.push(&mut staged));
+            if staged.capacity() <= STAGED_KEEP_MAX && self.spare_staged.len() < SPARES_MAX {
+                self.spare_staged.push(staged);
             }
         }
         After {
