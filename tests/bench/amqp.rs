@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::RunOptions;
-use crate::measure::{Batch, Gate, Input, Run, Sequence};
+use crate::measure::{Batch, Gate, Input, Run, Sequence, Window};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -39,7 +39,10 @@ pub struct Options {
 /// One publisher, one durable queue, one consumer.
 pub fn run(options: &Options) {
     let queue = format!("load-{}", std::process::id());
-    let gate = Gate::new(&[options.run.window, options.confirm]);
+    let gate = Gate::new([
+        Window::delivered(options.run.window),
+        Window::confirmed(options.confirm),
+    ]);
     let out_of_order = AtomicU64::new(0);
     let mut consumer = Client::connect(options.run.address);
     consumer.declare(&queue);
@@ -62,7 +65,7 @@ pub fn run(options: &Options) {
     let (message, number_at) = message(&queue, options.run.size, options.persistent);
     let streams = [consumer.stream(), publisher.stream()];
     thread::scope(|scope| {
-        scope.spawn(|| consume(consumer.input, options.ack_every, &gate, &out_of_order));
+        scope.spawn(|| consume(consumer.input.napping(1), options.ack_every, &gate, &out_of_order));
         let mut writer = publisher.stream();
         scope.spawn(|| read_confirms(publisher.input, &gate));
         let (message, gate) = (&message, &gate);

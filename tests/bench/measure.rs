@@ -19,6 +19,10 @@ pub const WRITE_SIZE: usize = 64 * 1024;
 /// Room for one read.
 const READ_SIZE: usize = 256 * 1024;
 
+/// Of a reader among one, after a read of less than [`LITTLE`] bytes.
+const NAP: Duration = Duration::from_micros(20);
+const LITTLE: usize = 8 * 1024;
+
 /// A process as the kernel accounts for it.
 #[derive(Clone, Copy)]
 pub struct Process {
@@ -62,16 +66,63 @@ impl Process {
 /// Something that advances, and how far the publisher may be ahead of it.
 struct Mark {
     reached: AtomicU64,
-    window: u64,
+    /// What it must reach for the publisher to be woken.
+    wanted: AtomicU64,
+    window: Window,
 }
 
-/// Holds the publisher back. A publisher that waits comes again when a tenth of the window is free, so that
-/// brokers are not measured by how many bytes their peer puts into one write.
+/// How far a publisher may be ahead of something.
+#[derive(Clone, Copy)]
+pub enum Window {
+    Unlimited,
+    /// Of confirms: a publisher that waits goes on with the first confirm that comes, as clients do. (Were it to wait
+    /// for some, Nagle's algorithm in brokers that leave it on would wait for it.)
+    Confirmed(u64),
+    /// Of deliveries: no part of the protocol, so a publisher that waits sleeps until a tenth is free.
+    Delivered(u64),
+}
+
+impl Window {
+    /// 0 is no limit.
+    pub fn confirmed(size: u64) -> Self {
+        if size == 0 {
+            Self::Unlimited
+        } else {
+            Self::Confirmed(size)
+        }
+    }
+
+    /// 0 is no limit.
+    pub fn delivered(size: u64) -> Self {
+        if size == 0 {
+            Self::Unlimited
+        } else {
+            Self::Delivered(size)
+        }
+    }
+
+    /// How much may be sent in all when `reached` were confirmed or delivered.
+    fn limit(self, reached: u64) -> u64 {
+        match self {
+            Self::Unlimited => u64::MAX,
+            Self::Confirmed(size) | Self::Delivered(size) => reached + size,
+        }
+    }
+
+    /// What must be reached for a publisher that sent so many to be woken.
+    fn wanted(self, sent: u64) -> u64 {
+        match self {
+            Self::Unlimited => 0,
+            Self::Confirmed(size) => (sent + 1).saturating_sub(size),
+            Self::Delivered(size) => (sent + (size / 10).max(1)).saturating_sub(size),
+        }
+    }
+}
+
+/// Holds the publisher back.
 pub struct Gate {
     marks: Vec<Mark>,
     sent: AtomicU64,
-    /// What marks must reach for the publisher to be woken.
-    wanted: Vec<AtomicU64>,
     stopped: AtomicBool,
     /// The publisher has sent its last message.
     finished: AtomicBool,
@@ -79,16 +130,16 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// One mark for each window; 0 is no limit.
-    pub fn new(windows: &[u64]) -> Self {
-        let mark = |window: &u64| Mark {
+    /// One mark for each window.
+    pub fn new(windows: impl IntoIterator<Item = Window>) -> Self {
+        let mark = |window| Mark {
             reached: AtomicU64::new(0),
-            window: *window,
+            wanted: AtomicU64::new(0),
+            window,
         };
         Self {
-            marks: windows.iter().map(mark).collect(),
+            marks: windows.into_iter().map(mark).collect(),
             sent: AtomicU64::new(0),
-            wanted: windows.iter().map(|_| AtomicU64::new(0)).collect(),
             stopped: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             publisher: OnceLock::new(),
@@ -98,7 +149,7 @@ impl Gate {
     /// Mark `index` is at `to`.
     pub fn advance(&self, index: usize, to: u64) {
         let before = self.marks[index].reached.swap(to, SeqCst);
-        let wanted = self.wanted[index].load(SeqCst);
+        let wanted = self.marks[index].wanted.load(SeqCst);
         if before < wanted && wanted <= to {
             self.wake();
         }
@@ -124,9 +175,11 @@ impl Gate {
     }
 
     fn room(&self, sent: u64) -> u64 {
-        let limited = self.marks.iter().filter(|mark| mark.window > 0);
-        let room = limited.map(|mark| (mark.reached.load(SeqCst) + mark.window).saturating_sub(sent));
-        room.min().unwrap_or(u64::MAX)
+        let limits = self
+            .marks
+            .iter()
+            .map(|mark| mark.window.limit(mark.reached.load(SeqCst)));
+        limits.min().unwrap_or(u64::MAX).saturating_sub(sent)
     }
 
     /// Waits for room; none when the run is over.
@@ -141,13 +194,11 @@ impl Gate {
             if room > 0 {
                 return Some(room);
             }
-            for (mark, wanted) in self.marks.iter().zip(&self.wanted) {
-                wanted.store((sent + (mark.window / 10).max(1)).saturating_sub(mark.window), SeqCst);
+            for mark in &self.marks {
+                mark.wanted.store(mark.window.wanted(sent), SeqCst);
             }
-            let enough = |(mark, wanted): (&Mark, &AtomicU64)| {
-                mark.window == 0 || mark.reached.load(SeqCst) >= wanted.load(SeqCst)
-            };
-            while !self.stopped.load(SeqCst) && !self.marks.iter().zip(&self.wanted).all(enough) {
+            let enough = |mark: &Mark| mark.reached.load(SeqCst) >= mark.wanted.load(SeqCst);
+            while !self.stopped.load(SeqCst) && !self.marks.iter().all(enough) {
                 thread::park_timeout(Duration::from_millis(20));
             }
         }
@@ -227,6 +278,9 @@ pub struct Input {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    nap: Option<Duration>,
+    /// The last read brought little.
+    little: bool,
 }
 
 impl Input {
@@ -236,7 +290,16 @@ impl Input {
             bytes: vec![0; READ_SIZE],
             start: 0,
             end: 0,
+            nap: None,
+            little: false,
         }
+    }
+
+    /// After a read that brought little it naps. A broker that writes message by message would otherwise wake a reader
+    /// for each, and what is measured were the readers. The more of them, the longer.
+    pub fn napping(mut self, readers: usize) -> Self {
+        self.nap = Some(NAP * readers as u32);
+        self
     }
 
     /// What was read and not consumed.
@@ -256,8 +319,12 @@ impl Input {
         if self.end == self.bytes.len() {
             self.bytes.resize(self.bytes.len() * 2, 0);
         }
+        if let Some(nap) = self.nap.filter(|_| self.little) {
+            thread::sleep(nap);
+        }
         let count = self.stream.read(&mut self.bytes[self.end..]).unwrap_or(0);
         self.end += count;
+        self.little = count < LITTLE;
         count > 0
     }
 

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::RunOptions;
-use crate::measure::{Batch, Gate, Input, Process, Run, Sequence, load_average};
+use crate::measure::{Batch, Gate, Input, Process, Run, Sequence, Window, load_average};
 
 const CONNECT: u8 = 0x10;
 const PUBLISH: u8 = 0x30;
@@ -34,9 +34,9 @@ pub fn run(options: &Options) {
     let topic = format!("load/{}", std::process::id());
     let count = options.subscribers;
     let confirm = if options.qos == 0 { 0 } else { options.confirm };
-    let mut windows = vec![options.run.window; count];
-    windows.push(confirm);
-    let gate = Gate::new(&windows);
+    let mut windows = vec![Window::delivered(options.run.window); count];
+    windows.push(Window::confirmed(confirm));
+    let gate = Gate::new(windows);
     let out_of_order = AtomicU64::new(0);
     let subscribe = |index| subscribe(connect(options.run.address, &format!("s{index}")), &topic, options.qos);
     let subscribers: Vec<TcpStream> = (0..count).map(subscribe).collect();
@@ -47,7 +47,7 @@ pub fn run(options: &Options) {
     thread::scope(|scope| {
         let (gate, out_of_order) = (&gate, &out_of_order);
         for (index, stream) in subscribers.into_iter().enumerate() {
-            scope.spawn(move || consume(stream, index, gate, out_of_order));
+            scope.spawn(move || consume(stream, index, count, gate, out_of_order));
         }
         let mut writer = clone(&publisher);
         scope.spawn(move || read_confirms(publisher, count, gate));
@@ -129,9 +129,9 @@ fn subscribe(mut stream: TcpStream, topic: &str, qos: u8) -> TcpStream {
     stream
 }
 
-fn consume(stream: TcpStream, index: usize, gate: &Gate, out_of_order: &AtomicU64) {
+fn consume(stream: TcpStream, index: usize, readers: usize, gate: &Gate, out_of_order: &AtomicU64) {
     let mut writer = clone(&stream);
-    let mut input = Input::new(stream);
+    let mut input = Input::new(stream).napping(readers);
     let mut sequence = Sequence::default();
     let mut acks = Vec::new();
     while input.fill() {
