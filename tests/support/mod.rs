@@ -3,6 +3,7 @@
 
 pub mod amqp;
 pub mod broker;
+pub mod clients;
 pub mod history;
 pub mod load;
 pub mod measure;

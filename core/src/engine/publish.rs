@@ -123,7 +123,7 @@ impl State {
         }
         if is_native {
             let queues = publish.native.as_ref().map_or(0, |native| native.topic_queues);
-            if queues == 0 {
+            if queues == 0 || self.topics.len() >= self.config.topics_max {
                 return Err(Reject::NoTopic);
             }
             return Ok(Some(self.add_topic(publish.topic.clone(), queues)));

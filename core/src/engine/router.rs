@@ -79,6 +79,14 @@ impl Router {
         Some(&self.exchange_state(name)?.exchange)
     }
 
+    pub(crate) fn exchange_count(&self) -> usize {
+        self.exchange_ids.len()
+    }
+
+    pub(crate) fn binding_count(&self) -> usize {
+        self.bindings.len()
+    }
+
     fn exchange_state(&self, name: &[u8]) -> Option<&ExchangeState> {
         let id = self.exchange_ids.get(name)?;
         self.exchanges[*id as usize].as_ref()

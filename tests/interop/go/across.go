@@ -57,14 +57,12 @@ var receivers = map[string]func(t *T, topic, key string) <-chan []byte{
 		c := t.amqp()
 		t.Ok(c.ch.ExchangeDeclare(topic, "topic", true, false, false, false, nil), "declare the exchange")
 		queue := c.durableQueue()
-		c.bind(queue, "#", topic, nil)
+		c.bind(queue, key, topic, nil)
 		bodies := make(chan []byte, 1000)
 		deliveries := c.consume(queue, false)
 		go func() {
 			for delivery := range deliveries {
-				if delivery.RoutingKey == key {
-					bodies <- delivery.Body
-				}
+				bodies <- delivery.Body
 				_ = delivery.Ack(false)
 			}
 		}()

@@ -1,0 +1,48 @@
+//! Real clients of other languages against the real program; see `tests/interop/`.
+//!
+//! Each test starts a broker of its own on free ports. The number of checks stands here, so that a suite
+//! that skips some fails.
+
+mod support;
+
+use support::clients::{Language, run};
+
+#[test]
+fn go_amqp() {
+    run(Language::Go, "amqp", 76);
+}
+
+#[test]
+fn go_amqp_through_a_kill() {
+    run(Language::Go, "amqp-restart", 6);
+}
+
+#[test]
+fn go_entity_synchronisation() {
+    run(Language::Go, "entity-sync", 6);
+}
+
+#[test]
+fn go_rocketmq_tutorial() {
+    run(Language::Go, "tutorial", 2);
+}
+
+#[test]
+fn go_rocketmq() {
+    run(Language::Go, "rocketmq", 28);
+}
+
+#[test]
+fn go_rocketmq_through_a_kill() {
+    run(Language::Go, "rocketmq-restart", 5);
+}
+
+#[test]
+fn go_mqtt() {
+    run(Language::Go, "mqtt", 35);
+}
+
+#[test]
+fn go_across() {
+    run(Language::Go, "across", 18);
+}
