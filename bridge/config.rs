@@ -1,9 +1,9 @@
 //! What an operator can set, and where it comes from: a TOML file, then `ROCKETBRIDGE_` environment
 //! variables, then flags; each replaces what came before it.
 //!
-//! The file is parsed straight into [`Config`], so an error names line and column. [`overrides`] lays
+//! The file is parsed straight into [`Config`], so an error names line and column; `overrides` lays
 //! environment and flags over it. Settings of one protocol are that protocol's own type, next to the
-//! addresses it listens at, see [`section`].
+//! addresses it listens at ([`Section`]).
 
 mod overrides;
 mod section;

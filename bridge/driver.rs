@@ -6,7 +6,7 @@
 //! the share of the worker thread is used up; then the task waits, or goes to the back of the run queue.
 //!
 //! The future is written by hand so that an idle connection costs its fields and nothing else; buffers
-//! are lent by the worker thread, see [`scratch`]. It knows no protocol ([`Session`]) and no broker
+//! are lent by the worker thread (`scratch`). It knows no protocol ([`Session`]) and no broker
 //! ([`Link`]).
 //!
 //! ```text
@@ -63,11 +63,18 @@ const RETRY_TIME: Millis = Millis(100);
 pub trait Events: Send + Unpin + 'static {
     /// See [`Inbox::take`].
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken;
+
+    /// See [`Inbox::rest`].
+    fn rest(&self) {}
 }
 
 impl Events for Inbox {
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken {
         Inbox::take(self, max, events, waker)
+    }
+
+    fn rest(&self) {
+        Inbox::rest(self);
     }
 }
 
@@ -558,6 +565,9 @@ where
                 }
                 this.quiet = !active && this.last_active + QUIET_TIME <= now.mono;
                 this.reclaim(this.quiet);
+                if this.quiet {
+                    this.events.rest();
+                }
                 this.arm(cx);
                 return Poll::Pending;
             }

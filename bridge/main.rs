@@ -103,10 +103,8 @@ async fn serve(sources: &Sources, loaded: Loaded, log: &LogHandle, started: Inst
     };
     loop {
         tokio::select! {
-            failed = server.failed() => {
-                error!(%failed, "the store failed, ending at once");
-                return exit::STORE_FAILED;
-            }
+            // The server has logged it: that is the last line.
+            _ = server.failed() => return exit::STORE_FAILED,
             told = signals.next() => match told {
                 Told::Stop => break,
                 Told::Reload => settings.reload(sources, &server, log),

@@ -218,7 +218,7 @@ fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFail
     thread::Builder::new().name("sync".into()).spawn(move || {
         let result = engine.run_sync();
         if let Err(failed) = &result {
-            error!(%failed, "cannot go on");
+            error!("{failed}");
         }
         // Nobody waits when the server was dropped.
         let _ = ended.send(result);

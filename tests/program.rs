@@ -1,7 +1,7 @@
 //! The real program, as its operator meets it: ready line, exit codes, messages, signals.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -256,6 +256,30 @@ fn a_terminated_broker_exits_0_and_can_start_again_in_its_directory() {
         let _ = open.read_to_end(&mut rest);
         assert!(TcpStream::connect(amqp).is_err());
     }
+}
+
+#[test]
+fn one_connection_too_many_is_closed_and_the_others_stay() {
+    let dir = TestDir::new();
+    let mut command = serve(dir.path());
+    command.args(["--set", "limits.connections_max=2"]);
+    let mut broker = Broker::start(command);
+    let mut open: Vec<_> = (0..3)
+        .map(|_| TcpStream::connect(broker.address("mqtt")).unwrap())
+        .collect();
+    let last = open.last_mut().unwrap();
+    last.set_read_timeout(Some(PATIENCE)).unwrap();
+    let read = last.read(&mut [0; 1]);
+    let closed = match &read {
+        Ok(count) => *count == 0,
+        Err(error) => error.kind() == ErrorKind::ConnectionReset,
+    };
+    assert!(closed, "{read:?}");
+    broker.wait_for_line("limits.connections_max");
+    // Nothing was sent, so the first ones wait for their clients, in vain for now.
+    open[0].set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert_eq!(open[0].read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    drop(open);
 }
 
 #[test]

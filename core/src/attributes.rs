@@ -216,6 +216,12 @@ impl<'a> Iterator for Iter<'a> {
     }
 }
 
+/// Memory taken at once for the attributes of many messages.
+const BLOCK: usize = 4096;
+
+/// With less room than this, memory is taken before a property is put.
+const ROOM: usize = 64;
+
 /// Encodes properties. Kept by a session and used for one message after the other: [`finish`] hands
 /// out what was put since the last call, and one allocation serves many messages.
 ///
@@ -228,6 +234,9 @@ pub struct AttributesBuilder {
 impl AttributesBuilder {
     /// Adds a property. A user property name is cut at 65,535 bytes.
     pub fn put(&mut self, name: Name<'_>, value: Value<'_>) {
+        if self.block.capacity() - self.block.len() < ROOM {
+            self.block.reserve(BLOCK);
+        }
         match name {
             Name::Known(attribute) => self.block.put_u8(attribute as u8),
             Name::User(name) => {

@@ -56,7 +56,7 @@ impl Inbox {
 
     /// Appends events and gives the waker, if the task is to be woken. It is woken after all locks are
     /// released.
-    pub(crate) fn push(&self, events: &mut Vec<Event>) -> Option<Waker> {
+    pub fn push(&self, events: &mut Vec<Event>) -> Option<Waker> {
         if events.is_empty() {
             return None;
         }
@@ -69,6 +69,14 @@ impl Inbox {
         }
         state.events.extend(events.drain(..));
         state.waker.take()
+    }
+
+    /// The connection has gone quiet: an empty inbox gives up its memory.
+    pub fn rest(&self) {
+        let mut state = self.state();
+        if state.events.is_empty() {
+            state.events = VecDeque::new();
+        }
     }
 
     /// Moves up to `max` events to `events`. When nothing is there, keeps `waker` for the next push.
@@ -96,9 +104,6 @@ impl Inbox {
         }
         let half_empty = state.deliveries <= DELIVERIES_MAX / 2 && state.delivery_bytes <= DELIVERY_BYTES_MAX / 2;
         let resume = half_empty && std::mem::take(&mut state.parked);
-        if state.events.is_empty() && state.events.capacity() > 256 {
-            state.events.shrink_to(64);
-        }
         Taken { empty: false, resume }
     }
 }

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod attributes;
 pub mod boundary;
+mod compression;
 pub mod engine;
 #[doc(hidden)]
 pub mod fuzzing;

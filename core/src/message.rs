@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::Deref;
 
 use bytes::Bytes;
 
 use crate::address::decode_name;
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::Publish;
+use crate::compression;
 use crate::properties::{self, AttributeIter};
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{MessageRecord, NewMessage, Position};
@@ -95,14 +96,23 @@ impl Message {
         self.view().is_persistent()
     }
 
-    /// The payload. A native body may be compressed, see [`native_record`](Self::native_record).
+    /// Whether an exchange had the topic's name when the message was routed.
+    pub fn has_exchange(&self) -> bool {
+        self.view().has_exchange()
+    }
+
+    /// The payload as its publisher sent it: a native one may be compressed.
     pub fn body(&self) -> &[u8] {
         &self.record[self.view().body()]
     }
 
-    /// The payload as shared bytes, for bodies too large to be worth copying.
-    pub fn body_bytes(&self) -> Bytes {
-        self.bytes(self.view().body())
+    /// The payload as the publisher's application gave it, for consumers whose protocol knows no
+    /// compression.
+    pub fn payload(&self) -> Payload<'_> {
+        Payload {
+            inflated: compression::inflate(self.native_sys_flag(), self.body(), INFLATED_MAX),
+            message: self,
+        }
     }
 
     /// The publisher's own header bytes and whose they are.
@@ -148,11 +158,39 @@ impl Message {
     pub fn native_sys_flag(&self) -> i32 {
         self.view().sys_flag()
     }
+}
 
-    fn bytes(&self, range: Range<usize>) -> Bytes {
+/// A compressed body that holds more than this is handed out as it is.
+const INFLATED_MAX: usize = 64 << 20;
+
+/// A message's payload.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    message: &'a Message,
+    inflated: Option<Bytes>,
+}
+
+impl Payload<'_> {
+    /// The payload as shared bytes, for those too large to be worth copying.
+    pub fn share(&self) -> Bytes {
+        if let Some(inflated) = &self.inflated {
+            return inflated.clone();
+        }
+        let range = self.message.view().body();
         if range.is_empty() {
             return Bytes::new();
         }
-        Bytes::from_owner(self.record.part(range.start, range.len()))
+        Bytes::from_owner(self.message.record.part(range.start, range.len()))
+    }
+}
+
+impl Deref for Payload<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.inflated {
+            Some(inflated) => inflated,
+            None => self.message.body(),
+        }
     }
 }

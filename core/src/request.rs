@@ -369,9 +369,9 @@ pub enum Reply {
     /// It is done, and as durable as a confirmed message.
     Done,
     /// An exchange as it is.
-    Exchange(Exchange),
+    Exchange(Box<Exchange>),
     /// A queue as it is.
-    Queue(QueueState),
+    Queue(Box<QueueState>),
     /// A number of messages.
     Count(u64),
     /// What a get took, if there was anything.
@@ -456,6 +456,9 @@ pub enum Refusal {
     /// A limit was reached or a value is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// The queue that the subscription was from is gone: a get needs a new one.
+    #[error("the subscription's queue is gone")]
+    Ended,
     /// The group has not joined with a subscription of that topic.
     #[error("the group has no subscription of that topic")]
     NoSubscription,

@@ -316,6 +316,15 @@ fn a_group_is_told_when_its_members_change() {
 fn a_queue_lock_belongs_to_one_client_until_it_runs_out() {
     let harness = Harness::new();
     let mut client = harness.client();
+    client
+        .ask(
+            &harness.engine,
+            Request::DeclareTopic {
+                topic: bytes("t"),
+                queues: 1,
+            },
+        )
+        .unwrap();
     let mut lock = |harness: &Harness, name: &str| {
         let queues = vec![(bytes("t"), 0)];
         let request = Request::LockQueues {

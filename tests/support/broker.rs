@@ -46,20 +46,51 @@ impl Broker {
     }
 
     pub fn start_with(options: &Options) -> Self {
-        let folder = tempfile::Builder::new().prefix("rocketbridge-test-").tempdir().expect("a folder").keep();
+        let folder = tempfile::Builder::new()
+            .prefix("rocketbridge-test-")
+            .tempdir()
+            .expect("a folder")
+            .keep();
         Self::launch(options, Arc::new(Folder(folder)), &BTreeMap::new())
     }
 
     /// Starts again on the same data folder and the same ports.
-    pub fn restart(mut self, options: &Options) -> Self {
+    pub fn restart(self, options: &Options) -> Self {
+        let (mut broker, lines) = self.respawn(options);
+        broker.wait_until_ready(&lines);
+        broker
+    }
+
+    /// As [`restart`](Self::restart), but does not wait until it is ready.
+    pub fn restart_unready(self, options: &Options) -> Self {
+        self.respawn(options).0
+    }
+
+    fn respawn(mut self, options: &Options) -> (Self, Receiver<String>) {
         self.kill();
         let (folder, addresses) = (Arc::clone(&self.folder), std::mem::take(&mut self.addresses));
         drop(self);
-        Self::launch(options, folder, &addresses)
+        let (mut broker, lines) = Self::spawn(options, folder, &addresses);
+        broker.addresses = addresses;
+        (broker, lines)
     }
 
     fn launch(options: &Options, folder: Arc<Folder>, addresses: &BTreeMap<String, SocketAddr>) -> Self {
-        let address = |name: &str| addresses.get(name).map_or("127.0.0.1:0".to_owned(), ToString::to_string);
+        let (mut broker, lines) = Self::spawn(options, folder, addresses);
+        broker.wait_until_ready(&lines);
+        broker
+    }
+
+    fn spawn(
+        options: &Options,
+        folder: Arc<Folder>,
+        addresses: &BTreeMap<String, SocketAddr>,
+    ) -> (Self, Receiver<String>) {
+        let address = |name: &str| {
+            addresses
+                .get(name)
+                .map_or("127.0.0.1:0".to_owned(), ToString::to_string)
+        };
         let config = format!(
             "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
@@ -73,8 +104,19 @@ impl Broker {
         let file = folder.0.join("rocketbridge.toml");
         std::fs::write(&file, config).expect("the configuration is written");
         let mut words = options.wrapper.clone();
-        words.extend([env!("CARGO_BIN_EXE_rocketbridge").to_owned(), "serve".to_owned(), "--config".to_owned()]);
-        let mut child = Command::new(&words[0])
+        words.extend([
+            env!("CARGO_BIN_EXE_rocketbridge").to_owned(),
+            "serve".to_owned(),
+            "--config".to_owned(),
+        ]);
+        let mut command = Command::new(&words[0]);
+        // Those are settings of tests, or of whoever runs them.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("ROCKETBRIDGE_") {
+                command.env_remove(name);
+            }
+        }
+        let mut child = command
             .args(&words[1..])
             .arg(&file)
             .stdin(Stdio::null())
@@ -84,9 +126,13 @@ impl Broker {
             .unwrap_or_else(|error| panic!("{}: {error}", words[0]));
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
-        let mut broker = Self { child, folder, addresses: BTreeMap::new(), log };
-        broker.wait_until_ready(&lines);
-        broker
+        let broker = Self {
+            child,
+            folder,
+            addresses: BTreeMap::new(),
+            log,
+        };
+        (broker, lines)
     }
 
     fn wait_until_ready(&mut self, lines: &Receiver<String>) {
@@ -106,7 +152,10 @@ impl Broker {
 
     /// The listening address of that name.
     pub fn address(&self, name: &str) -> SocketAddr {
-        *self.addresses.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
+        *self
+            .addresses
+            .get(name)
+            .unwrap_or_else(|| panic!("no {name} in {:?}", self.addresses))
     }
 
     /// Its data folder.
@@ -137,8 +186,16 @@ impl Broker {
 
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status();
         assert!(status.expect("kill runs").success());
+    }
+
+    /// Whether it has not ended by itself.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it can be waited for").is_none()
     }
 
     /// Waits for it to end by itself.
@@ -157,7 +214,10 @@ impl Broker {
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
+        line.split_whitespace()
+            .nth(1)
+            .and_then(|number| number.parse().ok())
+            .expect("a number")
     }
 }
 

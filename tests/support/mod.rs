@@ -1,5 +1,12 @@
 //! What the whole-broker tests share. Each test file uses a part of it.
 #![allow(dead_code)]
 
+pub mod amqp;
 pub mod broker;
 pub mod clients;
+pub mod history;
+pub mod load;
+pub mod mqtt;
+pub mod random;
+pub mod remoting;
+pub mod wire;

@@ -46,6 +46,16 @@ pub struct Config {
     pub topic_queues: u32,
     /// Most topics that publishes of foreign protocols make; beyond it messages enter `catch-all`.
     pub topics_auto_max: usize,
+    /// Most topics of all kinds; also bounds what native producers make.
+    pub topics_max: usize,
+    /// Most consumer groups.
+    pub groups_max: usize,
+    /// Most queues, named sessions' ones included.
+    pub queues_max: usize,
+    /// Most exchanges.
+    pub exchanges_max: usize,
+    /// Most bindings, subscriptions to patterns included.
+    pub bindings_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
     /// Most bytes that may wait for the disk before publishes are held back.
@@ -71,6 +81,11 @@ impl Default for Config {
             store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
             topic_queues: 4,
             topics_auto_max: 10_000,
+            topics_max: 100_000,
+            groups_max: 100_000,
+            queues_max: 2_000_000,
+            exchanges_max: 100_000,
+            bindings_max: 10_000_000,
             body_max: 16 << 20,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,

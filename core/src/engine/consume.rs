@@ -470,9 +470,7 @@ impl State {
             active: true,
         });
         if subscription.queue != queue_id {
-            return Err(Refusal::Invalid(
-                "gets of one subscription are from one queue".to_owned(),
-            ));
+            return Err(Refusal::Ended);
         }
         subscription.acknowledge = if leased {
             Acknowledge::Always

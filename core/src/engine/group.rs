@@ -21,6 +21,14 @@ const TOPIC_QUEUES_MAX: u32 = 1024;
 /// Entries one pull looks at before it says that none matched (RocketMQ: 16,000 bytes of entries).
 const PULL_SCAN_MAX: usize = 800;
 
+/// Most topics of one group's subscription.
+const SUBSCRIPTIONS_MAX: usize = 1024;
+
+/// Says that a limit of the broker is reached.
+pub(crate) fn limit(what: &str, max: usize) -> Refusal {
+    Refusal::Invalid(format!("the broker's limit of {max} {what} is reached"))
+}
+
 /// A queue lock's life without renewal (RocketMQ: 60 s).
 const LOCK_LIFE: Millis = Millis::from_secs(60);
 
@@ -144,6 +152,9 @@ impl State {
                 "a topic's name has 1 to {TOPIC_NAME_MAX} bytes"
             )));
         }
+        if self.topics.len() >= self.config.topics_max {
+            return Err(limit("topics", self.config.topics_max));
+        }
         self.add_topic(name.clone(), queues);
         self.changed = true;
         self.find_topic(name)
@@ -221,12 +232,15 @@ impl State {
             let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
             message_queue.dirty = false;
             for (link, id) in std::mem::take(&mut message_queue.waiting) {
-                let Some(pulling) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
+                let Some(Pulling { mut pull, .. }) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
                     continue;
                 };
-                match self.try_pull(&pulling.pull) {
-                    // Others' messages do not end the wait, as in RocketMQ.
-                    Ok(pulled) if pulled.status != PullStatus::Found => self.hold_pull(link, id, pulling.pull),
+                match self.try_pull(&pull) {
+                    // Others' messages do not end the wait, as in RocketMQ, but are not looked at again.
+                    Ok(pulled) if pulled.status != PullStatus::Found => {
+                        pull.offset = pulled.next_offset;
+                        self.hold_pull(link, id, pull);
+                    }
                     Ok(pulled) => self.reply(link, id, Ok(Reply::Pulled(Box::new(pulled)))),
                     Err(refusal) => self.reply(link, id, Err(refusal)),
                 }
@@ -334,8 +348,9 @@ impl State {
     ) -> Result<Reply, Refusal> {
         let end = self.message_queue(topic, queue)?.end();
         let offset = offset.min(end);
+        self.group(group)?;
         self.register_group(group, topic);
-        let offsets = &mut self.groups.entry(group.clone()).or_default().offsets;
+        let offsets = &mut self.group(group)?.offsets;
         if offsets.insert((topic.clone(), queue), offset) != Some(offset) {
             // Lazily durable, as RocketMQ's is: a lost one means messages twice, never lost ones.
             let change = Change::Offset {
@@ -370,11 +385,25 @@ impl State {
 
     // --- members ----------------------------------------------------------------------------------
 
+    /// The group of that name, made if need be.
+    fn group(&mut self, name: &Bytes) -> Result<&mut Group, Refusal> {
+        if !self.groups.contains_key(name) && self.groups.len() >= self.config.groups_max {
+            return Err(limit("consumer groups", self.config.groups_max));
+        }
+        Ok(self.groups.entry(name.clone()).or_default())
+    }
+
     pub(crate) fn join(&mut self, link: LinkId, join: Join) -> Result<Reply, Refusal> {
+        self.group(&join.group)?;
+        if join.subscriptions.len() > SUBSCRIPTIONS_MAX {
+            return Err(Refusal::Invalid(format!(
+                "a group subscribes to at most {SUBSCRIPTIONS_MAX} topics"
+            )));
+        }
         for subscription in &join.subscriptions {
             self.register_group(&join.group, &subscription.topic);
         }
-        let group = self.groups.entry(join.group.clone()).or_default();
+        let group = self.group(&join.group)?;
         let member = Member {
             link,
             broadcasting: join.broadcasting,
@@ -448,10 +477,19 @@ impl State {
 
     // --- locks ------------------------------------------------------------------------------------
 
-    pub(crate) fn lock_queues(&mut self, group: &Bytes, client: &Bytes, queues: Vec<(Bytes, u32)>) -> Reply {
+    pub(crate) fn lock_queues(
+        &mut self,
+        group: &Bytes,
+        client: &Bytes,
+        queues: Vec<(Bytes, u32)>,
+    ) -> Result<Reply, Refusal> {
         let now = self.now.mono;
-        let locks = &mut self.groups.entry(group.clone()).or_default().locks;
-        let locked = queues
+        let known: Vec<_> = queues
+            .into_iter()
+            .filter(|(topic, queue)| self.message_queue(topic, *queue).is_ok())
+            .collect();
+        let locks = &mut self.group(group)?.locks;
+        let locked = known
             .into_iter()
             .filter(|queue| match locks.get(queue) {
                 Some((owner, until)) if owner != client && *until > now => false,
@@ -461,7 +499,7 @@ impl State {
                 }
             })
             .collect();
-        Reply::Locked(locked)
+        Ok(Reply::Locked(locked))
     }
 
     pub(crate) fn unlock_queues(&mut self, group: &Bytes, client: &Bytes, queues: &[(Bytes, u32)]) {

@@ -32,6 +32,7 @@ impl State {
         self.take_from_other(&attach.holder);
         let resumed = self.holders.get(&attach.holder).is_some_and(|holder| holder.durable) && !attach.clean;
         if !resumed {
+            self.check_queue_limit()?;
             self.end_holder(&attach.holder);
             self.make_holder(&attach);
         }

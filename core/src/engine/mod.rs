@@ -325,7 +325,7 @@ impl State {
                 group,
                 client_id,
                 queues,
-            } => Ok(self.lock_queues(&group, &client_id, queues)),
+            } => self.lock_queues(&group, &client_id, queues),
             Request::UnlockQueues {
                 group,
                 client_id,

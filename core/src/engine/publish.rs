@@ -60,7 +60,7 @@ impl State {
         self.find_durable(&route, publish.persistent, destinations);
         let logged =
             topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
-        let (position, message) = self.store(link, publish, topic_queue, destinations, logged);
+        let (position, message) = self.store(link, publish, topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
             position,
@@ -123,7 +123,7 @@ impl State {
         }
         if is_native {
             let queues = publish.native.as_ref().map_or(0, |native| native.topic_queues);
-            if queues == 0 {
+            if queues == 0 || self.topics.len() >= self.config.topics_max {
                 return Err(Reject::NoTopic);
             }
             return Ok(Some(self.add_topic(publish.topic.clone(), queues)));
@@ -185,6 +185,7 @@ impl State {
         publish: &Publish,
         topic_queue: Option<(u32, u32, u64)>,
         destinations: &Destinations,
+        exchange: bool,
         logged: bool,
     ) -> (Position, Message) {
         let born_host = self.born_host(link);
@@ -199,6 +200,7 @@ impl State {
         } = self;
         let mut new = NewMessage::of(publish, born_host, config.store_host, *stored_at, properties);
         new.destinations = destinations;
+        new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
         if let Some((topic, ..)) = topic_queue
             && topics[topic as usize].name != publish.topic

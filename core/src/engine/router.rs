@@ -26,6 +26,8 @@ pub(crate) struct Route {
     pub queues: Vec<QueueId>,
     /// The queue that the topic is named for exists and may be seen as a topic.
     pub addressed: bool,
+    /// An exchange has the topic's name.
+    pub exchange: bool,
 }
 
 struct ExchangeState {
@@ -75,6 +77,14 @@ impl Router {
 
     pub(crate) fn exchange(&self, name: &[u8]) -> Option<&Exchange> {
         Some(&self.exchange_state(name)?.exchange)
+    }
+
+    pub(crate) fn exchange_count(&self) -> usize {
+        self.exchange_ids.len()
+    }
+
+    pub(crate) fn binding_count(&self) -> usize {
+        self.bindings.len()
     }
 
     fn exchange_state(&self, name: &[u8]) -> Option<&ExchangeState> {
@@ -281,6 +291,7 @@ impl Router {
         let route = Arc::new(Route {
             queues,
             addressed: self.queues.get(topic).is_some_and(|(_, addressable)| *addressable),
+            exchange: self.exchange_ids.contains_key(topic),
         });
         if cacheable {
             if self.cache.len() >= CACHE_MAX {

@@ -77,6 +77,9 @@ pub(crate) enum Work {
     Deliver(QueueId),
 }
 
+/// Memory for events that is kept for the next hold.
+const SPARE_EVENTS_MAX: usize = 64;
+
 /// Steps of one hold; a longer fan-out goes on in the next.
 pub(crate) const STEPS_MAX: usize = 1024;
 
@@ -102,6 +105,7 @@ pub(crate) struct State {
     free_links: Vec<u32>,
     serial: u32,
     touched: Vec<LinkId>,
+    spare_events: Vec<Vec<Event>>,
     held_links: Vec<LinkId>,
     blocked_links: Vec<LinkId>,
     waiting: VecDeque<Waiting>,
@@ -156,6 +160,7 @@ impl State {
             free_links: Vec::new(),
             serial: 0,
             touched: Vec::new(),
+            spare_events: Vec::new(),
             held_links: Vec::new(),
             blocked_links: Vec::new(),
             waiting: VecDeque::new(),
@@ -237,6 +242,11 @@ impl State {
         if !link.touched {
             link.touched = true;
             self.touched.push(id);
+            if link.staged.capacity() == 0
+                && let Some(spare) = self.spare_events.pop()
+            {
+                link.staged = spare;
+            }
         }
         Some(link)
     }
@@ -433,8 +443,10 @@ impl State {
             link.staged_deliveries = 0;
             link.staged_bytes = 0;
             wakers.extend(link.inbox.push(&mut link.staged));
-            if link.staged.capacity() > 64 {
-                link.staged = Vec::new();
+            // Idle connections own no memory for events: those at work take turns with it.
+            let staged = std::mem::take(&mut link.staged);
+            if self.spare_events.len() < SPARE_EVENTS_MAX && staged.capacity() <= 4 * STEPS_MAX {
+                self.spare_events.push(staged);
             }
         }
         After {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::address::encode_name;
 use crate::engine::change::Change;
 use crate::engine::consume::Queue;
+use crate::engine::group::limit;
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::LEVELS_MAX;
@@ -22,18 +23,21 @@ impl State {
 
     pub(crate) fn declare_exchange(&mut self, exchange: Exchange) -> Result<Reply, Refusal> {
         if let Some(existing) = self.router.exchange(&exchange.name) {
-            return Ok(Reply::Exchange(existing.clone()));
+            return Ok(Reply::Exchange(Box::new(existing.clone())));
+        }
+        if self.router.exchange_count() >= self.config.exchanges_max {
+            return Err(limit("exchanges", self.config.exchanges_max));
         }
         if exchange.durable {
             self.change(&Change::Exchange(exchange.clone()));
         }
         self.router.add_exchange(exchange.clone());
-        Ok(Reply::Exchange(exchange))
+        Ok(Reply::Exchange(Box::new(exchange)))
     }
 
     pub(crate) fn find_exchange(&self, name: &Bytes) -> Result<Reply, Refusal> {
         let exchange = self.router.exchange(name).ok_or_else(|| no_exchange(name))?;
-        Ok(Reply::Exchange(exchange.clone()))
+        Ok(Reply::Exchange(Box::new(exchange.clone())))
     }
 
     pub(crate) fn delete_exchange(&mut self, name: &Bytes, if_unused: bool) -> Result<Reply, Refusal> {
@@ -75,12 +79,12 @@ impl State {
     pub(crate) fn queue_state(&mut self, id: QueueId, created: bool) -> Reply {
         self.expire(id);
         let queue = self.queue(id).expect("the caller found it");
-        Reply::Queue(QueueState {
+        Reply::Queue(Box::new(QueueState {
             queue: queue.spec.clone(),
             ready: queue.progress.ready(),
             consumers: queue.consumers.len() as u32,
             created,
-        })
+        }))
     }
 
     pub(crate) fn declare_queue(&mut self, link: LinkId, mut spec: request::Queue) -> Result<Reply, Refusal> {
@@ -89,8 +93,8 @@ impl State {
             Err(Refusal::NotFound { .. }) => {}
             Err(refusal) => return Err(refusal),
         }
+        self.check_queue_limit()?;
         let exclusive = spec.exclusive;
-        let asked_durable = spec.durable;
         spec.durable &= !exclusive;
         let id = self.new_queue_id();
         if spec.durable {
@@ -99,7 +103,6 @@ impl State {
                 queue: spec.clone(),
             });
         }
-        spec.durable = asked_durable && !exclusive;
         self.put_queue(id, spec);
         if exclusive {
             self.queue(id).expect("just made").owner = Some(link);
@@ -108,6 +111,13 @@ impl State {
             }
         }
         Ok(self.queue_state(id, true))
+    }
+
+    pub(crate) fn check_queue_limit(&self) -> Result<(), Refusal> {
+        if self.queue_ids.len() >= self.config.queues_max {
+            return Err(limit("queues", self.config.queues_max));
+        }
+        Ok(())
     }
 
     pub(crate) fn new_queue_id(&mut self) -> QueueId {
@@ -179,6 +189,9 @@ impl State {
             && pattern.levels.len() > LEVELS_MAX
         {
             return Err(Refusal::Invalid(format!("a pattern has at most {LEVELS_MAX} levels")));
+        }
+        if self.router.binding_count() >= self.config.bindings_max {
+            return Err(limit("bindings", self.config.bindings_max));
         }
         if self.router.bind(&binding, queue) && durable {
             self.change(&Change::Bound(binding));

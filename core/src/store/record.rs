@@ -160,6 +160,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 const MESSAGE_FIXED: usize = 32;
 const DESTINATION: usize = 12;
 const FLAG_PERSISTENT: u8 = 1;
+const FLAG_EXCHANGE: u8 = 2;
 const NO_QUEUE: u32 = u32::MAX;
 
 /// Fixed part of a native V1 record with IPv4 hosts, without body, topic and properties.
@@ -171,6 +172,8 @@ const SYS_FLAG_STORE_V6: i32 = 0x20;
 /// A message record about to be written.
 pub(crate) struct NewMessage<'a> {
     pub persistent: bool,
+    /// An exchange has the topic's name.
+    pub exchange: bool,
     pub entry: Entry,
     /// Durable queues that get it, each with the sequence it has there.
     pub destinations: &'a [(u32, u64)],
@@ -209,6 +212,7 @@ impl<'a> NewMessage<'a> {
         }
         Self {
             persistent: publish.persistent,
+            exchange: publish.entry == Entry::Exchange,
             entry: publish.entry,
             destinations: &[],
             topic: &publish.topic,
@@ -283,7 +287,8 @@ impl<'a> NewMessage<'a> {
         self.write_native(&mut at, native_len, position, stored_at);
         let header = Header {
             kind: Kind::Message,
-            flags: if self.persistent { FLAG_PERSISTENT } else { 0 },
+            flags: (if self.persistent { FLAG_PERSISTENT } else { 0 })
+                | (if self.exchange { FLAG_EXCHANGE } else { 0 }),
             position,
             synced,
             stored_at,
@@ -467,6 +472,10 @@ impl<'a> MessageRecord<'a> {
         self.record[9] & FLAG_PERSISTENT != 0
     }
 
+    pub(crate) fn has_exchange(self) -> bool {
+        self.record[9] & FLAG_EXCHANGE != 0
+    }
+
     pub(crate) fn position(self) -> Position {
         Position(u64_at(self.record, 16))
     }
@@ -504,6 +513,7 @@ mod tests {
     fn message(body: &[u8], born_host: &str) -> Vec<u8> {
         let new = NewMessage {
             persistent: true,
+            exchange: false,
             entry: Entry::Topic,
             destinations: &[(7, 1), (9, u64::MAX - 1)],
             topic: b"devices",

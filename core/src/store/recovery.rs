@@ -103,6 +103,8 @@ fn scan_segment(
     apply: &mut impl FnMut(Header, Slice),
 ) -> Result<Scan, RecoveryError> {
     let base = segment * segment_size;
+    // Most of a claimed segment was never written: a start must not pay for reading that.
+    let written_end = storage.written_end(segment)?.min(segment_size);
     let mut reader = Reader {
         storage,
         segment,
@@ -114,7 +116,7 @@ fn scan_segment(
         let record = match reader.record(position)? {
             Ok(record) => record,
             Err(why) => {
-                let later = later_synced_mark(storage, segment, base, reader.offset, segment_size)?;
+                let later = later_synced_mark(storage, segment, base, reader.offset, written_end)?;
                 if position < *synced || later.is_some_and(|mark| position < mark) {
                     return Err(RecoveryError::Damaged {
                         segment: base,
@@ -212,12 +214,12 @@ fn later_synced_mark(
     segment: u64,
     base: u64,
     bad: u64,
-    segment_size: u64,
+    written_end: u64,
 ) -> Result<Option<Position>, RecoveryError> {
     let mut highest = None;
     let mut at = bad + ALIGN as u64;
     let mut buffer = vec![0; BLOCK];
-    while at < segment_size {
+    while at < written_end {
         let read = storage.read(segment, at, &mut buffer)?;
         let mut skip = 0;
         while skip + HEADER <= read {

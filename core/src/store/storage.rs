@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
+use rustix::io::Errno;
 
 /// Numbered segments of bytes. Several threads may call it; the log never writes one byte twice.
 pub trait Storage: Send + Sync + 'static {
@@ -26,6 +27,13 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Reads up to `buffer.len()` bytes; fewer only at the segment's end.
     fn read(&self, segment: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// An offset from which on nothing was ever written. A storage that cannot tell gives `u64::MAX`.
+    ///
+    /// To be asked before the segment is read: a file system takes what it has read ahead for written.
+    fn written_end(&self, _segment: u64) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 
     /// Makes everything written to the segment before this call durable.
     fn sync(&self, segment: u64) -> io::Result<()>;
@@ -114,7 +122,7 @@ impl Storage for FileStorage {
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, size) {
-            if error != rustix::io::Errno::OPNOTSUPP {
+            if error != Errno::OPNOTSUPP {
                 let _ = fs::remove_file(&path);
                 return Err(error.into());
             }
@@ -142,6 +150,21 @@ impl Storage for FileStorage {
         Ok(read)
     }
 
+    fn written_end(&self, segment: u64) -> io::Result<u64> {
+        let file = self.file(segment)?;
+        let mut end = 0;
+        loop {
+            let hole = seek(&*file, SeekFrom::Data(end)).and_then(|data| seek(&*file, SeekFrom::Hole(data)));
+            match hole {
+                Ok(hole) => end = hole,
+                Err(Errno::NXIO) => return Ok(end),
+                // Not every file system knows its holes.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(u64::MAX),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     fn sync(&self, segment: u64) -> io::Result<()> {
         self.file(segment)?.sync_data()
     }
@@ -156,5 +179,25 @@ impl Storage for FileStorage {
         self.forget(segment);
         fs::remove_file(self.path(segment))?;
         File::open(&self.folder)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u64 = 4 << 20;
+
+    #[test]
+    fn everything_written_is_before_the_written_end() {
+        let folder = std::env::temp_dir().join(format!("rocketbridge-storage-{}", std::process::id()));
+        let storage = FileStorage::open(&folder, SEGMENT).expect("a folder of its own");
+        storage.claim(0, SEGMENT).expect("there is room");
+        for offset in [0, 1 << 16, 3 << 20, SEGMENT - 8] {
+            storage.write(0, offset, b"written!").expect("there is room");
+            let end = storage.written_end(0).expect("it can be asked");
+            assert!(end >= offset + 8, "{end} after a write at {offset}");
+        }
+        fs::remove_dir_all(folder).expect("it is ours");
     }
 }

@@ -62,3 +62,24 @@ impl Default for Config {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_set_is_the_default_and_typing_errors_are_refused() {
+        let parse = |text| serde_json::from_str::<Config>(text);
+        assert_eq!(parse("{}").expect("nothing is set"), Config::default());
+        let config = parse(r#"{"connect_timeout": "1m 5s", "inflight_max": 20}"#).expect("all known");
+        assert_eq!(config.connect_timeout, Duration::from_secs(65));
+        assert_eq!((config.inflight_max, config.receive_maximum), (20, 1024));
+        for wrong in [
+            r#"{"inflight_maximum": 20}"#,
+            r#"{"inflight_max": 70000}"#,
+            r#"{"connect_timeout": 5}"#,
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -114,6 +114,7 @@ impl ReasonCode {
             | Refusal::Locked
             | Refusal::InUse
             | Refusal::NotEmpty
+            | Refusal::Ended
             | Refusal::NoSubscription => Self::UnspecifiedError,
         }
     }

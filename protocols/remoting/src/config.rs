@@ -61,7 +61,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            broker_name: "broker-a".into(),
+            broker_name: "rocketbridge".into(),
             cluster_name: "DefaultCluster".into(),
             advertise: None,
             topics_auto_create: true,

@@ -1,7 +1,7 @@
 //! Frames as bytes: what each says, what it is written as, and what is no frame.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_remoting::codec::{Command, FrameError, HeaderError, Limits, SerializeType, Writer, decode};
+use rocketbridge_remoting::codec::{Command, FrameError, HeaderError, Language, Limits, SerializeType, Writer, decode};
 
 /// A frame around a header.
 fn frame(serialize_type: u8, header: &[u8], body: &[u8]) -> Vec<u8> {
@@ -155,6 +155,18 @@ fn vectors() -> Vec<Expected> {
             body: b"",
         },
     ]
+}
+
+#[test]
+fn the_go_client_says_so_in_both_forms() {
+    let language = |bytes: &[u8]| decode_all(bytes).unwrap().unwrap().language();
+    assert_eq!(language(&frame(0, br#"{"language":"GO"}"#, b"")), Language::Go);
+    assert_eq!(language(&frame(0, br#"{"language":"JAVA"}"#, b"")), Language::Other);
+    assert_eq!(language(&frame(0, b"{}", b"")), Language::Other);
+    let mut header = binary(1, 0, 1, 0, "", &[]);
+    assert_eq!(language(&frame(1, &header, b"")), Language::Go);
+    header[2] = 0;
+    assert_eq!(language(&frame(1, &header, b"")), Language::Other);
 }
 
 fn check(command: &Command, expected: &Expected) {

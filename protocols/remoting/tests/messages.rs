@@ -414,7 +414,7 @@ fn pull_header(flags: &'static str) -> Vec<(&'static str, &'static str)> {
         ("subscription", "a || b"),
         ("subVersion", "0"),
         ("expressionType", "TAG"),
-        ("bname", "broker-a"),
+        ("bname", "rocketbridge"),
     ]
 }
 

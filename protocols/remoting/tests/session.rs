@@ -214,7 +214,7 @@ fn a_topic_s_route_leads_to_the_address_that_the_client_came_in_on() {
     assert_eq!(answer.code, 0);
     assert_eq!(
         String::from_utf8(answer.body).unwrap(),
-        r#"{"brokerDatas":[{"brokerAddrs":{"0":"10.0.0.1:10911"},"brokerName":"broker-a","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"broker-a","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
+        r#"{"brokerDatas":[{"brokerAddrs":{"0":"10.0.0.1:10911"},"brokerName":"rocketbridge","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"rocketbridge","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
     );
 }
 
@@ -263,7 +263,7 @@ fn there_are_one_cluster_and_no_keys_and_values() {
     script.send(106, &[], b"");
     let body: serde_json::Value = serde_json::from_slice(&script.answer().body).unwrap();
     assert_eq!(
-        body["brokerAddrTable"]["broker-a"]["brokerAddrs"]["0"],
+        body["brokerAddrTable"]["rocketbridge"]["brokerAddrs"]["0"],
         "10.0.0.1:10911"
     );
     script.send(101, &[("namespace", "ORDER_TOPIC_CONFIG"), ("key", "T")], b"");
@@ -437,7 +437,7 @@ fn members_are_listed_and_an_empty_list_is_an_error_with_a_body() {
 fn message_queues_are_locked_and_unlocked() {
     let mut script = Script::new();
     let body =
-        br#"{"consumerGroup":"g","clientId":"c","mqSet":[{"topic":"T","brokerName":"broker-a","queueId":0},{"topic":"T","brokerName":"broker-a","queueId":1}]}"#;
+        br#"{"consumerGroup":"g","clientId":"c","mqSet":[{"topic":"T","brokerName":"rocketbridge","queueId":0},{"topic":"T","brokerName":"rocketbridge","queueId":1}]}"#;
     script.send(41, &[], body);
     let (id, request) = script.one_request();
     let Request::LockQueues {
@@ -453,7 +453,7 @@ fn message_queues_are_locked_and_unlocked() {
     script.reply(id, Ok(Reply::Locked(vec![(bytes("T"), 1)])));
     assert_eq!(
         String::from_utf8(script.answer().body).unwrap(),
-        r#"{"lockOKMQSet":[{"brokerName":"broker-a","queueId":1,"topic":"T"}]}"#
+        r#"{"lockOKMQSet":[{"brokerName":"rocketbridge","queueId":1,"topic":"T"}]}"#
     );
     script.send(42, &[], body);
     let (id, request) = script.one_request();
@@ -500,6 +500,24 @@ fn what_is_not_built_is_refused_and_asks_nothing_of_core() {
         );
     }
     assert!(script.orders().is_empty());
+}
+
+/// The Go client takes any answer within 3 s as "done" and forgets the message.
+#[test]
+fn the_go_client_is_told_late_that_a_message_cannot_be_given_back() {
+    let mut script = Script::new();
+    let header = br#"{"code":36,"language":"GO","version":317,"opaque":5,"flag":0,"remark":"","extFields":{"group":"g","offset":"1"}}"#;
+    let mut frame = (header.len() as u32 + 4).to_be_bytes().to_vec();
+    frame.extend((header.len() as u32).to_be_bytes());
+    frame.extend(header);
+    script.bytes(&frame);
+    script.pass(3_400);
+    assert!(script.answers().is_empty());
+    script.pass(200);
+    let answer = script.answer();
+    assert_eq!((answer.code, answer.opaque), (1, 5));
+    script.pass(60_000);
+    assert!(script.answers().is_empty() && script.orders().is_empty());
 }
 
 #[test]

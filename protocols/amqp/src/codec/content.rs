@@ -213,10 +213,14 @@ impl<'a> Properties<'a> {
         text(out, USER_ID, self.user_id);
         text(out, APP_ID, self.app_id);
         text(out, CLUSTER_ID, self.cluster_id);
-        flags |= u16::from(self.headers.is_some()) * HEADERS
-            | u16::from(self.delivery_mode.is_some()) * DELIVERY_MODE
-            | u16::from(self.priority.is_some()) * PRIORITY
-            | u16::from(self.timestamp.is_some()) * TIMESTAMP;
+        for (flag, is_set) in [
+            (HEADERS, self.headers.is_some()),
+            (DELIVERY_MODE, self.delivery_mode.is_some()),
+            (PRIORITY, self.priority.is_some()),
+            (TIMESTAMP, self.timestamp.is_some()),
+        ] {
+            flags |= if is_set { flag } else { 0 };
+        }
         out[at..at + 2].copy_from_slice(&flags.to_be_bytes());
     }
 }

@@ -72,6 +72,8 @@ fn put_address(message: &Message, out: &mut BytesMut, headers: &mut TableWriter)
     let (exchange, key): (Cow<'_, [u8]>, Cow<'_, [u8]>) = match message.entry() {
         Entry::Queue => (Cow::Borrowed(b""), topic),
         Entry::Native | Entry::Exchange => (topic, Cow::Borrowed(message.key())),
+        // Who bound to the exchange that the topic is knows its keys, not the topic's.
+        Entry::Topic if message.has_exchange() => (topic, Cow::Borrowed(message.key())),
         Entry::Topic => {
             let mut key = topic.into_owned();
             if let Some(levels) = levels_from_key(message.key()) {

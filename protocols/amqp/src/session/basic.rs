@@ -141,6 +141,11 @@ impl Context<'_> {
     /// `basic.get`
     pub fn basic_get(&mut self, queue: &[u8], no_ack: bool) -> Result<(), Failure> {
         let queue = self.queue_name(queue)?;
+        self.get(queue, !no_ack);
+        Ok(())
+    }
+
+    fn get(&mut self, queue: Bytes, leased: bool) {
         let subscription = match self.shared.gets.get(&queue) {
             Some(subscription) => *subscription,
             None => {
@@ -152,14 +157,13 @@ impl Context<'_> {
         let request = Request::Get {
             subscription,
             queue: queue.clone(),
-            leased: !no_ack,
+            leased,
         };
-        self.request(What::Get { queue }, request);
-        Ok(())
+        self.request(What::Get { queue, leased }, request);
     }
 
     /// The reply to a get.
-    pub fn got(&mut self, queue: &Bytes, result: Result<Reply, Refusal>) -> Result<(), Failure> {
+    pub fn got(&mut self, queue: &Bytes, leased: bool, result: Result<Reply, Refusal>) -> Result<(), Failure> {
         match result {
             Ok(Reply::Got(Some(got))) => {
                 let remaining = u32::try_from(got.remaining).unwrap_or(u32::MAX);
@@ -170,6 +174,12 @@ impl Context<'_> {
                 self.send(&Method::BasicGetEmpty {
                     cluster_id: ShortStr(b""),
                 });
+                Ok(())
+            }
+            // The queue was deleted and made again: what was got from the old one is settled apart.
+            Err(Refusal::Ended) => {
+                self.shared.gets.remove(queue);
+                self.get(queue.clone(), leased);
                 Ok(())
             }
             other => {

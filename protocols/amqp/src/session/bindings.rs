@@ -154,7 +154,7 @@ impl Context<'_> {
             }
             Err(Refusal::NotFound { what, name }) => {
                 // What was remembered about the exchange may be wrong by now.
-                self.shared.kinds.remove(&bind.source.name);
+                self.shared.forget(&bind.source.name);
                 let is_destination = match &bind.destination {
                     Destination::Queue(_) => what == "queue",
                     Destination::Exchange(destination) => {
@@ -171,7 +171,7 @@ impl Context<'_> {
             Err(Refusal::Locked) => Err(ChannelError::Locked(bind.destination_name.clone()).into()),
             Err(Refusal::Closed) | Ok(_) => Err(self.refused(&source, result)),
             Err(refusal) => {
-                self.shared.kinds.remove(&bind.source.name);
+                self.shared.forget(&bind.source.name);
                 Err(self.refused(&source, Err(refusal)))
             }
         }

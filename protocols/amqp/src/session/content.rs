@@ -3,18 +3,19 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Delivery, Publish};
 use rocketbridge_core::message::Message;
+use rocketbridge_core::request::{Refusal, Reply, Request};
 use rocketbridge_session::Outbox;
 
-use super::channel::{Channel, Content, Headed, Publishing};
-use super::shared::Context;
+use super::channel::{Backlog, Channel, Content, Headed, Publishing};
+use super::shared::{Context, What};
 use crate::codec::content::{CLASS_BASIC, CONTENT_HEADER_SIZE};
 use crate::codec::{
     ContentHeader, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD, put_frame_header, put_short_str,
 };
 use crate::mapping::inbound::meaning;
 use crate::mapping::outbound::{Envelope, envelope, origin};
-use crate::mapping::{FORMAT, target};
-use crate::reply_code::{ChannelError, ConnectionError, Failure, ReplyCode, Snippet};
+use crate::mapping::{FORMAT, Route, target};
+use crate::reply_code::{ChannelError, ConnectionError, Failure, ReplyCode, Resource, Snippet};
 
 /// Largest body that RabbitMQ lets anybody announce; beyond it the connection ends.
 const BODY_SIZE_MAX: u64 = 512 << 20;
@@ -88,11 +89,11 @@ impl Context<'_> {
             routing_key,
             mandatory,
         } = publishing;
-        let target = target(&exchange, &routing_key);
+        let mut target = target(&exchange, &routing_key);
         let meaning = meaning(
             properties,
             &self.shared.user,
-            target.cut_from.as_ref(),
+            target.cut_from.take().as_ref(),
             &mut self.shared.attributes,
         )?;
         Ok(Headed {
@@ -141,7 +142,44 @@ impl Context<'_> {
         Ok(())
     }
 
-    fn publish(&mut self, message: Headed, body: Bytes) {
+    /// Publishes a message that is complete. To an exchange that this connection has not met yet only when
+    /// it is there: if not, the channel ends, and nothing that follows on it counts.
+    fn publish(&mut self, mut message: Headed, body: Bytes) {
+        if let Route::Exchange(name) = &message.exchange.route
+            && !self.shared.is_met(&message.exchange)
+        {
+            let name = name.clone();
+            message.target.key = Bytes::copy_from_slice(&message.target.key);
+            let body = Bytes::copy_from_slice(&body);
+            self.request(
+                What::FindToPublish(Box::new((message, body))),
+                Request::FindExchange { name },
+            );
+            self.channel.backlog = Some(Backlog::default());
+        } else {
+            self.submit(message, body);
+        }
+    }
+
+    /// The exchange that the channel waits for is known now.
+    pub fn exchange_met(
+        &mut self,
+        message: Headed,
+        body: Bytes,
+        result: Result<Reply, Refusal>,
+    ) -> Result<(), Failure> {
+        match result {
+            Ok(Reply::Exchange(exchange)) => {
+                self.shared.remember_kind(&message.exchange, exchange.kind);
+                self.shared.meet(&message.exchange);
+                self.submit(message, body);
+                Ok(())
+            }
+            other => Err(self.refused(&Resource::exchange(&message.exchange.name), other)),
+        }
+    }
+
+    fn submit(&mut self, message: Headed, body: Bytes) {
         let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
         let token = self.shared.publishes.push(self.channel.key, tag, &message.exchange);
         self.out.publish(Publish {
@@ -233,7 +271,8 @@ fn lease(channel: &mut Channel, delivery: &Delivery) -> u64 {
 
 /// Content header and body frames.
 fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &Message, out: &mut Outbox) {
-    let body = message.body();
+    let payload = message.payload();
+    let body = &payload[..];
     let bytes = out.bytes();
     put_frame_header(
         bytes,
@@ -253,12 +292,12 @@ fn put_content(channel: u16, frame_max: u32, envelope: Envelope<'_>, message: &M
     if body.len() <= chunk_max {
         if !body.is_empty() {
             put_frame_header(bytes, FRAME_BODY, channel, body.len());
-            out.body(body, || message.body_bytes());
+            out.body(body, || payload.share());
             out.bytes().put_u8(FRAME_END);
         }
         return;
     }
-    let shared = message.body_bytes();
+    let shared = payload.share();
     for (at, chunk) in body.chunks(chunk_max).enumerate() {
         put_frame_header(out.bytes(), FRAME_BODY, channel, chunk.len());
         let start = at * chunk_max;

@@ -42,8 +42,9 @@ impl Session {
                 }
                 context.channel.consumers.remove(&tag);
                 context.shared.subscriptions.remove(&subscription);
+                // Whoever deletes a queue hears that it is deleted before that its consumer is gone.
                 if notify {
-                    context.send(&Method::BasicCancel {
+                    context.answer(&Method::BasicCancel {
                         consumer_tag: ShortStr(&tag),
                         no_wait: true,
                     });
@@ -99,7 +100,7 @@ impl Session {
             if let Fate::Rejected(reject) = outcome.fate
                 && let Some(failure) = rejection(reject, &settled.exchange.name, user, size_max)
             {
-                failed.push((settled.channel, failure));
+                failed.push((settled.channel, failure, settled.exchange.name.clone()));
                 return;
             }
             if let Some(confirms) = &mut channel.confirms
@@ -111,7 +112,9 @@ impl Session {
                 confirms.settle(settled.tags, verdict);
             }
         });
-        for (key, failure) in failed {
+        for (key, failure, exchange) in failed {
+            // Whatever was known of the exchange may be wrong by now.
+            self.shared.forget(&exchange);
             self.fail_now(now, key.number, PUBLISH, &failure, out);
         }
     }
@@ -204,6 +207,10 @@ impl Session {
             What::DeleteQueue { queue, no_wait } => context.queue_deleted(&queue, no_wait, result),
             What::PurgeQueue { queue, no_wait } => context.queue_purged(&queue, no_wait, result),
             What::FindKind(bind) => context.kind_found(bind, result),
+            What::FindToPublish(message) => {
+                let (message, body) = *message;
+                context.exchange_met(message, body, result)
+            }
             What::Bind(bind) => context.bound(&bind, result),
             What::Consume {
                 subscription,
@@ -219,7 +226,7 @@ impl Session {
                 context.cancelled(subscription, &tag, no_wait);
                 Ok(())
             }
-            What::Get { queue } => context.got(&queue, result),
+            What::Get { queue, leased } => context.got(&queue, leased, result),
             What::Abandon { subscription } => {
                 context.shared.subscriptions.remove(&subscription);
                 Ok(())
@@ -245,7 +252,9 @@ impl Session {
         let Some(channel) = self.channels.get_mut(&key.number).filter(|channel| channel.key == key) else {
             return;
         };
-        let is_waiting = |pending: &Pending| pending.channel == key && matches!(pending.what, What::FindKind(_));
+        let is_waiting = |pending: &Pending| {
+            pending.channel == key && matches!(pending.what, What::FindKind(_) | What::FindToPublish(_))
+        };
         if channel.backlog.is_none() || self.shared.pending.iter().any(is_waiting) {
             return;
         }

@@ -115,7 +115,7 @@ impl Context<'_> {
         if exchange.name.starts_with(b"amq.") {
             return Err(ChannelError::SystemExchange(Resource::exchange(&exchange.name)).into());
         }
-        self.shared.kinds.remove(&exchange.name);
+        self.shared.forget(&exchange.name);
         let name = encode_name(&exchange.name);
         let what = What::DeleteExchange { exchange, no_wait };
         self.request(what, Request::DeleteExchange { name, if_unused });
@@ -131,7 +131,7 @@ impl Context<'_> {
     ) -> Result<(), Failure> {
         match result {
             Ok(Reply::Done) | Err(Refusal::NotFound { .. }) => {
-                self.shared.kinds.remove(&exchange.name);
+                self.shared.forget(&exchange.name);
                 self.send_unless(no_wait, &Method::ExchangeDeleteOk {});
                 Ok(())
             }
@@ -161,7 +161,7 @@ impl Context<'_> {
             Refusal::Invalid(why) => ChannelError::Invalid(why).into(),
             Refusal::NotSupported(what) => Failure::not_implemented(what),
             Refusal::Closed => ConnectionError::Forced("shutdown").into(),
-            Refusal::NoSubscription => ConnectionError::Internal(refusal.to_string()).into(),
+            Refusal::NoSubscription | Refusal::Ended => ConnectionError::Internal(refusal.to_string()).into(),
         }
     }
 }

@@ -375,8 +375,11 @@ impl Session {
                 self.end(out);
                 Ok(())
             }
+            // Passwords do not expire while a connection lives, so there is nothing to renew: RabbitMQ's own
+            // users are answered alike.
             (Phase::Running, Method::ConnectionUpdateSecret { .. }) => {
-                Err(Failure::not_implemented("connection.update-secret is not implemented"))
+                Method::ConnectionUpdateSecretOk {}.encode(0, out.bytes());
+                Ok(())
             }
             _ => Err(ConnectionError::UnexpectedMethod(self.phase.name()).into()),
         }

@@ -35,7 +35,8 @@ impl Context<'_> {
             self.request(what, Request::FindQueue { name: queue });
             return Ok(());
         }
-        let name = if stripped.is_empty() {
+        let server_named = stripped.is_empty();
+        let name = if server_named {
             self.shared.names.queue()
         } else if stripped.starts_with(b"amq.") {
             return Err(ChannelError::ReservedName(Resource::queue(&stripped)).into());
@@ -48,8 +49,7 @@ impl Context<'_> {
             durable: declare.durable && !declare.exclusive,
             exclusive: declare.exclusive,
             auto_delete: declare.auto_delete,
-            // The default exchange reaches only what core can address.
-            addressable: true,
+            addressable: !server_named && !declare.exclusive,
             limit,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         };

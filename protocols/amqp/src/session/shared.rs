@@ -12,7 +12,8 @@ use rocketbridge_core::request::{Exchange, ExchangeKind, Queue, Request};
 use rocketbridge_session::Outbox;
 
 use super::bindings::Bind;
-use super::channel::Channel;
+use super::channel::{Channel, Headed};
+use super::exchanges::predeclared_kind;
 use super::names::Names;
 use super::publishes::{ChannelKey, Publishes};
 use crate::codec::{Method, MethodId};
@@ -78,6 +79,8 @@ pub enum What {
     },
     /// The kind of the exchange decides how a binding matches; the channel waits for it.
     FindKind(Box<Bind>),
+    /// A message to an exchange that was not met before; the channel waits for it.
+    FindToPublish(Box<(Headed, Bytes)>),
     Bind(Box<Bind>),
     Consume {
         subscription: SubscriptionId,
@@ -92,6 +95,7 @@ pub enum What {
     },
     Get {
         queue: Bytes,
+        leased: bool,
     },
     /// A consumer of a channel that ended.
     Abandon {
@@ -168,7 +172,8 @@ pub struct Shared {
     pub backlog_bytes: usize,
     /// Channels with confirms to be told.
     pub confirming: Vec<u16>,
-    exchanges: Vec<Arc<ExchangeName>>,
+    /// Exchanges that are published to, and whether they are known to be there.
+    exchanges: Vec<(Arc<ExchangeName>, bool)>,
     next_request: u64,
     next_subscription: u32,
     next_epoch: u64,
@@ -231,15 +236,36 @@ impl Shared {
 
     /// An exchange that is published to.
     pub fn exchange(&mut self, name: &[u8]) -> Arc<ExchangeName> {
-        if let Some(known) = self.exchanges.iter().find(|known| known.name == name) {
+        if let Some((known, _)) = self.exchanges.iter().find(|(known, _)| known.name == name) {
             return known.clone();
         }
         if self.exchanges.len() == EXCHANGES_MAX {
             self.exchanges.remove(0);
         }
         let exchange = Arc::new(ExchangeName::new(name));
-        self.exchanges.push(exchange.clone());
+        let is_met = self.kinds.contains_key(name) || predeclared_kind(name).is_some();
+        self.exchanges.push((exchange.clone(), is_met));
         exchange
+    }
+
+    /// Whether an exchange that is published to was there when this connection last heard of it.
+    pub fn is_met(&self, exchange: &Arc<ExchangeName>) -> bool {
+        self.exchanges
+            .iter()
+            .any(|(known, is_met)| *is_met && Arc::ptr_eq(known, exchange))
+    }
+
+    /// The exchange is there.
+    pub fn meet(&mut self, exchange: &Arc<ExchangeName>) {
+        for (known, is_met) in &mut self.exchanges {
+            *is_met |= Arc::ptr_eq(known, exchange);
+        }
+    }
+
+    /// The exchange is not there, or may not be.
+    pub fn forget(&mut self, name: &[u8]) {
+        self.kinds.remove(name);
+        self.exchanges.retain(|(known, _)| known.name != name);
     }
 
     /// Remembers an exchange's kind.

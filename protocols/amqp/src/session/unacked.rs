@@ -104,7 +104,7 @@ impl Unacked {
     #[must_use]
     pub fn settle_up_to(&mut self, tag: u64, action: Settle, mut each: impl FnMut(Settlement)) -> bool {
         let at = self.runs.partition_point(|run| run.end() <= tag);
-        if !self.runs.get(at).is_some_and(|run| run.tag <= tag) {
+        if self.runs.get(at).is_none_or(|run| run.tag > tag) {
             return false;
         }
         for run in self.runs.drain(..at) {
@@ -128,11 +128,6 @@ impl Unacked {
         for run in std::mem::take(&mut self.runs) {
             each(run.settlement(action));
         }
-    }
-
-    /// How many runs there are: what this costs.
-    pub fn runs(&self) -> usize {
-        self.runs.len()
     }
 
     fn shrink(&mut self) {
@@ -167,11 +162,11 @@ mod tests {
     #[test]
     fn a_million_deliveries_in_a_row_are_one_run_and_one_settlement() {
         let mut unacked = pushed(1_000_000);
-        assert_eq!(unacked.runs(), 1);
+        assert_eq!(unacked.runs.len(), 1);
         let mut all = Vec::new();
         assert!(unacked.settle_up_to(1_000_000, Settle::Ack, |s| all.push(s)));
         assert_eq!(all, [settled(ONE, 101, 1_000_000)]);
-        assert_eq!(unacked.runs(), 0);
+        assert_eq!(unacked.runs.len(), 0);
     }
 
     #[test]

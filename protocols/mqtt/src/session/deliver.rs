@@ -47,7 +47,8 @@ impl Client {
         };
         // Core leases exactly what was published with QoS 1 or its like. [MQTT-3.8.4-8]
         let qos = if delivery.leased { granted } else { 0 };
-        let body = message.body();
+        let payload = message.payload();
+        let body = &payload[..];
         let mut remaining = 2 + topic.len() + usize::from(qos > 0) * 2 + body.len();
         let properties_len = matched.identifiers.len() + properties.len();
         if is_v5 {
@@ -83,7 +84,7 @@ impl Client {
             bytes.put_slice(&matched.identifiers);
             bytes.put_slice(properties);
         }
-        out.body(body, || message.body_bytes());
+        out.body(body, || payload.share());
         if qos == 0 {
             return self.done(delivery, out);
         }

@@ -3,7 +3,10 @@
 
 use rocketbridge_session::{Cursor, Truncated};
 
-use super::{FIELDS_MAX, Head, HeaderError, Text};
+use super::{FIELDS_MAX, Head, HeaderError, Language, Text};
+
+/// The Go client's number among languages.
+const GO: u8 = 9;
 
 impl From<Truncated> for HeaderError {
     fn from(_: Truncated) -> Self {
@@ -18,7 +21,9 @@ impl From<Truncated> for HeaderError {
 pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text)>) -> Result<(), HeaderError> {
     let mut cursor = Cursor::new(header);
     head.code = i32::from(cursor.u16()? as i16);
-    let _language = cursor.u8()?;
+    if cursor.u8()? == GO {
+        head.language = Language::Go;
+    }
     head.version = i32::from(cursor.u16()? as i16);
     head.opaque = cursor.u32()? as i32;
     head.flag = cursor.u32()? as i32;

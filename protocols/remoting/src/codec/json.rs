@@ -3,7 +3,7 @@
 //! Only the keys that matter are looked at, everything else is skipped, however it is nested (to a
 //! depth of [`DEPTH_MAX`]). A number where text is due is taken as its own spelling, as fastjson does.
 
-use super::{FIELDS_MAX, Head, HeaderError, Text};
+use super::{FIELDS_MAX, Head, HeaderError, Language, Text};
 
 /// Deepest nesting of values that are skipped.
 const DEPTH_MAX: u32 = 64;
@@ -25,6 +25,13 @@ pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text
     scanner.object(|scanner, key| {
         match &scanner.bytes[key.start as usize..key.end as usize] {
             b"code" => head.code = scanner.int()?,
+            b"language" => {
+                if let Some(Text { start, end, .. }) = scanner.scalar()?
+                    && &scanner.bytes[start as usize..end as usize] == b"GO"
+                {
+                    head.language = Language::Go;
+                }
+            }
             b"version" => head.version = scanner.int()?,
             b"opaque" => head.opaque = scanner.int()?,
             b"flag" => head.flag = scanner.int()?,
@@ -56,6 +63,7 @@ pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text
 }
 
 impl Scanner<'_> {
+    #[inline]
     fn space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.bytes.get(self.at) {
             self.at += 1;
@@ -63,11 +71,13 @@ impl Scanner<'_> {
     }
 
     /// The next byte that is not white space.
+    #[inline]
     fn peek(&mut self) -> Result<u8, HeaderError> {
         self.space();
         self.bytes.get(self.at).copied().ok_or(HeaderError::Truncated)
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8) -> Result<(), HeaderError> {
         if self.peek()? != byte {
             return Err(HeaderError::Syntax(self.at));
@@ -106,22 +116,18 @@ impl Scanner<'_> {
         let start = self.at;
         let mut escaped = false;
         loop {
-            let byte = *self.bytes.get(self.at).ok_or(HeaderError::Truncated)?;
-            self.at += 1;
-            match byte {
-                b'"' => {
-                    return Ok(Text {
-                        start: start as u32,
-                        end: self.at as u32 - 1,
-                        escaped,
-                    });
-                }
-                b'\\' => {
-                    escaped = true;
-                    self.escape()?;
-                }
-                _ => {}
+            let rest = self.bytes.get(self.at..).unwrap_or_default();
+            let special = rest.iter().position(|b| matches!(b, b'"' | b'\\'));
+            self.at += special.ok_or(HeaderError::Truncated)? + 1;
+            if self.bytes[self.at - 1] == b'"' {
+                return Ok(Text {
+                    start: start as u32,
+                    end: self.at as u32 - 1,
+                    escaped,
+                });
             }
+            escaped = true;
+            self.escape()?;
         }
     }
 
@@ -254,6 +260,10 @@ fn unescape_unicode<'a>(digits: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
     let Some((unit, mut rest)) = hex_unit(digits) else {
         return &[];
     };
+    if unit < 0x80 {
+        out.push(unit as u8);
+        return rest;
+    }
     let mut point = u32::from(unit);
     if (0xD800..0xDC00).contains(&unit)
         && let Some(low) = rest.strip_prefix(b"\\u")
@@ -269,8 +279,11 @@ fn unescape_unicode<'a>(digits: &'a [u8], out: &mut Vec<u8>) -> &'a [u8] {
 }
 
 fn hex_unit(digits: &[u8]) -> Option<(u16, &[u8])> {
-    let (digits, rest) = digits.split_at_checked(4)?;
-    let unit = u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    let (digits, rest) = digits.split_first_chunk::<4>()?;
+    let mut unit = 0;
+    for digit in digits {
+        unit = unit << 4 | char::from(*digit).to_digit(16)? as u16;
+    }
     Some((unit, rest))
 }
 

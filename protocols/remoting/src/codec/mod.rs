@@ -3,7 +3,7 @@
 //! A frame is a length, one byte naming the header's form, a 24-bit header length, the header and a
 //! body. Both header forms may be mixed on one connection; an answer takes its request's form. A frame
 //! that cannot be read ends the connection: nothing after it can be trusted to begin where it seems to.
-//! [`json`] and [`binary`] read headers without allocating, [`Writer`] writes both forms.
+//! `json.rs` and `binary.rs` read headers without allocating, [`Writer`] writes both forms.
 
 pub(crate) mod binary;
 pub(crate) mod json;
@@ -30,6 +30,16 @@ pub enum SerializeType {
 pub const FLAG_RESPONSE: i32 = 1;
 /// Set in `flag` of a request that wants no answer.
 pub const FLAG_ONEWAY: i32 = 2;
+
+/// Who wrote a command, as far as it makes a difference here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Language {
+    /// The Go client.
+    Go,
+    /// Any other.
+    #[default]
+    Other,
+}
 
 /// Most extension fields of one command. Clients send about thirty.
 pub const FIELDS_MAX: usize = 256;
@@ -110,6 +120,7 @@ pub(crate) struct Text {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Head {
     pub code: i32,
+    pub language: Language,
     pub version: i32,
     pub opaque: i32,
     pub flag: i32,
@@ -143,6 +154,11 @@ impl Command {
     /// Request code, or response code.
     pub fn code(&self) -> i32 {
         self.head.code
+    }
+
+    /// Who wrote it.
+    pub fn language(&self) -> Language {
+        self.head.language
     }
 
     /// The client's version, an ordinal in RocketMQ's list of versions.

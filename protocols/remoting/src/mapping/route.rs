@@ -94,12 +94,12 @@ mod tests {
     fn a_route_is_what_rocketmq_sends() {
         assert_eq!(
             route_body(&Config::default(), ROUTE),
-            r#"{"brokerDatas":[{"brokerAddrs":{"0":"127.0.0.1:10911"},"brokerName":"broker-a","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"broker-a","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
+            r#"{"brokerDatas":[{"brokerAddrs":{"0":"127.0.0.1:10911"},"brokerName":"rocketbridge","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"rocketbridge","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
         );
         let unquoted = Route { quoted: false, ..ROUTE };
         assert_eq!(
             route_body(&Config::default(), unquoted),
-            r#"{"brokerDatas":[{"brokerAddrs":{0:"127.0.0.1:10911"},"brokerName":"broker-a","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"broker-a","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
+            r#"{"brokerDatas":[{"brokerAddrs":{0:"127.0.0.1:10911"},"brokerName":"rocketbridge","cluster":"DefaultCluster","enableActingMaster":false}],"filterServerTable":{},"queueDatas":[{"brokerName":"rocketbridge","perm":6,"readQueueNums":4,"topicSysFlag":0,"writeQueueNums":4}]}"#
         );
     }
 
@@ -115,7 +115,7 @@ mod tests {
     fn a_cluster_is_one_broker() {
         assert_eq!(
             cluster_body(&Config::default(), "[::1]:10911"),
-            r#"{"brokerAddrTable":{"broker-a":{"brokerAddrs":{"0":"[::1]:10911"},"brokerName":"broker-a","cluster":"DefaultCluster","enableActingMaster":false}},"clusterAddrTable":{"DefaultCluster":["broker-a"]}}"#
+            r#"{"brokerAddrTable":{"rocketbridge":{"brokerAddrs":{"0":"[::1]:10911"},"brokerName":"rocketbridge","cluster":"DefaultCluster","enableActingMaster":false}},"clusterAddrTable":{"DefaultCluster":["rocketbridge"]}}"#
         );
     }
 }

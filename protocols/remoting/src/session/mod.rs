@@ -2,16 +2,17 @@
 //!
 //! Name server and broker in one: any listener takes every request code. Requests are independent of each
 //! other and are answered when their answer is there, in any order; `opaque` tells which is which. What
-//! a command means in core's words is [`mapping`](crate::mapping)'s work. Sends are in [`send`], requests
-//! and their replies in [`request`].
+//! a command means in core's words is [`mapping`](crate::mapping)'s work. Sends are in `send.rs`, what
+//! others ask of core in `request.rs`, its replies in `reply.rs`.
 //!
 //! The time limits are those of RocketMQ: a connection is closed after 120 s of silence, a send that
 //! core does not take within 200 ms is answered with "busy", a pull is held as long as it asks for.
 
+mod reply;
 mod request;
 mod send;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -22,12 +23,15 @@ use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 use tracing::debug;
 
-use crate::codec::{self, Command, SerializeType, Writer};
+use crate::codec::{self, Command, Language, SerializeType, Writer};
 use crate::config::Config;
 use crate::request_code as code;
 use crate::response_code::{Refused, ResponseCode};
-use request::{Gather, Member, Pending};
+use reply::{Gather, Member, Pending};
 use send::Sends;
+
+/// The Go client waits 3 s for the answer when it gives a message back.
+const GO_ANSWER_LATE: Millis = Millis(3_500);
 
 /// One connection's state.
 pub struct Session {
@@ -44,6 +48,8 @@ pub struct Session {
     gathers: HashMap<u64, Gather>,
     last_request: u64,
     sends: Sends,
+    /// Refusals that are told at their time, in order.
+    late: VecDeque<(Millis, ReplyTo, Refused)>,
     /// Consumer groups that this client is a member of.
     members: HashMap<Bytes, Member>,
     producers: HashSet<Bytes>,
@@ -94,6 +100,7 @@ impl Session {
             holds: BTreeSet::new(),
             gathers: HashMap::new(),
             last_request: 0,
+            late: VecDeque::new(),
             members: HashMap::new(),
             producers: HashSet::new(),
             last_opaque: 0,
@@ -163,9 +170,7 @@ impl Session {
             code::GET_KV_CONFIG => get_kv_config(command),
             code::GET_ROUTEINFO_BY_TOPIC => self.route_info(command, to, out),
             code::GET_BROKER_CLUSTER_INFO => self.cluster_info(to, out),
-            code::CONSUMER_SEND_MSG_BACK => {
-                not_supported(ResponseCode::SystemError, "giving messages back to be tried again")
-            }
+            code::CONSUMER_SEND_MSG_BACK => self.send_message_back(now, command, to),
             code::END_TRANSACTION => not_supported(ResponseCode::SystemError, "ending transactions"),
             code::SEND_REPLY_MESSAGE | code::SEND_REPLY_MESSAGE_V2 => {
                 not_supported(ResponseCode::MessageIllegal, "answering requests of producers")
@@ -176,6 +181,21 @@ impl Session {
                 format!(" request type {other} not supported"),
             )),
         }
+    }
+
+    /// CONSUMER_SEND_MSG_BACK is not built. Clients then keep the message and try again by themselves; but
+    /// the Go client (2.1) takes any answer as "done" and would lose it. Only when its time for the answer
+    /// is up it sees that it failed: so it is told late.
+    fn send_message_back(&mut self, now: Now, command: &Command, to: ReplyTo) -> Result<(), Refused> {
+        let what = "giving messages back to be tried again";
+        let refused = Refused::not_supported(ResponseCode::SystemError, what);
+        if command.language() == Language::Other {
+            return Err(refused);
+        }
+        if self.late.len() < self.config.requests_max {
+            self.late.push_back((now.mono + GO_ANSWER_LATE, to, refused));
+        }
+        Ok(())
     }
 
     /// Tells the client that a group it is a member of has changed, so that it shares out the message
@@ -196,6 +216,7 @@ impl Session {
         self.pending.clear();
         self.holds.clear();
         self.gathers.clear();
+        self.late.clear();
         out.close();
     }
 
@@ -269,6 +290,9 @@ impl rocketbridge_session::Session for Session {
             self.holds.pop_first();
             out.cancel(id);
         }
+        while let Some((_, to, refused)) = self.late.pop_front_if(|(at, ..)| *at <= now.mono) {
+            refuse(out, to, &refused);
+        }
         self.withdraw_stuck_sends(now, out);
         self.close_if_drained(out);
     }
@@ -296,7 +320,11 @@ impl rocketbridge_session::Session for Session {
         }
         let idle = self.active_at + self.config.idle_timeout();
         let hold = self.holds.first().map(|(at, _)| *at);
-        [Some(idle), hold, self.sends.check_at()].into_iter().flatten().min()
+        let late = self.late.front().map(|(at, ..)| *at);
+        [Some(idle), hold, late, self.sends.check_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Pulls and heartbeats share the connection with sends: it is never stopped for those.

@@ -10,7 +10,7 @@ use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 
-use super::request::Pending;
+use super::reply::Pending;
 use super::{ReplyTo, Session, answer, busy, refuse};
 use crate::codec::Command;
 use crate::mapping::names::{self, AUTO_CREATE_TOPIC};

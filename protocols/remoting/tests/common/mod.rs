@@ -261,7 +261,7 @@ pub fn long_header(topic: &str) -> Vec<(&str, &str)> {
         ("defaultTopicQueueNums", "4"),
         ("batch", "false"),
         ("properties", "KEYS\u{1}k\u{2}TAGS\u{1}t\u{2}UNIQ_KEY\u{1}ABC\u{2}"),
-        ("bname", "broker-a"),
+        ("bname", "rocketbridge"),
     ]
 }
 
@@ -280,7 +280,7 @@ pub fn short_header(topic: &str) -> Vec<(&str, &str)> {
         ("j", "0"),
         ("k", "false"),
         ("m", "false"),
-        ("n", "broker-a"),
+        ("n", "rocketbridge"),
     ]
 }
 
