@@ -368,7 +368,7 @@ fn nothing_is_missing_after(call: &str) {
     load::drain(&load, &addresses(&broker), &mut random).expect("it works");
     load.recorder.with(|history| {
         let confirmed = history.count(|event| matches!(event, Event::Confirmed { .. }));
-        assert!(confirmed > 10, "too little was tested: {confirmed} confirms");
+        assert!(confirmed > 0, "nothing was tested: no confirm came before the failure");
         history.assert_good(Extent::Drained);
     });
 }

@@ -1,0 +1,70 @@
+"""Runs checks and prints their lines. A check is a function that raises when something does not hold."""
+
+import os
+import re
+import secrets
+import sys
+import threading
+import traceback
+
+# Longest time that one check may take, seconds.
+LIMIT = 60
+
+
+class Suite:
+    def __init__(self, options):
+        self.options = options
+        self.failed = 0
+
+    def run(self, check):
+        name = check.__module__ + "_py_" + check.__name__
+        if not re.search(self.options.only, name):
+            return
+        problem = []
+
+        def body():
+            try:
+                check(self.options)
+            except BaseException as error:  # whatever it was, the check failed
+                traceback.print_exc()
+                text = str(error) or type(error).__name__
+                problem.append(f"{type(error).__name__}: {text}".replace("\n", " "))
+
+        # A client that hangs must not hang the suite.
+        thread = threading.Thread(target=body, daemon=True)
+        thread.start()
+        thread.join(LIMIT)
+        if thread.is_alive():
+            problem.append(f"does not end within {LIMIT} s")
+        if problem:
+            self.failed += 1
+            print(f"FAILED {name}: {problem[0]}", flush=True)
+        else:
+            print(f"ok {name}", flush=True)
+
+
+def equal(got, want, what):
+    if got != want:
+        raise AssertionError(f"{what}: got {short(got)}, want {short(want)}")
+
+
+def true(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+def short(value):
+    text = repr(value)
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def unique(kind):
+    return f"interop-{kind}-{secrets.token_hex(6)}"
+
+
+def random_body(size):
+    return os.urandom(size)
+
+
+# None, one byte, one frame, more than 64 KiB, many frames.
+BODY_SIZES = [0, 1, 256, 65_537, 1 << 20, 4 << 20]
