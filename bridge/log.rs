@@ -3,10 +3,11 @@
 //! A thread of its own writes, so that a terminal or pipe that does not take more stops no worker: what
 //! does not fit in the queue is dropped and counted, and the count is logged when there is room again.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -104,6 +105,21 @@ enum Line {
     Flush(SyncSender<()>),
 }
 
+/// Set once the last line of the process is being logged.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    /// This thread has the last word.
+    static HAS_LAST_WORD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Logs what ends the process: nothing that other threads still do is logged behind it.
+pub fn last_words(log: impl FnOnce()) {
+    HAS_LAST_WORD.set(true);
+    ENDED.store(true, Ordering::Release);
+    log();
+}
+
 /// Where formatted lines go.
 #[derive(Clone)]
 struct Queue {
@@ -122,6 +138,9 @@ impl<'a> MakeWriter<'a> for Queue {
 impl Write for &Queue {
     /// One call is one line: the formatter writes whole lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if ENDED.load(Ordering::Acquire) && !HAS_LAST_WORD.get() {
+            return Ok(line.len());
+        }
         let mut text = line[..line.len().min(LINE_MAX)].to_vec();
         if text.len() < line.len() {
             text.push(b'\n');

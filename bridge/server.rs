@@ -20,6 +20,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, Flush};
 use crate::connections::{Call, Connections};
 use crate::listener::{self, Acceptor};
+use crate::log;
 use crate::protocols::{Bound, PROTOCOLS};
 
 /// How long clients have to end their conversations when the broker stops.
@@ -218,7 +219,7 @@ fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFail
     thread::Builder::new().name("sync".into()).spawn(move || {
         let result = engine.run_sync();
         if let Err(failed) = &result {
-            error!("{failed}");
+            log::last_words(|| error!("{failed}"));
         }
         // Nobody waits when the server was dropped.
         let _ = ended.send(result);

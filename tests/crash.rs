@@ -20,17 +20,30 @@ const KILLS_DEFAULT: u64 = 300;
 /// One start in so many is killed before it is ready, while it recovers.
 const EARLY_KILL: u64 = 10;
 
+/// Kills of one data folder; then everything is drained and judged, and another round begins. A start reads
+/// the whole log, which a few hundred lives make long.
+const KILLS_A_ROUND: u64 = 60;
+
 #[test]
 fn what_was_confirmed_survives_any_number_of_kills() {
     let kills = std::env::var("ROCKETBRIDGE_KILLS").map_or(KILLS_DEFAULT, |text| text.parse().expect("a number"));
     let mut random = Random::from_environment();
+    let mut left = kills;
+    while left > 0 {
+        let kills = left.min(KILLS_A_ROUND);
+        one_data_folder(kills, &mut random);
+        left -= kills;
+    }
+}
+
+fn one_data_folder(kills: u64, random: &mut Random) {
     let load = Load::default();
     let options = Options::default();
     let mut broker = Broker::start_with(&options);
-    load::set_up(&load, &addresses(&broker), &mut random).expect("it works");
+    load::set_up(&load, &addresses(&broker), random).expect("it works");
     let mut slowest_start = Duration::ZERO;
     for _ in 0..kills {
-        live_and_die(&load, &mut broker, &mut random);
+        live_and_die(&load, &mut broker, random);
         load.recorder.record(Event::Crashed);
         if random.once_in(EARLY_KILL) {
             broker = broker.restart_unready(&options);
@@ -40,7 +53,7 @@ fn what_was_confirmed_survives_any_number_of_kills() {
         broker = broker.restart(&options);
         slowest_start = slowest_start.max(started.elapsed());
     }
-    load::drain(&load, &addresses(&broker), &mut random).expect("it works");
+    load::drain(&load, &addresses(&broker), random).expect("it works");
     load.recorder.with(|history| {
         let count = |wanted: fn(&Event) -> bool| history.count(wanted);
         let confirmed = count(|event| matches!(event, Event::Confirmed { .. }));

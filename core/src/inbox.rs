@@ -17,6 +17,10 @@ pub const DELIVERIES_MAX: usize = 2048;
 /// Bytes of records that deliveries in one inbox may refer to.
 pub const DELIVERY_BYTES_MAX: usize = 4 << 20;
 
+/// Room for so few is quickly had again: an inbox does not keep it until its connection rests. Thousands that
+/// connect at once would each hold what only their greeting needed.
+const FEW_EVENTS: usize = 16;
+
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
@@ -104,6 +108,9 @@ impl Inbox {
         }
         let half_empty = state.deliveries <= DELIVERIES_MAX / 2 && state.delivery_bytes <= DELIVERY_BYTES_MAX / 2;
         let resume = half_empty && std::mem::take(&mut state.parked);
+        if state.events.is_empty() && state.events.capacity() <= FEW_EVENTS {
+            state.events = VecDeque::new();
+        }
         Taken { empty: false, resume }
     }
 }
@@ -115,4 +122,48 @@ pub struct Taken {
     pub empty: bool,
     /// The driver is to call [`Link::resume`](crate::boundary::Link::resume).
     pub resume: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boundary::RequestId;
+    use crate::request::Reply;
+
+    fn push(inbox: &Inbox, ids: std::ops::Range<u64>) {
+        let reply = |id| Event::Reply {
+            id: RequestId(id),
+            result: Ok(Reply::Done),
+        };
+        inbox.push(&mut ids.map(reply).collect());
+    }
+
+    fn take(inbox: &Inbox, max: usize) -> Vec<u64> {
+        let mut events = Vec::new();
+        inbox.take(max, &mut events, Waker::noop());
+        let id = |event: &Event| match event {
+            Event::Reply { id, .. } => id.0,
+            other => panic!("{other:?}"),
+        };
+        events.iter().map(id).collect()
+    }
+
+    fn kept(inbox: &Inbox) -> usize {
+        inbox.state().events.capacity()
+    }
+
+    #[test]
+    fn an_idle_inbox_owns_no_memory_and_a_busy_one_keeps_it() {
+        let inbox = Inbox::new();
+        push(&inbox, 0..3);
+        assert_eq!(take(&inbox, 256), [0, 1, 2]);
+        assert_eq!(kept(&inbox), 0, "a few events are no reason to keep memory");
+        push(&inbox, 3..300);
+        assert_eq!(take(&inbox, 256), Vec::from_iter(3..259));
+        inbox.rest();
+        assert_eq!(take(&inbox, 256), Vec::from_iter(259..300), "resting loses nothing");
+        assert!(kept(&inbox) >= 256);
+        inbox.rest();
+        assert_eq!(kept(&inbox), 0);
+    }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::RunOptions;
-use crate::measure::{Batch, Gate, Input, Run, Sequence, Window};
+use crate::measure::{Batch, FEW_DELIVERIES, Gate, Input, Run, Sequence, Window};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -65,7 +65,14 @@ pub fn run(options: &Options) {
     let (message, number_at) = message(&queue, options.run.size, options.persistent);
     let streams = [consumer.stream(), publisher.stream()];
     thread::scope(|scope| {
-        scope.spawn(|| consume(consumer.input.napping(1), options.ack_every, &gate, &out_of_order));
+        scope.spawn(|| {
+            consume(
+                consumer.input.napping(1, FEW_DELIVERIES),
+                options.ack_every,
+                &gate,
+                &out_of_order,
+            )
+        });
         let mut writer = publisher.stream();
         scope.spawn(|| read_confirms(publisher.input, &gate));
         let (message, gate) = (&message, &gate);

@@ -19,9 +19,11 @@ pub const WRITE_SIZE: usize = 64 * 1024;
 /// Room for one read.
 const READ_SIZE: usize = 256 * 1024;
 
-/// Of a reader among one, after a read of less than [`LITTLE`] bytes.
+/// How long one reader naps; the kernel adds some 50 us.
 const NAP: Duration = Duration::from_micros(20);
-const LITTLE: usize = 8 * 1024;
+
+/// A read of deliveries that brought less is followed by a nap.
+pub const FEW_DELIVERIES: usize = 8 * 1024;
 
 /// A process as the kernel accounts for it.
 #[derive(Clone, Copy)]
@@ -278,9 +280,10 @@ pub struct Input {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    nap: Option<Duration>,
-    /// The last read brought little.
-    little: bool,
+    /// How long, and after reads of fewer bytes than what.
+    nap: Option<(Duration, usize)>,
+    /// Bytes of the last read.
+    last: usize,
 }
 
 impl Input {
@@ -291,14 +294,14 @@ impl Input {
             start: 0,
             end: 0,
             nap: None,
-            little: false,
+            last: 0,
         }
     }
 
-    /// After a read that brought little it naps. A broker that writes message by message would otherwise wake a reader
-    /// for each, and what is measured were the readers. The more of them, the longer.
-    pub fn napping(mut self, readers: usize) -> Self {
-        self.nap = Some(NAP * readers as u32);
+    /// After a read that brought less than `little` bytes it naps. A broker that writes message by message would
+    /// otherwise wake a reader for each, and what is measured were the readers. The more of them, the longer.
+    pub fn napping(mut self, readers: usize, little: usize) -> Self {
+        self.nap = Some((NAP * readers as u32, little));
         self
     }
 
@@ -319,12 +322,13 @@ impl Input {
         if self.end == self.bytes.len() {
             self.bytes.resize(self.bytes.len() * 2, 0);
         }
-        if let Some(nap) = self.nap.filter(|_| self.little) {
-            thread::sleep(nap);
+        match self.nap {
+            Some((nap, little)) if self.last < little => thread::sleep(nap),
+            _ => {}
         }
         let count = self.stream.read(&mut self.bytes[self.end..]).unwrap_or(0);
         self.end += count;
-        self.little = count < LITTLE;
+        self.last = count;
         count > 0
     }
 

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::RunOptions;
-use crate::measure::{Batch, Gate, Input, Process, Run, Sequence, Window, load_average};
+use crate::measure::{Batch, FEW_DELIVERIES, Gate, Input, Process, Run, Sequence, Window, load_average};
 
 const CONNECT: u8 = 0x10;
 const PUBLISH: u8 = 0x30;
@@ -131,7 +131,7 @@ fn subscribe(mut stream: TcpStream, topic: &str, qos: u8) -> TcpStream {
 
 fn consume(stream: TcpStream, index: usize, readers: usize, gate: &Gate, out_of_order: &AtomicU64) {
     let mut writer = clone(&stream);
-    let mut input = Input::new(stream).napping(readers);
+    let mut input = Input::new(stream).napping(readers, FEW_DELIVERIES);
     let mut sequence = Sequence::default();
     let mut acks = Vec::new();
     while input.fill() {
@@ -161,7 +161,8 @@ fn consume(stream: TcpStream, index: usize, readers: usize, gate: &Gate, out_of_
 }
 
 fn read_confirms(stream: TcpStream, mark: usize, gate: &Gate) {
-    let mut input = Input::new(stream);
+    const FEW_PUBACKS: usize = 16 * 4;
+    let mut input = Input::new(stream).napping(1, FEW_PUBACKS);
     let mut count = 0;
     while input.fill() {
         while let Some((first, body, length)) = first_packet(input.unread()) {

@@ -217,24 +217,29 @@ impl Amqp {
     /// With a heartbeat interval in seconds.
     pub fn connect_with(address: SocketAddr, heartbeat: u16) -> io::Result<Self> {
         let mut client = Self::raw(address)?;
-        client.wire.send(PROTOCOL_HEADER)?;
-        client.wait_for(CONNECTION_START)?;
+        client.log_in(heartbeat)?;
+        Ok(client)
+    }
+
+    /// From the protocol header to an open channel.
+    pub fn log_in(&mut self, heartbeat: u16) -> io::Result<()> {
+        self.wire.send(PROTOCOL_HEADER)?;
+        self.wait_for(CONNECTION_START)?;
         let start_ok = Bytes::method(CONNECTION_START_OK).u32(0).short("PLAIN");
-        client.send_method(0, start_ok.long(b"\0guest\0guest").short("en_US"))?;
-        let tune = client.wait_for(CONNECTION_TUNE)?;
+        self.send_method(0, start_ok.long(b"\0guest\0guest").short("en_US"))?;
+        let tune = self.wait_for(CONNECTION_TUNE)?;
         let mut tune = Reader(&tune);
         let (channel_max, frame_max) = (tune.u16(), tune.u32());
-        client.frame_max = frame_max as usize;
+        self.frame_max = frame_max as usize;
         let tune_ok = Bytes::method(CONNECTION_TUNE_OK)
             .u16(channel_max)
             .u32(frame_max)
             .u16(heartbeat);
-        client.send_method(0, tune_ok)?;
-        client.send_method(0, Bytes::method(CONNECTION_OPEN).short("/").short("").u8(0))?;
-        client.wait_for(CONNECTION_OPEN_OK)?;
-        client.send_method(1, Bytes::method(CHANNEL_OPEN).short(""))?;
-        client.wait_for(CHANNEL_OPEN_OK)?;
-        Ok(client)
+        self.send_method(0, tune_ok)?;
+        self.send_method(0, Bytes::method(CONNECTION_OPEN).short("/").short("").u8(0))?;
+        self.wait_for(CONNECTION_OPEN_OK)?;
+        self.send_method(1, Bytes::method(CHANNEL_OPEN).short(""))?;
+        self.wait_for(CHANNEL_OPEN_OK).map(drop)
     }
 
     /// A connection that has said nothing yet.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a broker may take to be ready; far longer than it should, for a busy machine.
@@ -19,6 +20,7 @@ pub struct Broker {
     /// Listening addresses by the name in the ready line: `amqp`, `mqtt`, `remoting`, `name_server`.
     pub addresses: BTreeMap<String, SocketAddr>,
     log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 /// A temporary folder, removed with its last user.
@@ -125,12 +127,13 @@ impl Broker {
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", words[0]));
         let log = Arc::new(Mutex::new(Vec::new()));
-        let lines = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
+        let (lines, reader) = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
         let broker = Self {
             child,
             folder,
             addresses: BTreeMap::new(),
             log,
+            reader: Some(reader),
         };
         (broker, lines)
     }
@@ -176,6 +179,14 @@ impl Broker {
     /// Everything it has logged.
     pub fn log(&self) -> String {
         self.log.lock().expect("no panic holds it").join("\n")
+    }
+
+    /// Everything it has logged, once it has ended and nothing more can come.
+    pub fn whole_log(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("it does not panic");
+        }
+        self.log()
     }
 
     /// SIGKILL, and waits for the end.
@@ -233,13 +244,16 @@ fn ready_addresses(line: &str) -> BTreeMap<String, SocketAddr> {
     pairs.collect()
 }
 
-fn collect(stderr: impl std::io::Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) -> Receiver<String> {
+fn collect(
+    stderr: impl std::io::Read + Send + 'static,
+    log: Arc<Mutex<Vec<String>>>,
+) -> (Receiver<String>, JoinHandle<()>) {
     let (sender, receiver) = channel();
-    std::thread::spawn(move || {
+    let reader = std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             log.lock().expect("no panic holds it").push(line.clone());
             let _ = sender.send(line);
         }
     });
-    receiver
+    (receiver, reader)
 }

@@ -6,6 +6,7 @@ pub mod broker;
 pub mod clients;
 pub mod history;
 pub mod load;
+pub mod measure;
 pub mod mqtt;
 pub mod random;
 pub mod remoting;

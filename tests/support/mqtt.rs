@@ -1,5 +1,6 @@
 //! A small MQTT client (3.1.1 and 5.0) that hides nothing: one connection, no threads.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -86,25 +87,36 @@ pub struct Mqtt {
     packet_id: u16,
     /// The broker had a session for the client.
     pub session_present: bool,
-    kept: std::collections::VecDeque<Event>,
+    kept: VecDeque<Event>,
 }
 
 impl Mqtt {
     pub fn connect(address: SocketAddr, connect: Connect<'_>) -> io::Result<Self> {
-        let mut client = Self {
+        let mut client = Self::raw(address, connect.version)?;
+        client.log_in(connect)?;
+        Ok(client)
+    }
+
+    /// A connection that has said nothing yet.
+    pub fn raw(address: SocketAddr, version: u8) -> io::Result<Self> {
+        Ok(Self {
             wire: Wire::connect(address)?,
-            version: connect.version,
+            version,
             packet_id: 0,
             session_present: false,
-            kept: Default::default(),
-        };
-        client.wire.send(&connect.packet())?;
-        let connack = client.wait_for(CONNACK)?;
+            kept: VecDeque::new(),
+        })
+    }
+
+    /// CONNECT and CONNACK.
+    pub fn log_in(&mut self, connect: Connect<'_>) -> io::Result<()> {
+        self.wire.send(&connect.packet())?;
+        let connack = self.wait_for(CONNACK)?;
         if connack.get(1) != Some(&0) {
             return unexpected(connack);
         }
-        client.session_present = connack[0] & 1 != 0;
-        Ok(client)
+        self.session_present = connack[0] & 1 != 0;
+        Ok(())
     }
 
     pub fn subscribe(&mut self, filter: &str, qos: u8) -> io::Result<()> {

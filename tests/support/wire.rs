@@ -13,6 +13,7 @@ pub struct Wire {
     input: Vec<u8>,
     /// Bytes of `input` that were taken.
     taken: usize,
+    byte_by_byte: bool,
 }
 
 impl Wire {
@@ -24,11 +25,20 @@ impl Wire {
             stream,
             input: Vec::new(),
             taken: 0,
+            byte_by_byte: false,
         })
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.byte_by_byte {
+            return bytes.iter().try_for_each(|byte| self.stream.write_all(&[*byte]));
+        }
         self.stream.write_all(bytes)
+    }
+
+    /// From now on each byte goes in a packet of its own.
+    pub fn send_byte_by_byte(&mut self) {
+        self.byte_by_byte = true;
     }
 
     /// The socket, for what this type does not do.

@@ -365,7 +365,7 @@ impl Session {
                 Method::ConnectionOpenOk { known_hosts }.encode(0, out.bytes());
                 self.phase = Phase::Running;
                 self.deadline = None;
-                info!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "connection open");
+                debug!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "connection open");
                 Ok(())
             }
             // The link ends before the answer goes out, so whoever connects next finds exclusive queues

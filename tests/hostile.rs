@@ -1,0 +1,584 @@
+//! What peers send that no honest client would: it costs them their connection, with the protocol's error
+//! where there is one, and the broker neither its life nor memory.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::amqp::{self, Amqp, Bytes};
+use support::broker::Broker;
+use support::measure::Memory;
+use support::mqtt::{self, Connect, Mqtt};
+use support::remoting::{self, Remoting};
+use support::wire::{PATIENCE, Wire};
+
+/// What everything in here together may cost the broker, KiB.
+const MEMORY_MAX: u64 = 64 << 10;
+
+/// Connections that attack at a time.
+const AT_ONCE: usize = 40;
+
+/// Depth of tables: 18,000 levels were enough to overflow the stack of another broker's parser.
+const TABLE_DEPTH: usize = 18_000;
+
+/// Depth of JSON.
+const JSON_DEPTH: usize = 50_000;
+
+/// How far an attacker goes the honest way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    /// Nothing was said.
+    Connecting,
+    /// AMQP: `connection.start` came.
+    AmqpStart,
+    /// AMQP: channel 1 is open.
+    AmqpLogin,
+    /// MQTT: CONNACK of that version came.
+    MqttLogin(u8),
+    /// Remoting: one request was answered.
+    Request,
+}
+
+/// What the broker says before it closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// Nothing.
+    Silence,
+    /// `connection.close` with that code.
+    AmqpClose(u16),
+    /// The protocol header that it would have liked.
+    AmqpHeader,
+    /// MQTT 5.0 DISCONNECT with that reason.
+    MqttDisconnect(u8),
+}
+
+struct Attack {
+    name: String,
+    listener: &'static str,
+    after: After,
+    bytes: Vec<u8>,
+    answer: Answer,
+}
+
+fn attack(name: &str, listener: &'static str, after: After, bytes: Vec<u8>, answer: Answer) -> Attack {
+    Attack {
+        name: format!("{name} to {listener} after {after:?}"),
+        listener,
+        after,
+        bytes,
+        answer,
+    }
+}
+
+/// A field table in a field table in a field table; `len` is what is inside of the outermost length.
+fn nested_table(depth: usize) -> Vec<u8> {
+    // Each level: an empty name, type `F`, and the length of what follows.
+    let mut table = Vec::with_capacity(depth * 6);
+    for level in (0..depth).rev() {
+        table.extend([0, b'F']);
+        table.extend((level as u32 * 6).to_be_bytes());
+    }
+    table
+}
+
+/// An array in an array in a table.
+fn nested_array(depth: usize) -> Vec<u8> {
+    let mut table = vec![1, b'x'];
+    for level in (0..depth).rev() {
+        table.push(b'A');
+        table.extend((level as u32 * 5).to_be_bytes());
+    }
+    table
+}
+
+fn declare_with(arguments: &[u8]) -> Vec<u8> {
+    let method = Bytes::method(amqp::QUEUE_DECLARE).u16(0).short("q").u8(0);
+    method.long(arguments).frame(amqp::METHOD, 1)
+}
+
+fn publish_with(headers: &[u8]) -> Vec<u8> {
+    let method = Bytes::method(amqp::BASIC_PUBLISH).u16(0).short("").short("q").u8(0);
+    let mut bytes = method.frame(amqp::METHOD, 1);
+    let header = Bytes::default().u16(60).u16(0).u64(0).u16(1 << 13).long(headers);
+    bytes.extend(header.frame(amqp::HEADER, 1));
+    bytes
+}
+
+fn start_ok_with(properties: &[u8]) -> Vec<u8> {
+    let method = Bytes::method(amqp::CONNECTION_START_OK).long(properties).short("PLAIN");
+    method.long(b"\0guest\0guest").short("en_US").frame(amqp::METHOD, 0)
+}
+
+/// The head of a frame that claims 4 GiB, and a little of it.
+fn amqp_claim(kind: u8) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, 1];
+    bytes.extend(u32::MAX.to_be_bytes());
+    bytes.extend([0; 100]);
+    bytes
+}
+
+fn amqp_attacks() -> Vec<Attack> {
+    use After::{AmqpLogin, AmqpStart, Connecting};
+    use Answer::{AmqpClose, AmqpHeader};
+    let amqp = |name, after, bytes, answer| attack(name, "amqp", after, bytes, answer);
+    let mut after_header = amqp::PROTOCOL_HEADER.to_vec();
+    after_header.extend(amqp_claim(amqp::METHOD));
+    vec![
+        amqp(
+            "a frame that claims 4 GiB",
+            Connecting,
+            amqp_claim(amqp::METHOD),
+            AmqpHeader,
+        ),
+        amqp(
+            "a frame that claims 4 GiB",
+            AmqpStart,
+            amqp_claim(amqp::METHOD),
+            AmqpClose(501),
+        ),
+        amqp(
+            "a frame that claims 4 GiB",
+            AmqpLogin,
+            amqp_claim(amqp::METHOD),
+            AmqpClose(501),
+        ),
+        amqp(
+            "a body that claims 4 GiB",
+            AmqpLogin,
+            amqp_claim(amqp::BODY),
+            AmqpClose(501),
+        ),
+        amqp(
+            "tables, more than a frame may hold",
+            AmqpStart,
+            start_ok_with(&nested_table(TABLE_DEPTH)),
+            AmqpClose(501),
+        ),
+        amqp(
+            "tables, as many as a frame may hold",
+            AmqpStart,
+            start_ok_with(&nested_table(1300)),
+            AmqpClose(502),
+        ),
+        amqp(
+            "arrays, as many as a frame may hold",
+            AmqpStart,
+            start_ok_with(&nested_array(1500)),
+            AmqpClose(502),
+        ),
+        amqp(
+            "tables in arguments",
+            AmqpLogin,
+            declare_with(&nested_table(TABLE_DEPTH)),
+            AmqpClose(502),
+        ),
+        amqp(
+            "arrays in arguments",
+            AmqpLogin,
+            declare_with(&nested_array(TABLE_DEPTH)),
+            AmqpClose(502),
+        ),
+        amqp(
+            "tables in headers",
+            AmqpLogin,
+            publish_with(&nested_table(TABLE_DEPTH)),
+            AmqpClose(502),
+        ),
+        amqp(
+            "arrays in headers",
+            AmqpLogin,
+            publish_with(&nested_array(TABLE_DEPTH)),
+            AmqpClose(502),
+        ),
+    ]
+}
+
+fn mqtt_attacks() -> Vec<Attack> {
+    use After::{Connecting, MqttLogin};
+    use Answer::{MqttDisconnect, Silence};
+    let mqtt = |name, after, bytes, answer| attack(name, "mqtt", after, bytes, answer);
+    // 268,435,455 bytes, the most that four bytes of length can say.
+    let claim = |packet_type: u8| vec![packet_type << 4, 0xff, 0xff, 0xff, 0x7f, 0, 4, b'M', b'Q'];
+    // A fifth byte of length does not exist.
+    let too_long = |packet_type: u8| vec![packet_type << 4, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
+    vec![
+        mqtt("a CONNECT of 268 MB", Connecting, claim(mqtt::CONNECT), Silence),
+        mqtt("a length of five bytes", Connecting, too_long(mqtt::CONNECT), Silence),
+        mqtt(
+            "a PUBLISH of 268 MB",
+            MqttLogin(mqtt::V311),
+            claim(mqtt::PUBLISH),
+            Silence,
+        ),
+        mqtt(
+            "a PUBLISH of 268 MB",
+            MqttLogin(mqtt::V5),
+            claim(mqtt::PUBLISH),
+            MqttDisconnect(0x95),
+        ),
+        mqtt(
+            "a length of five bytes",
+            MqttLogin(mqtt::V311),
+            too_long(mqtt::PUBLISH),
+            Silence,
+        ),
+        mqtt(
+            "a length of five bytes",
+            MqttLogin(mqtt::V5),
+            too_long(mqtt::PUBLISH),
+            MqttDisconnect(0x81),
+        ),
+    ]
+}
+
+fn remoting_attacks() -> Vec<Attack> {
+    let head = |length: u32, header: u32| {
+        let mut bytes = length.to_be_bytes().to_vec();
+        bytes.extend(header.to_be_bytes());
+        bytes.extend([b'{'; 64]);
+        bytes
+    };
+    let nested = |open: &str| {
+        let inside = open.repeat(JSON_DEPTH);
+        remoting::frame(
+            format!("{{\"code\":34,\"opaque\":1,\"extFields\":{inside}").as_bytes(),
+            b"",
+        )
+    };
+    let frames = [
+        ("a frame of 2^31 bytes", head(1 << 31, 100)),
+        ("a frame of 2^32 - 1 bytes", head(u32::MAX, 100)),
+        ("a frame of 0 bytes", head(0, 100)),
+        ("a frame without room for its head", head(3, 0)),
+        ("a frame shorter than its header", head(100, 97)),
+        ("a header of 2^24 - 1 bytes", head(1 << 20, 0x00ff_ffff)),
+        ("objects 50,000 deep in the header", nested("{\"a\":")),
+        ("arrays 50,000 deep in the header", nested("[")),
+    ];
+    let mut attacks = Vec::new();
+    for listener in ["remoting", "name_server"] {
+        for after in [After::Connecting, After::Request] {
+            let with = |(name, bytes): &(&str, Vec<u8>)| attack(name, listener, after, bytes.clone(), Answer::Silence);
+            attacks.extend(frames.iter().map(with));
+        }
+    }
+    attacks
+}
+
+fn all_attacks() -> Vec<Attack> {
+    let mut attacks = amqp_attacks();
+    attacks.extend(mqtt_attacks());
+    attacks.extend(remoting_attacks());
+    attacks
+}
+
+/// An attacker that has gone the honest way so far.
+enum Attacker {
+    Plain(Wire),
+    Amqp(Box<Amqp>),
+    Mqtt(Box<Mqtt>),
+    Remoting(Box<Remoting>),
+}
+
+impl Attacker {
+    fn open(address: SocketAddr, after: After) -> Self {
+        let result = match after {
+            After::Connecting => Wire::connect(address).map(Self::Plain),
+            After::AmqpStart => Amqp::raw(address).and_then(|mut client| {
+                client.wire.send(amqp::PROTOCOL_HEADER)?;
+                client.wait_for(amqp::CONNECTION_START)?;
+                Ok(Self::Amqp(Box::new(client)))
+            }),
+            After::AmqpLogin => Amqp::connect(address).map(|client| Self::Amqp(Box::new(client))),
+            After::MqttLogin(version) => {
+                let client_id = format!("attacker-{:?}", thread::current().id());
+                let connect = Connect {
+                    version,
+                    ..Connect::clean(&client_id)
+                };
+                Mqtt::connect(address, connect).map(|client| Self::Mqtt(Box::new(client)))
+            }
+            After::Request => Remoting::connect(address).and_then(|mut client| {
+                client.call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)?;
+                Ok(Self::Remoting(Box::new(client)))
+            }),
+        };
+        result.unwrap_or_else(|error| panic!("after {after:?}: {error}"))
+    }
+
+    fn wire(&mut self) -> &mut Wire {
+        match self {
+            Self::Plain(wire) => wire,
+            Self::Amqp(client) => &mut client.wire,
+            Self::Mqtt(client) => &mut client.wire,
+            Self::Remoting(client) => &mut client.wire,
+        }
+    }
+
+    /// The broker may close before everything is sent.
+    fn send(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.wire().send(bytes) {
+            assert!(
+                matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+                "{error}"
+            );
+        }
+    }
+
+    /// What the broker says until it ends the connection.
+    fn answer(&mut self) -> Answer {
+        if let Self::Amqp(client) = self {
+            return match client.next_event(Instant::now() + PATIENCE) {
+                Ok(Some(amqp::Event::Closed {
+                    code, connection: true, ..
+                })) => {
+                    // The last word is ours; it may come too late.
+                    let _ = client.send_method(0, Bytes::method(amqp::CONNECTION_CLOSE_OK));
+                    assert_eq!(client.wire.read_to_end(), b"");
+                    Answer::AmqpClose(code)
+                }
+                Err(_) => Answer::Silence,
+                Ok(other) => panic!("{other:?}"),
+            };
+        }
+        match &self.wire().read_to_end()[..] {
+            b"" => Answer::Silence,
+            [0xe0, _, reason, ..] => Answer::MqttDisconnect(*reason),
+            amqp::PROTOCOL_HEADER => Answer::AmqpHeader,
+            other => panic!("{}", other.escape_ascii()),
+        }
+    }
+}
+
+const EMPTY_HEARTBEAT: &[u8] = br#"{"clientID":"a","producerDataSet":[],"consumerDataSet":[]}"#;
+
+#[test]
+fn what_cannot_be_costs_its_sender_the_connection_and_the_broker_little() {
+    let broker = Broker::start();
+    let attacks = all_attacks();
+    let memory = Memory::watch(&broker);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let honest = scope.spawn(|| honest_conversations(&broker, &done));
+        for attack in &attacks {
+            let address = broker.address(attack.listener);
+            let mut one = Attacker::open(address, attack.after);
+            one.send(&attack.bytes);
+            assert_eq!(one.answer(), attack.answer, "{}", attack.name);
+
+            let mut many: Vec<_> = thread::scope(|scope| {
+                let threads: Vec<_> = (0..AT_ONCE)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            let mut attacker = Attacker::open(address, attack.after);
+                            attacker.send(&attack.bytes);
+                            attacker
+                        })
+                    })
+                    .collect();
+                threads
+                    .into_iter()
+                    .map(|thread| thread.join().expect("it can connect"))
+                    .collect()
+            });
+            for attacker in &mut many {
+                assert_eq!(attacker.answer(), attack.answer, "many at once: {}", attack.name);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(honest.join().expect("it does not panic") > 0, "nobody else was served");
+    });
+    memory.assert_growth_below(MEMORY_MAX);
+    assert!(!broker.log().contains("panic"), "{}", broker.log());
+}
+
+/// Clients of all protocols that go on talking meanwhile; gives how often all were answered.
+fn honest_conversations(broker: &Broker, done: &AtomicBool) -> usize {
+    let mut amqp = Amqp::connect(broker.address("amqp")).expect("it works");
+    let mut mqtt = Mqtt::connect(broker.address("mqtt"), Connect::clean("honest")).expect("it works");
+    let mut native = Remoting::connect(broker.address("remoting")).expect("it works");
+    let mut rounds = 0;
+    while !done.load(Ordering::Relaxed) {
+        amqp.declare_queue("honest", false).expect("it works");
+        mqtt.ping().expect("it works");
+        native
+            .call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)
+            .expect("it works");
+        rounds += 1;
+    }
+    rounds
+}
+
+/// Bodies are not part of the frame: what is wrong in one is answered, and the connection goes on.
+#[test]
+fn a_body_that_is_nested_too_deep_is_refused() {
+    let broker = Broker::start();
+    let mut native = Remoting::connect(broker.address("remoting")).expect("it works");
+    // Heartbeat, lock, unlock, check of a filter.
+    for code in [remoting::HEART_BEAT, 41, 42, 46] {
+        for open in [
+            "[",
+            "{\"a\":",
+            "{\"consumerDataSet\":[",
+            "{\"subscriptionData\":{\"a\":",
+        ] {
+            let response = native
+                .call(code, json!({}), open.repeat(JSON_DEPTH).as_bytes())
+                .expect("it works");
+            assert_ne!(response.code, remoting::SUCCESS, "{code} with {open}");
+        }
+    }
+    native
+        .call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)
+        .expect("it works");
+}
+
+/// What a peer says that it is going to send costs nothing until it comes.
+#[test]
+fn a_claim_within_the_limits_costs_no_memory() {
+    const CONNECTIONS: usize = 100;
+    const CHANNELS: u16 = 20;
+    let broker = Broker::start();
+    let memory = Memory::watch(&broker);
+    let mut open = Vec::new();
+    for number in 0..CONNECTIONS {
+        let mut amqp = Amqp::connect(broker.address("amqp")).expect("it works");
+        for channel in 1..=CHANNELS {
+            if channel > 1 {
+                amqp.send_method(channel, Bytes::method(amqp::CHANNEL_OPEN).short(""))
+                    .expect("it works");
+                amqp.wait_for(amqp::CHANNEL_OPEN_OK).expect("it works");
+            }
+            // A message of 16 MiB, of which nothing follows.
+            let method = Bytes::method(amqp::BASIC_PUBLISH).u16(0).short("").short("q").u8(0);
+            let header = Bytes::default().u16(60).u16(0).u64(16 << 20).u16(0);
+            amqp.send_method(channel, method).expect("it works");
+            amqp.wire.send(&header.frame(amqp::HEADER, channel)).expect("it works");
+        }
+        open.push(Attacker::Amqp(Box::new(amqp)));
+
+        let client_id = format!("claims-{number}");
+        let mut mqtt = Mqtt::connect(broker.address("mqtt"), Connect::clean(&client_id)).expect("it works");
+        // A PUBLISH of 16,777,088 bytes.
+        mqtt.wire
+            .send(&[0x30, 0x80, 0xff, 0xff, 0x07, 0, 1, b't'])
+            .expect("it works");
+        open.push(Attacker::Mqtt(Box::new(mqtt)));
+
+        let mut native = Attacker::open(broker.address("remoting"), After::Request);
+        let mut head = (15_u32 << 20).to_be_bytes().to_vec();
+        head.extend(1000_u32.to_be_bytes());
+        native.send(&head);
+        open.push(native);
+    }
+    // All of it was read when a connection opened later is served.
+    Amqp::connect(broker.address("amqp")).expect("it works");
+    memory.assert_growth_below(MEMORY_MAX);
+}
+
+/// A conversation does not depend on how its bytes come in.
+#[test]
+fn a_client_that_sends_a_byte_a_time_is_served_like_any_other() {
+    let broker = Broker::start();
+
+    let mut amqp = Amqp::raw(broker.address("amqp")).expect("it works");
+    amqp.wire.send_byte_by_byte();
+    amqp.log_in(0).expect("it works");
+    amqp.confirm_select().expect("it works");
+    amqp.declare_queue("slow", true).expect("it works");
+    let publish = amqp::Publish {
+        exchange: "",
+        key: "slow",
+        persistent: true,
+        mandatory: true,
+        body: b"a byte a time",
+    };
+    amqp.publish_confirmed(publish).expect("it works");
+    assert_eq!(
+        amqp.get("slow").expect("it works").expect("it is there").body,
+        b"a byte a time"
+    );
+
+    let mut mqtt = Mqtt::raw(broker.address("mqtt"), mqtt::V5).expect("it works");
+    mqtt.wire.send_byte_by_byte();
+    let connect = Connect {
+        version: mqtt::V5,
+        ..Connect::clean("slow")
+    };
+    mqtt.log_in(connect).expect("it works");
+    mqtt.subscribe("slow/#", 1).expect("it works");
+    mqtt.publish_confirmed("slow/topic", b"a byte a time")
+        .expect("it works");
+    assert_eq!(
+        mqtt.next_message(PATIENCE).expect("it works").expect("it comes").body,
+        b"a byte a time"
+    );
+
+    let mut native = Remoting::connect(broker.address("remoting")).expect("it works");
+    native.wire.send_byte_by_byte();
+    let send = remoting::Send {
+        topic: "SlowTopic",
+        tag: "slow",
+        queue_id: Some(0),
+        body: b"a byte a time",
+    };
+    assert_eq!(native.send_and_wait(send).expect("it works").code, remoting::SUCCESS);
+    let pull = remoting::Pull {
+        group: "slow",
+        topic: "SlowTopic",
+        queue_id: 0,
+        offset: 0,
+        messages_max: 1,
+        suspend: 0,
+    };
+    assert_eq!(
+        native.pull_and_wait(pull).expect("it works").records()[0].body,
+        b"a byte a time"
+    );
+}
+
+/// Who never gets as far as a login does not keep the connection, however busy it looks.
+#[test]
+fn a_login_that_never_ends_is_ended() {
+    /// The front-ends allow 10 s.
+    const LOGIN_MAX: Duration = Duration::from_secs(20);
+    let broker = Broker::start();
+    let start_ok = start_ok_with(&[]);
+    let connect = Connect::clean("a-client-that-never-gets-as-far-as-that").packet();
+    let scripts = [
+        (
+            "amqp",
+            [amqp::PROTOCOL_HEADER, &start_ok].concat(),
+            amqp::PROTOCOL_HEADER.len() + 20,
+        ),
+        ("mqtt", connect, 10),
+    ];
+    thread::scope(|scope| {
+        for (listener, script, at_once) in scripts {
+            let mut wire = Wire::connect(broker.address(listener)).expect("it works");
+            scope.spawn(move || {
+                let start = Instant::now();
+                wire.send(&script[..at_once]).expect("it works");
+                for byte in &script[at_once..] {
+                    let next = Instant::now() + Duration::from_secs(1);
+                    // Reading is the clock: an answer does not end the wait, an end does.
+                    loop {
+                        match wire.fill(next) {
+                            Ok(true) => {}
+                            Ok(false) => break,
+                            Err(_) => return,
+                        }
+                    }
+                    let _ = wire.send(&[*byte]);
+                    assert!(start.elapsed() < LOGIN_MAX, "{listener}: still open");
+                }
+                panic!("{listener}: the script was too short");
+            });
+        }
+    });
+}

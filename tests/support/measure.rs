@@ -1,0 +1,109 @@
+//! Times, and what the slowest of them may be on a machine that others use, too; memory, and its peak.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use super::broker::Broker;
+
+/// Times of one kind.
+#[derive(Clone, Debug, Default)]
+pub struct Spread(Vec<Duration>);
+
+impl Spread {
+    pub fn add(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The time that `percent` of all do not exceed.
+    pub fn percentile(&self, percent: usize) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        let index = (sorted.len() * percent).div_ceil(100).max(1) - 1;
+        sorted[index]
+    }
+}
+
+/// Measures until 99 percent are within the limit, `attempts` times at most: noise only ever adds.
+pub fn best_of(attempts: u32, p99_max: Duration, what: &str, mut measure: impl FnMut() -> io::Result<Spread>) {
+    let mut tried = Vec::new();
+    for _ in 0..attempts {
+        let spread = measure().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let p99 = spread.percentile(99);
+        println!(
+            "{what}: median {:?}, p99 {p99:?} of {}",
+            spread.percentile(50),
+            spread.len()
+        );
+        if p99 <= p99_max {
+            return;
+        }
+        tried.push(p99);
+    }
+    panic!("{what}: p99 was {tried:?}, more than {p99_max:?}");
+}
+
+/// Watches a broker's resident memory.
+pub struct Memory {
+    before: u64,
+    peak: Arc<AtomicU64>,
+    /// Dropped, it ends the watching.
+    stop: Sender<()>,
+    ended: Receiver<()>,
+}
+
+impl Memory {
+    const EVERY: Duration = Duration::from_millis(5);
+
+    pub fn watch(broker: &Broker) -> Self {
+        let pid = broker.pid();
+        let before = resident_kib(pid).expect("it runs");
+        let peak = Arc::new(AtomicU64::new(before));
+        let (stop, stopped) = channel::<()>();
+        let (end, ended) = channel();
+        let seen = Arc::clone(&peak);
+        thread::spawn(move || {
+            while stopped.recv_timeout(Self::EVERY) == Err(RecvTimeoutError::Timeout) {
+                seen.fetch_max(resident_kib(pid).unwrap_or(0), Ordering::Relaxed);
+            }
+            let _ = end.send(());
+        });
+        Self {
+            before,
+            peak,
+            stop,
+            ended,
+        }
+    }
+
+    /// The most it had more than at the start, KiB.
+    pub fn growth(&self) -> u64 {
+        self.peak.load(Ordering::Relaxed) - self.before
+    }
+
+    /// Ends the watching.
+    pub fn assert_growth_below(self, max_kib: u64) {
+        let growth = self.growth();
+        drop(self.stop);
+        let _ = self.ended.recv();
+        println!("resident memory: {} KiB, and {growth} KiB more at most", self.before);
+        assert!(
+            growth < max_kib,
+            "resident memory grew by {growth} KiB from {} KiB",
+            self.before
+        );
+    }
+}
+
+fn resident_kib(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
