@@ -46,3 +46,38 @@ fn go_mqtt() {
 fn go_across() {
     run(Language::Go, "across", 18);
 }
+
+#[test]
+fn java_amqp() {
+    run(Language::Java("5.3.3"), "amqp", 13);
+}
+
+#[test]
+fn java_rocketmq_4_9_8() {
+    run(Language::Java("4.9.8"), "rocketmq", 23);
+}
+
+#[test]
+fn java_rocketmq_5_3_3() {
+    run(Language::Java("5.3.3"), "rocketmq", 23);
+}
+
+#[test]
+fn python_amqp() {
+    run(Language::Python, "amqp", 15);
+}
+
+#[test]
+fn python_mqtt() {
+    run(Language::Python, "mqtt", 8);
+}
+
+#[test]
+fn node_amqp() {
+    run(Language::Node, "amqp", 14);
+}
+
+#[test]
+fn node_mqtt() {
+    run(Language::Node, "mqtt", 7);
+}

@@ -37,10 +37,10 @@ impl Language {
         }
     }
 
-    /// The program, built if need be, without its arguments.
-    fn command(self) -> Command {
+    /// The program, built if need be, without its arguments. It may write to `home`.
+    fn command(self, home: &Path) -> Command {
         let folder = prepared(self.name());
-        match self {
+        let mut command = match self {
             Self::Go => Command::new(folder.join("interop")),
             Self::Python => {
                 let mut command = Command::new(folder.join("venv/bin/python"));
@@ -54,17 +54,18 @@ impl Language {
             }
             Self::Java(version) => {
                 let mut command = Command::new("java");
-                let home = std::env::temp_dir().join(format!("rocketbridge-java-{}", std::process::id()));
-                let jars = folder.join(version).join("lib").join("*");
-                let classes = folder.join(version).join("classes");
-                command.arg("-Xmx512m").arg(format!("-Duser.home={}", home.display()));
+                let (classes, jars) = (folder.join(version).join("classes"), folder.join(version).join("lib/*"));
+                command.args(["-Xmx512m", "-Djava.net.preferIPv4Stack=true"]);
+                command.arg(format!("-Duser.home={}", home.display()));
                 command
                     .arg("-cp")
                     .arg(format!("{}:{}", classes.display(), jars.display()));
                 command.arg("rocketbridge.interop.Main");
                 command
             }
-        }
+        };
+        command.env("HOME", home).env("PYTHONDONTWRITEBYTECODE", "1");
+        command
     }
 }
 
@@ -102,14 +103,13 @@ fn prepared(language: &'static str) -> PathBuf {
 /// is a failure like one that failed.
 pub fn run(language: Language, suite: &str, checks: usize) {
     let mut broker = Some(Broker::start());
-    let mut command = language.command();
     let own = broker.as_ref().expect("it runs");
+    let mut command = language.command(own.folder());
     command
         .arg(suite)
         .args(["--amqp", &format!("amqp://guest:guest@{}/", own.address("amqp"))])
         .args(["--mqtt", &own.address("mqtt").to_string()])
-        .args(["--name-server", &own.address("name_server").to_string()])
-        .env("HOME", own.folder());
+        .args(["--name-server", &own.address("name_server").to_string()]);
     let mut program = Running::start(&mut command);
     let mut passed = Vec::new();
     let mut failed = Vec::new();

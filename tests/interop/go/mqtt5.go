@@ -125,6 +125,12 @@ func mqttChecks5(s *Suite) {
 		}
 		t.Ok(client.Client.Disconnect(&paho.Disconnect{Properties: &paho.DisconnectProperties{
 			SessionExpiryInterval: pointer(uint32(0))}}), "disconnect and end the session")
+		// DISCONNECT is not answered: the session is gone when nobody wants its topic any more.
+		t.Eventually("the end of the session", func() bool {
+			response, err := publisher.Client.Publish(t, &paho.Publish{Topic: topic, QoS: 1, Payload: []byte("x")})
+			t.Ok(err, "publish")
+			return response.ReasonCode == 0x10
+		})
 		client = connect(false, 0)
 		Equal(t, client.connack.SessionPresent, false, "session present after its end")
 	})

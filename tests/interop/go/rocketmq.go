@@ -65,7 +65,26 @@ type member struct {
 	stop  sync.Once
 }
 
-func (m *member) Stop() { m.stop.Do(func() { _ = m.Shutdown() }) }
+// Stop shuts the consumer down after it has noted how far it came: it does so a moment after the handler
+// returns, tells nobody, and does not wait for it when it stops.
+func (m *member) Stop() {
+	m.stop.Do(func() {
+		for deadline := time.Now().Add(5 * time.Second); m.behind() && time.Now().Before(deadline); {
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(100 * time.Millisecond) // queues of which it has noted nothing yet do not count as behind
+		_ = m.Shutdown()
+	})
+}
+
+func (m *member) behind() bool {
+	for _, messages := range m.GetOffsetDiffMap() {
+		if messages > 0 {
+			return true
+		}
+	}
+	return false
+}
 
 // member starts a push consumer of a topic that exists.
 func (t *T) member(group, topic string, options ...consumer.Option) *member {

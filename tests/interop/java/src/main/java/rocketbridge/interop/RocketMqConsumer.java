@@ -1,0 +1,249 @@
+package rocketbridge.interop;
+
+import static rocketbridge.interop.Suite.equal;
+import static rocketbridge.interop.Suite.isTrue;
+import static rocketbridge.interop.Suite.next;
+import static rocketbridge.interop.Suite.unique;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
+import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
+import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.common.message.Message;
+import org.apache.rocketmq.common.message.MessageExt;
+import org.apache.rocketmq.common.message.MessageQueue;
+
+/** Consuming with RocketMQ's Java client. */
+final class RocketMqConsumer extends RocketMq {
+    /** Far below the 20 s after which clients look by themselves: whoever meets it was told. */
+    private static final long AT_ONCE = 4;
+
+    RocketMqConsumer(Suite suite) {
+        super(suite);
+    }
+
+    void run() {
+        check("a_group_reads_every_message_once", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 100);
+            BlockingQueue<MessageExt> inbox = member(unique("group"), topic);
+            equal(bodies(inbox, 100), numbers(0, 100), "bodies of what was there");
+            for (int i = 100; i < 200; i++) {
+                send(producer, message(topic, "" + i));
+            }
+            equal(bodies(inbox, 100), numbers(100, 200), "bodies of what came");
+        });
+        check("tag_expressions_select", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = unique("topic");
+            for (int i = 0; i < 30; i++) {
+                Message message = message(topic, "" + i);
+                message.setTags("abc".substring(i % 3, i % 3 + 1));
+                send(producer, message);
+            }
+            for (String[] row : new String[][] {{"a || b", "ab"}, {"c", "c"}, {"*", "abc"}}) {
+                BlockingQueue<MessageExt> inbox = start(consumer(unique("group"), topic, row[0]));
+                for (int i = 0; i < 10 * row[1].length(); i++) {
+                    String tag = next(inbox, "a message for " + row[0]).getTags();
+                    isTrue(row[1].contains(tag), row[0] + " got tag " + tag);
+                }
+            }
+        });
+        check("offsets_are_kept_over_a_restart_of_the_consumer", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 20);
+            String group = unique("group");
+            DefaultMQPushConsumer first = consumer(group, topic, "*");
+            equal(bodies(start(first), 20), numbers(0, 20), "bodies of the first life");
+            first.shutdown();
+            for (int i = 20; i < 40; i++) {
+                send(producer, message(topic, "" + i));
+            }
+            BlockingQueue<MessageExt> inbox = member(group, topic);
+            equal(bodies(inbox, 20), numbers(20, 40), "bodies of the second life");
+            probe(producer, topic, "last");
+            equal(bodies(inbox, TOPIC_QUEUES), Map.of("last", TOPIC_QUEUES), "what else there is");
+        });
+        check("lite_pull_consumer_seeks_the_first_and_the_last_offset", this::seek);
+        check("broadcasting_gives_everything_to_everyone", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 20);
+            String group = unique("group");
+            List<BlockingQueue<MessageExt>> inboxes = new ArrayList<>();
+            for (int i = 0; i < 2; i++) {
+                DefaultMQPushConsumer consumer = consumer(group, topic, "*");
+                broadcast(consumer);
+                inboxes.add(start(consumer));
+            }
+            for (BlockingQueue<MessageExt> inbox : inboxes) {
+                equal(bodies(inbox, 20), numbers(0, 20), "bodies");
+            }
+        });
+        check("members_share_the_queues_and_rebalance_at_once", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 1);
+            String group = unique("group");
+            BlockingQueue<MessageExt> stays = member(group, topic);
+            shares(producer, topic, 30, Arrays.asList(stays), 4);
+            for (int round = 0; round < 2; round++) {
+                DefaultMQPushConsumer other = consumer(group, topic, "*");
+                BlockingQueue<MessageExt> comes = start(other);
+                shares(producer, topic, AT_ONCE, Arrays.asList(stays, comes), 2, 2);
+                other.shutdown();
+                shares(producer, topic, AT_ONCE, Arrays.asList(stays), 4);
+            }
+        });
+        check("orderly_members_keep_the_order_of_every_queue", this::orderly);
+        check("a_message_that_failed_comes_again", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 8);
+            DefaultMQPushConsumer consumer = consumer(unique("group"), topic, "*");
+            Set<String> failed = ConcurrentHashMap.newKeySet();
+            BlockingQueue<String> done = new LinkedBlockingQueue<>();
+            consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) -> {
+                for (MessageExt message : messages) {
+                    if (text(message).equals("5") && failed.add("5")) {
+                        return ConsumeConcurrentlyStatus.RECONSUME_LATER;
+                    }
+                    done.add(text(message));
+                }
+                return ConsumeConcurrentlyStatus.CONSUME_SUCCESS;
+            });
+            consumer.start();
+            Map<String, Integer> bodies = new HashMap<>();
+            for (int i = 0; i < 8; i++) {
+                bodies.merge(next(done, "message " + i), 1, Integer::sum);
+            }
+            equal(bodies, numbers(0, 8), "bodies");
+            equal(failed, Collections.singleton("5"), "what failed at first");
+        });
+    }
+
+    private void seek() throws Exception {
+        DefaultMQProducer producer = producer();
+        String topic = topicWith(producer, 40);
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(50);
+        DefaultLitePullConsumer consumer = new DefaultLitePullConsumer(unique("group"));
+        consumer.setNamesrvAddr(suite.option("--name-server"));
+        consumer.setAutoCommit(false);
+        consumer.start();
+        suite.after(consumer::shutdown);
+        List<MessageQueue> queues = new ArrayList<>(consumer.fetchMessageQueues(topic));
+        equal(queues.size(), TOPIC_QUEUES, "message queues");
+        consumer.assign(queues);
+        for (MessageQueue queue : queues) {
+            consumer.seekToBegin(queue);
+        }
+        equal(poll(consumer, 40), numbers(0, 40), "bodies from the first offset");
+        for (MessageQueue queue : queues) {
+            consumer.seekToEnd(queue);
+        }
+        for (int i = 40; i < 60; i++) {
+            send(producer, message(topic, "" + i));
+        }
+        equal(poll(consumer, 20), numbers(40, 60), "bodies from the last offset");
+        MessageQueue queue = queues.get(0);
+        long end = producer.maxOffset(queue);
+        consumer.seek(queue, 3);
+        for (long want = 3; want < end; ) {
+            isTrue(System.nanoTime() < deadline, "nothing at offset " + want);
+            for (MessageExt message : consumer.poll(1000)) {
+                equal(message.getQueueId() + "/" + message.getQueueOffset(), queue.getQueueId() + "/" + want, "queue and offset");
+                want++;
+            }
+        }
+        consumer.commitSync();
+    }
+
+    private static Map<String, Integer> poll(DefaultLitePullConsumer consumer, int count) {
+        Map<String, Integer> bodies = new HashMap<>();
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(30);
+        for (int got = 0; got < count; ) {
+            isTrue(System.nanoTime() < deadline, "only " + got + " of " + count + " messages came");
+            for (MessageExt message : consumer.poll(1000)) {
+                bodies.merge(text(message), 1, Integer::sum);
+                got++;
+            }
+        }
+        return bodies;
+    }
+
+    /** Sends rounds of one message to every message queue until the members get them as wanted. */
+    private static void shares(DefaultMQProducer producer, String topic, long seconds,
+            List<BlockingQueue<MessageExt>> members, Integer... want) throws Exception {
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(seconds);
+        Integer[] got = new Integer[members.size()];
+        do {
+            String round = unique("round");
+            probe(producer, topic, round);
+            Arrays.fill(got, 0);
+            for (int total = 0; total < TOPIC_QUEUES; ) {
+                for (int i = 0; i < members.size(); i++) {
+                    MessageExt message = members.get(i).poll(1, TimeUnit.MILLISECONDS);
+                    if (message != null && text(message).equals(round)) {
+                        got[i]++;
+                        total++;
+                    }
+                }
+                isTrue(System.nanoTime() < deadline, "of four probes only " + Arrays.toString(got) + " came in time");
+            }
+            isTrue(System.nanoTime() < deadline || Arrays.equals(got, want),
+                "the members have " + Arrays.toString(got) + " queues, not " + Arrays.toString(want));
+        } while (!Arrays.equals(got, want));
+    }
+
+    private void orderly() throws Exception {
+        int keys = 12;
+        int each = 40;
+        DefaultMQProducer producer = producer();
+        String topic = unique("topic");
+        for (int i = 0; i < each; i++) {
+            for (int key = 0; key < keys; key++) {
+                Message message = message(topic, "" + i);
+                message.putUserProperty("key", "" + key);
+                stored(producer.send(message, (all, m, number) -> all.get((Integer) number % all.size()), key));
+            }
+        }
+        Map<String, Integer> next = new ConcurrentHashMap<>();
+        Set<Integer> busy = ConcurrentHashMap.newKeySet();
+        BlockingQueue<String> problems = new LinkedBlockingQueue<>();
+        CountDownLatch all = new CountDownLatch(keys * each);
+        String group = unique("group");
+        for (int member = 0; member < 2; member++) {
+            DefaultMQPushConsumer consumer = consumer(group, topic, "*");
+            consumer.registerMessageListener((MessageListenerOrderly) (messages, context) -> {
+                for (MessageExt message : messages) {
+                    if (!busy.add(message.getQueueId())) {
+                        problems.add("queue " + message.getQueueId() + " is consumed twice at a time");
+                    }
+                    String key = message.getUserProperty("key");
+                    int number = next.merge(key, 1, Integer::sum) - 1;
+                    if (!text(message).equals("" + number)) {
+                        problems.add("key " + key + ": got " + text(message) + ", want " + number);
+                    }
+                    busy.remove(message.getQueueId());
+                    all.countDown();
+                }
+                return ConsumeOrderlyStatus.SUCCESS;
+            });
+            consumer.start();
+        }
+        isTrue(all.await(50, TimeUnit.SECONDS), all.getCount() + " messages did not come");
+        equal(problems.poll(), null, "problem");
+    }
+}
