@@ -10,12 +10,44 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::boundary::Event;
+use crate::message::Message;
 
 /// Deliveries that may wait in one inbox. Bounds memory: each is a reference into a chunk.
 pub const DELIVERIES_MAX: usize = 2048;
 
-/// Bytes of records that deliveries in one inbox may refer to.
+/// Bytes of records that deliveries in one inbox may refer to; a record far from the one before it counts
+/// for more.
 pub const DELIVERY_BYTES_MAX: usize = 4 << 20;
+
+/// A delivery keeps alive the whole block of memory that its record lies in, however little of it is its
+/// own: blocks of the log and of transient messages are at most this large.
+const LOG_BLOCK: u64 = 1 << 20;
+const MEMORY_BLOCK: u64 = 64 << 10;
+
+/// What of such a block is charged to the first record in it. With [`DELIVERY_BYTES_MAX`] this bounds what a
+/// connection that stopped reading keeps alive to 16 MiB.
+const BLOCK_SHARE: u64 = 4;
+
+/// The places of the last deliveries of a sequence, in the log and in memory.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Places {
+    log: u64,
+    memory: u64,
+}
+
+impl Places {
+    /// What the next delivery of the sequence counts for, bytes.
+    pub(crate) fn charge(&mut self, message: &Message) -> usize {
+        let position = message.position();
+        let (before, block) = if position.is_memory() {
+            (&mut self.memory, MEMORY_BLOCK)
+        } else {
+            (&mut self.log, LOG_BLOCK)
+        };
+        let distance = std::mem::replace(before, position.0).abs_diff(position.0);
+        message.record_len().max((distance.min(block) / BLOCK_SHARE) as usize)
+    }
+}
 
 /// Room for so few is quickly had again: an inbox does not keep it until its connection rests. Thousands that
 /// connect at once would each hold what only their greeting needed.
@@ -26,6 +58,9 @@ struct State {
     events: VecDeque<Event>,
     deliveries: usize,
     delivery_bytes: usize,
+    /// Of the last delivery pushed and the last one taken.
+    pushed: Places,
+    taken: Places,
     /// A delivery did not fit since the driver last looked.
     parked: bool,
     waker: Option<Waker>,
@@ -68,7 +103,7 @@ impl Inbox {
         for event in events.iter() {
             if let Event::Delivery(delivery) = event {
                 state.deliveries += 1;
-                state.delivery_bytes += delivery.message.record_len();
+                state.delivery_bytes += state.pushed.charge(&delivery.message);
             }
         }
         state.events.extend(events.drain(..));
@@ -103,7 +138,8 @@ impl Inbox {
         for event in &events[events.len() - count..] {
             if let Event::Delivery(delivery) = event {
                 state.deliveries -= 1;
-                state.delivery_bytes -= delivery.message.record_len();
+                // The same deliveries in the same order: the same charges.
+                state.delivery_bytes -= state.taken.charge(&delivery.message);
             }
         }
         let half_empty = state.deliveries <= DELIVERIES_MAX / 2 && state.delivery_bytes <= DELIVERY_BYTES_MAX / 2;
@@ -127,8 +163,10 @@ pub struct Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boundary::RequestId;
+    use crate::boundary::{Delivery, RequestId, SubscriptionId};
     use crate::request::Reply;
+    use crate::store::chunk::ChunkWriter;
+    use crate::store::record::Position;
 
     fn push(inbox: &Inbox, ids: std::ops::Range<u64>) {
         let reply = |id| Event::Reply {
@@ -150,6 +188,39 @@ mod tests {
 
     fn kept(inbox: &Inbox) -> usize {
         inbox.state().events.capacity()
+    }
+
+    fn delivery(position: u64) -> Event {
+        // Only its length and its place matter here.
+        let record = ChunkWriter::new(200).append(200, |record| {
+            record[16..24].copy_from_slice(&position.to_le_bytes());
+        });
+        Event::Delivery(Delivery {
+            subscription: SubscriptionId(1),
+            sequence: 0,
+            redelivered: false,
+            leased: false,
+            message: Message::new(record),
+        })
+    }
+
+    #[test]
+    fn deliveries_from_all_over_the_log_fill_an_inbox_with_few() {
+        for (distance, block) in [(1 << 20, LOG_BLOCK), (64 << 10, MEMORY_BLOCK)] {
+            let base = if block == LOG_BLOCK { 0 } else { Position::MEMORY };
+            let inbox = Inbox::new();
+            let mut count = 0;
+            while inbox.room(0, 0).is_some() {
+                count += 1;
+                inbox.push(&mut vec![delivery(base | (count * distance))]);
+            }
+            // Each keeps a block alive.
+            assert!((4..=16 << 20).contains(&(count * block)), "{count} blocks of {block}");
+            let mut events = Vec::new();
+            let taken = inbox.take(usize::MAX, &mut events, Waker::noop());
+            assert!(taken.resume && events.len() == count as usize);
+            assert_eq!(inbox.room(0, 0), Some((DELIVERIES_MAX, DELIVERY_BYTES_MAX)));
+        }
     }
 
     #[test]
