@@ -1,16 +1,19 @@
 //! Everything core tells one connection, in one order.
 //!
 //! One mutex-guarded FIFO with an edge-triggered waker: however many events arrive between two looks of
-//! the connection's task, it is woken once. Outcomes and replies always fit (a client bounds them by what
-//! it has outstanding); deliveries take room up to a limit, and what does not fit waits in its queue
+//! the connection's task, it is woken once. Outcomes and replies always fit: a client bounds their number by
+//! what it has outstanding, and the driver their bytes by asking no more when there are many. Deliveries take room up to a limit, and what does not fit waits in its queue
 //! until the driver has emptied the inbox and calls [`Link::resume`](crate::boundary::Link::resume).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
+use bytes::Bytes;
+
 use crate::boundary::Event;
 use crate::message::Message;
+use crate::request::Reply;
 
 /// Deliveries that may wait in one inbox. Bounds memory: each is a reference into a chunk.
 pub const DELIVERIES_MAX: usize = 2048;
@@ -19,8 +22,10 @@ pub const DELIVERIES_MAX: usize = 2048;
 /// for more.
 pub const DELIVERY_BYTES_MAX: usize = 4 << 20;
 
-/// A delivery keeps alive the whole block of memory that its record lies in, however little of it is its
-/// own: blocks of the log and of transient messages are at most this large.
+/// Bytes that answers in one inbox may refer to before the driver asks no more: see [`Inbox::is_full`].
+pub const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// A message keeps alive the whole block of memory that its record lies in, however little of it is its own: blocks of the log and of transient messages are at most this large.
 const LOG_BLOCK: u64 = 1 << 20;
 const MEMORY_BLOCK: u64 = 64 << 10;
 
@@ -28,7 +33,7 @@ const MEMORY_BLOCK: u64 = 64 << 10;
 /// connection that stopped reading keeps alive to 16 MiB.
 const BLOCK_SHARE: u64 = 4;
 
-/// The places of the last deliveries of a sequence, in the log and in memory.
+/// The places of the last messages of a sequence, in the log and in memory.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Places {
     log: u64,
@@ -36,7 +41,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// What the next delivery of the sequence counts for, bytes.
+    /// What the next message of the sequence counts for, bytes.
     pub(crate) fn charge(&mut self, message: &Message) -> usize {
         let position = message.position();
         let (before, block) = if position.is_memory() {
@@ -46,6 +51,36 @@ impl Places {
         };
         let distance = std::mem::replace(before, position.0).abs_diff(position.0);
         message.record_len().max((distance.min(block) / BLOCK_SHARE) as usize)
+    }
+
+    /// What the next answer of the sequence counts for, bytes.
+    fn charge_answer(&mut self, reply: &Reply) -> usize {
+        match reply {
+            Reply::Pulled(pulled) => pulled.messages.iter().map(|message| self.charge(message)).sum(),
+            Reply::Got(Some(got)) => self.charge(&got.delivery.message),
+            Reply::Message(message) => self.charge(message),
+            Reply::Members(members) => members.iter().map(|member| size_of::<Bytes>() + member.len()).sum(),
+            Reply::Attached { cookies, .. } => cookies.iter().map(|cookie| size_of::<Bytes>() + cookie.len()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// Charges of a sequence of deliveries, and of a sequence of answers.
+#[derive(Clone, Copy, Default)]
+struct Charges {
+    deliveries: Places,
+    answers: Places,
+}
+
+impl Charges {
+    /// What the next event counts for: deliveries, bytes of them, bytes of answers.
+    fn of(&mut self, event: &Event) -> (usize, usize, usize) {
+        match event {
+            Event::Delivery(delivery) => (1, self.deliveries.charge(&delivery.message), 0),
+            Event::Reply { result: Ok(reply), .. } => (0, 0, self.answers.charge_answer(reply)),
+            _ => (0, 0, 0),
+        }
     }
 }
 
@@ -58,9 +93,10 @@ struct State {
     events: VecDeque<Event>,
     deliveries: usize,
     delivery_bytes: usize,
-    /// Of the last delivery pushed and the last one taken.
-    pushed: Places,
-    taken: Places,
+    answer_bytes: usize,
+    /// Of what was pushed and what was taken.
+    pushed: Charges,
+    taken: Charges,
     /// A delivery did not fit since the driver last looked.
     parked: bool,
     waker: Option<Waker>,
@@ -93,6 +129,12 @@ impl Inbox {
         Some((room, room_bytes))
     }
 
+    /// So much was answered and not taken that the driver is to ask no more before it has taken some. A few
+    /// bytes of requests can ask for a lot, and a peer that does not read has not asked for an end.
+    pub fn is_full(&self) -> bool {
+        self.state().answer_bytes >= ANSWER_BYTES_MAX
+    }
+
     /// Appends events and gives the waker, if the task is to be woken. It is woken after all locks are
     /// released.
     pub fn push(&self, events: &mut Vec<Event>) -> Option<Waker> {
@@ -101,10 +143,10 @@ impl Inbox {
         }
         let mut state = self.state();
         for event in events.iter() {
-            if let Event::Delivery(delivery) = event {
-                state.deliveries += 1;
-                state.delivery_bytes += state.pushed.charge(&delivery.message);
-            }
+            let (deliveries, delivery_bytes, answer_bytes) = state.pushed.of(event);
+            state.deliveries += deliveries;
+            state.delivery_bytes += delivery_bytes;
+            state.answer_bytes += answer_bytes;
         }
         state.events.extend(events.drain(..));
         state.waker.take()
@@ -136,11 +178,11 @@ impl Inbox {
             events.push(event);
         }
         for event in &events[events.len() - count..] {
-            if let Event::Delivery(delivery) = event {
-                state.deliveries -= 1;
-                // The same deliveries in the same order: the same charges.
-                state.delivery_bytes -= state.taken.charge(&delivery.message);
-            }
+            // The same events in the same order: the same charges.
+            let (deliveries, delivery_bytes, answer_bytes) = state.taken.of(event);
+            state.deliveries -= deliveries;
+            state.delivery_bytes -= delivery_bytes;
+            state.answer_bytes -= answer_bytes;
         }
         let half_empty = state.deliveries <= DELIVERIES_MAX / 2 && state.delivery_bytes <= DELIVERY_BYTES_MAX / 2;
         let resume = half_empty && std::mem::take(&mut state.parked);
@@ -164,7 +206,6 @@ pub struct Taken {
 mod tests {
     use super::*;
     use crate::boundary::{Delivery, RequestId, SubscriptionId};
-    use crate::request::Reply;
     use crate::store::chunk::ChunkWriter;
     use crate::store::record::Position;
 
@@ -221,6 +262,28 @@ mod tests {
             assert!(taken.resume && events.len() == count as usize);
             assert_eq!(inbox.room(0, 0), Some((DELIVERIES_MAX, DELIVERY_BYTES_MAX)));
         }
+    }
+
+    #[test]
+    fn answers_that_are_not_taken_fill_an_inbox() {
+        let inbox = Inbox::new();
+        let answer = |position| {
+            let Event::Delivery(delivery) = delivery(position) else {
+                unreachable!()
+            };
+            Event::Reply {
+                id: RequestId(0),
+                result: Ok(Reply::Message(delivery.message)),
+            }
+        };
+        let mut count = 0;
+        while !inbox.is_full() {
+            count += 1;
+            inbox.push(&mut vec![answer(count * LOG_BLOCK)]);
+        }
+        assert!((4..=16).contains(&count), "{count}");
+        inbox.take(usize::MAX, &mut Vec::new(), Waker::noop());
+        assert_eq!(inbox.state().answer_bytes, 0);
     }
 
     #[test]
