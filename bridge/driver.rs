@@ -64,6 +64,11 @@ pub trait Events: Send + Unpin + 'static {
     /// See [`Inbox::take`].
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken;
 
+    /// See [`Inbox::is_full`].
+    fn is_full(&self) -> bool {
+        false
+    }
+
     /// See [`Inbox::rest`].
     fn rest(&self) {}
 }
@@ -71,6 +76,10 @@ pub trait Events: Send + Unpin + 'static {
 impl Events for Inbox {
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken {
         Inbox::take(self, max, events, waker)
+    }
+
+    fn is_full(&self) -> bool {
+        Inbox::is_full(self)
     }
 
     fn rest(&self) {
@@ -374,6 +383,9 @@ where
     /// Carries out the session's orders, in their order, up to publishes that core refuses.
     fn submit(&mut self, now: Now) {
         let Some(link) = &mut self.link else { return };
+        if self.out.has_orders() && self.events.is_full() {
+            return;
+        }
         while let Some(order) = self.out.next_order() {
             match order {
                 Order::Publish(mut run) => {
@@ -391,7 +403,13 @@ where
                     link.settle(&mut run);
                     self.out.recycle(Order::Settle(run));
                 }
-                Order::Request(id, request) => link.request(id, *request),
+                Order::Request(id, request) => {
+                    link.request(id, *request);
+                    if self.events.is_full() {
+                        // Goes on when the session has taken some of the answers.
+                        return;
+                    }
+                }
                 Order::Cancel(id) => link.cancel(id),
             }
         }

@@ -151,13 +151,21 @@ impl Remoting {
 
     /// Sends a request; gives its number, which the answer carries.
     pub fn request(&mut self, code: i32, fields: Value, body: &[u8]) -> io::Result<i64> {
+        let mut bytes = Vec::new();
+        let opaque = self.put_request(code, fields, body, &mut bytes);
+        self.wire.send(&bytes)?;
+        Ok(opaque)
+    }
+
+    /// Appends a request, to be sent with others.
+    pub fn put_request(&mut self, code: i32, fields: Value, body: &[u8], bytes: &mut Vec<u8>) -> i64 {
         self.opaque += 1;
         let header = json!({
             "code": code, "language": "OTHER", "version": VERSION, "opaque": self.opaque, "flag": 0,
             "extFields": fields, "serializeTypeCurrentRPC": "JSON",
         });
-        self.wire.send(&frame(header.to_string().as_bytes(), body))?;
-        Ok(self.opaque)
+        bytes.extend(frame(header.to_string().as_bytes(), body));
+        self.opaque
     }
 
     /// Sends a request and waits for its answer; what comes meanwhile is kept.
@@ -196,6 +204,14 @@ impl Remoting {
 
     /// Gives the request's number.
     pub fn pull(&mut self, pull: Pull<'_>) -> io::Result<i64> {
+        let mut bytes = Vec::new();
+        let opaque = self.put_pull(pull, &mut bytes);
+        self.wire.send(&bytes)?;
+        Ok(opaque)
+    }
+
+    /// Appends a pull, to be sent with others.
+    pub fn put_pull(&mut self, pull: Pull<'_>, bytes: &mut Vec<u8>) -> i64 {
         let fields = json!({
             "consumerGroup": pull.group, "topic": pull.topic, "queueId": pull.queue_id.to_string(),
             "queueOffset": pull.offset.to_string(), "maxMsgNums": pull.messages_max.to_string(),
@@ -203,7 +219,7 @@ impl Remoting {
             "sysFlag": "6", "commitOffset": "0", "suspendTimeoutMillis": pull.suspend.to_string(),
             "subscription": "*", "subVersion": "0", "expressionType": "TAG",
         });
-        self.request(PULL_MESSAGE, fields, b"")
+        self.put_request(PULL_MESSAGE, fields, b"", bytes)
     }
 
     pub fn pull_and_wait(&mut self, pull: Pull<'_>) -> io::Result<Response> {

@@ -15,7 +15,7 @@ use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::Holder;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Places};
 use crate::message::Message;
 use crate::request::{Refusal, Reply};
 use crate::store::log::Log;
@@ -40,6 +40,8 @@ pub(crate) struct LinkState {
     staged: Vec<Event>,
     staged_deliveries: usize,
     staged_bytes: usize,
+    /// Of the last delivery staged.
+    places: Places,
     /// Deliveries and bytes that still fit into the inbox, as far as this hold has asked.
     room: (usize, usize),
     touched: bool,
@@ -189,6 +191,7 @@ impl State {
             staged: Vec::new(),
             staged_deliveries: 0,
             staged_bytes: 0,
+            places: Places::default(),
             room: (0, 0),
             touched: false,
             held: VecDeque::new(),
@@ -468,7 +471,7 @@ impl State {
 impl LinkState {
     fn stage(&mut self, event: Event) {
         if let Event::Delivery(delivery) = &event {
-            let size = delivery.message.record_len();
+            let size = self.places.charge(&delivery.message);
             self.staged_deliveries += 1;
             self.staged_bytes += size;
             self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));
