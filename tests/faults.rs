@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use support::amqp::{self, Amqp};
 use support::broker::{Broker, Options};
 use support::history::{Event, Extent, MessageId, Recorder};
 use support::load::{self, Addresses, CLIENTS, Load};
-use support::measure::{Spread, best_of};
+use support::measure::{SetAtEnd, Spread, best_of};
 use support::mqtt::{Connect, Mqtt};
 use support::random::Random;
 use support::remoting::{Remoting, SUCCESS, Send};
@@ -102,6 +101,7 @@ fn a_slow_disk_delays_only_what_waits_for_it() {
     let load = Load::default();
     load::set_up(&load, &addresses, &mut random).expect("it works");
     thread::scope(|scope| {
+        let end = SetAtEnd(&load.stop);
         let clients = CLIENTS.map(|client| {
             let random = random.fork();
             let load = &load;
@@ -121,7 +121,7 @@ fn a_slow_disk_delays_only_what_waits_for_it() {
             slow >= DELAY,
             "a confirm came after {slow:?}, before its fdatasync can have ended"
         );
-        load.stop.store(true, Ordering::Relaxed);
+        drop(end);
         for client in clients {
             client.join().expect("it does not panic").expect("it works");
         }

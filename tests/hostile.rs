@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::amqp::{self, Amqp, Bytes};
 use support::broker::Broker;
-use support::measure::Memory;
+use support::measure::{Memory, SetAtEnd};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
 use support::wire::{PATIENCE, Wire};
@@ -365,6 +365,7 @@ fn what_cannot_be_costs_its_sender_the_connection_and_the_broker_little() {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let honest = scope.spawn(|| honest_conversations(&broker, &done));
+        let end = SetAtEnd(&done);
         for attack in &attacks {
             let address = broker.address(attack.listener);
             let mut one = Attacker::open(address, attack.after);
@@ -390,7 +391,7 @@ fn what_cannot_be_costs_its_sender_the_connection_and_the_broker_little() {
                 assert_eq!(attacker.answer(), attack.answer, "many at once: {}", attack.name);
             }
         }
-        done.store(true, Ordering::Relaxed);
+        drop(end);
         assert!(honest.join().expect("it does not panic") > 0, "nobody else was served");
     });
     memory.assert_growth_below(MEMORY_MAX);

@@ -41,9 +41,9 @@ impl Wire {
         self.byte_by_byte = true;
     }
 
-    /// The socket, for what this type does not do.
-    pub fn stream(&self) -> &TcpStream {
-        &self.stream
+    /// How long sending waits for a peer that does not read.
+    pub fn set_write_timeout(&self, timeout: Duration) {
+        self.stream.set_write_timeout(Some(timeout)).expect("it is not zero");
     }
 
     /// Bytes that were read and not taken.

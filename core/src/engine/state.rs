@@ -445,7 +445,7 @@ impl State {
             wakers.extend(link.inbox.push(&mut link.staged));
             // Idle connections own no memory for events: those at work take turns with it.
             let staged = std::mem::take(&mut link.staged);
-            if self.spare_events.len() < SPARE_EVENTS_MAX && staged.capacity() <= 4 * STEPS_MAX {
+            if self.spare_events.len() < SPARE_EVENTS_MAX && staged.capacity() <= STEPS_MAX / 2 {
                 self.spare_events.push(staged);
             }
         }
