@@ -569,3 +569,28 @@ fn a_full_inbox_parks_deliveries_and_loses_none() {
     assert_eq!(bodies.len(), 10_000);
     assert!(bodies.iter().enumerate().all(|(n, body)| *body == n.to_string()));
 }
+
+#[test]
+fn a_position_that_nobody_was_given_shows_nothing() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    let mut view = |position: u64| {
+        let position = rocketbridge_core::store::record::Position(position);
+        match client.ask(&harness.engine, Request::View { position }) {
+            Ok(Reply::Message(message)) => Some(message.body().to_vec()),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => None,
+        }
+    };
+    let mut publisher = harness.client();
+    for n in 0..3 {
+        publisher.publish(native("t", "", &n.to_string(), None));
+    }
+    let mut seen: Vec<_> = (0..4000).filter_map(&mut view).collect();
+    seen.extend(
+        [u64::MAX, u64::MAX - 7, 1 << 62, i64::MAX as u64 - 7]
+            .into_iter()
+            .filter_map(&mut view),
+    );
+    assert_eq!(seen, [b"0", b"1", b"2"]);
+}

@@ -69,6 +69,11 @@ impl Language {
     }
 }
 
+/// Where the clients of that language are built; builds them if need be.
+pub fn folder(language: Language) -> PathBuf {
+    prepared(language.name())
+}
+
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop")
 }

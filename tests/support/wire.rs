@@ -80,6 +80,8 @@ impl Wire {
                 self.input.extend_from_slice(&buffer[..count]);
                 Ok(true)
             }
+            // A machine that was suspended interrupts what waited.
+            Err(error) if error.kind() == ErrorKind::Interrupted => self.fill(until),
             Err(error) if is_timeout(&error) => Ok(false),
             Err(error) => Err(error),
         }

@@ -187,9 +187,9 @@ impl Log {
         });
     }
 
-    /// Drops the oldest chunks beyond the cache's size, but none that is not written yet.
+    /// Drops the oldest chunks beyond the cache's size, but none that a reader would not find on the disk.
     fn trim(&mut self) {
-        while self.cached > self.cache_max && self.chunks.len() > 1 && self.chunks[0].end() <= self.taken {
+        while self.cached > self.cache_max && self.chunks.len() > 1 && self.chunks[0].end() <= self.synced.0 {
             let chunk = self.chunks.pop_front().expect("more than one");
             self.cached -= chunk.writer.len() + chunk.writer.room();
         }
@@ -232,7 +232,10 @@ impl Log {
 
     fn read_block(&mut self, at: u64, len: usize) -> io::Result<Slice> {
         let (segment, offset) = (at / self.segment_size, at % self.segment_size);
-        let size = len.max(READ_SIZE).min((self.segment_size - offset) as usize);
+        // Not beyond what is on the disk: what is written there later would be missing in the block.
+        let in_memory = self.chunks.front().map_or(self.end, |chunk| chunk.base);
+        let readable = (self.segment_size - offset).min(in_memory.saturating_sub(at));
+        let size = len.max(READ_SIZE.min(readable as usize));
         let mut read = Ok(0);
         let block = ChunkWriter::new(size).append(size, |buffer| read = self.storage.read(segment, offset, buffer));
         if read? < len {
@@ -250,7 +253,7 @@ impl Log {
         if position.0 >= self.end || !position.0.is_multiple_of(ALIGN as u64) {
             return None;
         }
-        let front = self.read(position, HEADER).ok()?;
+        let front = self.read_within(position, HEADER)?;
         let len = u32::from_le_bytes(front[..4].try_into().ok()?) as usize;
         if !(HEADER..=record::RECORD_MAX).contains(&len) || position.0 + len as u64 > self.end {
             return None;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::super::amqp::{self, Amqp};
@@ -40,9 +41,10 @@ impl Promises {
         self.settled.push(message);
     }
 
-    /// Whether it is time for a publish.
-    fn is_due(&self) -> bool {
-        self.awaited.is_none() && self.settled.len() >= PROMISE_AFTER
+    /// Whether it is time for a publish. Not while everything is drained: what is published then would come
+    /// to queues that were drained already.
+    fn is_due(&self, load: &Load) -> bool {
+        !load.draining.load(Ordering::Relaxed) && self.awaited.is_none() && self.settled.len() >= PROMISE_AFTER
     }
 
     fn published(&mut self) {
@@ -115,7 +117,7 @@ impl<'a> AmqpConsumer<'a> {
             if self.held.len() > 3 {
                 self.settle_some()?;
             }
-            if self.promises.is_due() {
+            if self.promises.is_due(self.load) {
                 self.publish()?;
             }
         }
@@ -218,7 +220,7 @@ impl<'a> MqttSession<'a> {
             if held.len() > 5 {
                 self.settle(&mut held)?;
             }
-            if self.promises.is_due() {
+            if self.promises.is_due(self.load) {
                 self.publish()?;
             }
         }
@@ -332,7 +334,7 @@ impl<'a> NativeGroup<'a> {
                 }
                 _ => return unexpected(response),
             }
-            if self.promises.is_due() {
+            if self.promises.is_due(self.load) {
                 self.publish()?;
             }
         }

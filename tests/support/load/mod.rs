@@ -69,6 +69,8 @@ pub struct Addresses {
 pub struct Load {
     pub recorder: Recorder,
     pub stop: AtomicBool,
+    /// Consumers only consume any more.
+    draining: AtomicBool,
     sequences: Mutex<HashMap<u32, u64>>,
     groups: Mutex<HashMap<(Queue, u32), Offsets>>,
     /// Digest of the body by position in the log.
@@ -232,6 +234,7 @@ impl Client {
 
 /// Publishes a last message to each topic, and consumes until each queue has given it.
 pub fn drain(load: &Load, addresses: &Addresses, random: &mut Random) -> io::Result<()> {
+    load.draining.store(true, Ordering::Relaxed);
     let mut native = Remoting::connect(addresses.remoting)?;
     let last = publish_to_each_topic(load, &mut native, random)?;
     for (publisher, queue, topic) in [(11, SINGLE, USERS), (12, SHARED, USERS), (14, AMQP_DEVICES, DEVICES)] {
