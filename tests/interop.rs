@@ -9,7 +9,7 @@ use support::clients::{Language, run};
 
 #[test]
 fn go_amqp() {
-    run(Language::Go, "amqp", 76);
+    run(Language::Go, "amqp", 77);
 }
 
 #[test]

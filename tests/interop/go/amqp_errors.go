@@ -112,6 +112,17 @@ func amqpErrorChecks(s *Suite) {
 	s.Check("amqp_recover_without_requeue_is_540", func(t *T) {
 		t.closesConnection(540, "recover", func(ch *amqp.Channel) error { return ch.Recover(false) })
 	})
+	s.Check("amqp_what_is_not_built_is_540", func(t *T) {
+		t.closesConnection(540, "tx.select", func(ch *amqp.Channel) error { return ch.Tx() })
+		for name, value := range map[string]any{"x-message-ttl": int32(1000), "x-expires": int32(1000),
+			"x-dead-letter-exchange": "amq.fanout", "x-max-priority": int32(5), "x-single-active-consumer": true,
+			"x-queue-type": "quorum"} {
+			t.closesConnection(540, "a queue with "+name, func(ch *amqp.Channel) error {
+				_, err := ch.QueueDeclare(t.Name("queue"), true, false, false, false, amqp.Table{name: value})
+				return err
+			})
+		}
+	})
 	s.Check("amqp_an_error_leaves_the_broker_usable", func(t *T) {
 		t.closesConnection(540, "publish", func(ch *amqp.Channel) error {
 			return ch.Publish("amq.direct", "k", false, true, amqp.Publishing{Body: randomBytes(1 << 20)})
