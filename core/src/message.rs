@@ -25,7 +25,7 @@ pub enum Entry {
     Queue = 1,
     /// Published to a topic by name: also the bindings of that exchange and of the root exchange.
     Topic = 2,
-    /// By a native producer: as `Topic`, and the queue of that name when the key is empty.
+    /// By a native producer: as `Topic`, and the queue of that name.
     Native = 3,
 }
 

@@ -85,7 +85,8 @@ pub enum Request {
     Pull(Pull),
     /// [`Reply::Offset`]: the group's committed offset, `None` when it never committed one.
     CommittedOffset { group: Bytes, topic: Bytes, queue_id: u32 },
-    /// [`Reply::Done`]. May go backwards, as RocketMQ's may.
+    /// [`Reply::Done`], at once: it is as durable as a message that is confirmed later. May go backwards, as
+    /// RocketMQ's may.
     CommitOffset {
         group: Bytes,
         topic: Bytes,
@@ -366,7 +367,7 @@ pub enum PullStatus {
 /// The answer to a request.
 #[derive(Debug)]
 pub enum Reply {
-    /// It is done, and as durable as a confirmed message.
+    /// It is done, and as durable as a confirmed message; of a committed offset only done.
     Done,
     /// An exchange as it is.
     Exchange(Box<Exchange>),
