@@ -300,8 +300,9 @@ async fn consume(service: &str, instance: u32, done: &UnboundedSender<(String, S
         let delivery = delivery.ok_or("the consumer was cancelled")??;
         match synchronise(&delivery) {
             Ok(id) => {
-                delivery.ack(BasicAckOptions::default()).await?;
+                // First the work, then the acknowledgement: what fails in between comes again.
                 let _ = done.send((delivery.exchange.to_string(), id));
+                delivery.ack(BasicAckOptions::default()).await?;
             }
             Err(error) => {
                 eprintln!("{service} {instance}: {error}");

@@ -620,6 +620,41 @@ fn a_returned_message_precedes_its_confirm() {
     assert_eq!(frames[2].payload, b"body");
 }
 
+/// lapin takes the next confirm after a return for the returned message's.
+#[test]
+fn a_return_and_its_confirm_are_neighbours_whatever_else_is_confirmed() {
+    let mut script = Script::opened();
+    script.open_channel(1);
+    script.confirm_select(1);
+    for _ in 0..4 {
+        script.publish(1, b"", b"q", b"\x00\x00", b"x");
+    }
+    let published = script.published();
+    // 2 and 3 come back; the disk is done with all four at once.
+    script.events(vec![returned(&published[1]), returned(&published[2])]);
+    script.events(vec![outcome(0, 4, stored(0))]);
+    let sent = script.sent();
+    let told: Vec<_> = frames(&sent)
+        .iter()
+        .filter(|frame| frame.name().starts_with("basic."))
+        .map(|frame| match frame.method() {
+            Method::BasicAck { delivery_tag, multiple } => format!("ack {delivery_tag} {multiple}"),
+            _ => frame.name().to_owned(),
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "ack 1 false",
+            "basic.return",
+            "ack 2 false",
+            "basic.return",
+            "ack 3 false",
+            "ack 4 false"
+        ]
+    );
+}
+
 #[test]
 fn confirms_are_merged_only_where_every_lower_tag_is_settled() {
     let mut script = Script::opened();

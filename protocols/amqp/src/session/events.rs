@@ -1,5 +1,7 @@
 //! What core says: deliveries, outcomes, replies, notices.
 
+use std::ops::Range;
+
 use rocketbridge_core::boundary::{Delivery, Event, Fate, Notice, Outcome, Reject, RequestId, Settle, Settlement};
 use rocketbridge_core::request::{Refusal, Reply};
 use rocketbridge_core::time::Now;
@@ -21,12 +23,7 @@ impl Session {
             Event::Delivery(delivery) => self.delivery(&delivery, out),
             Event::Outcome(outcome) => self.outcome(now, outcome, out),
             Event::Reply { id, result } => self.reply(now, id, result, out),
-            Event::Returned { token, message } => {
-                let key = self.shared.publishes.channel_of(token);
-                if let Some(mut context) = key.and_then(|key| self.context(key, PUBLISH, out)) {
-                    context.give_back(&message);
-                }
-            }
+            Event::Returned { token, message } => self.shared.returned.push_back((token, message)),
             Event::Notice(Notice::SubscriptionEnded(subscription)) => {
                 let Some(ended) = self.shared.subscriptions.get(&subscription) else {
                     return;
@@ -81,9 +78,33 @@ impl Session {
         }
     }
 
+    /// A message that comes back is told right before its confirm, and its confirm is told alone: clients
+    /// such as lapin take the next confirm after a return for that of the returned message.
     fn outcome(&mut self, now: Now, outcome: Outcome, out: &mut Outbox) {
-        let tokens = outcome.first..outcome.first + u64::from(outcome.count);
-        let verdict = match outcome.fate {
+        let mut tokens = outcome.first..outcome.first + u64::from(outcome.count);
+        while let Some(at) = (self.shared.returned.iter()).position(|(token, _)| tokens.contains(token))
+            && let Some((token, message)) = self.shared.returned.remove(at)
+        {
+            let key = self.shared.publishes.channel_of(token);
+            self.settle_publishes(now, tokens.start..token, outcome.fate, out);
+            if let Some(mut context) = key.and_then(|key| self.context(key, PUBLISH, out)) {
+                context.confirm();
+                context.give_back(&message);
+            }
+            self.settle_publishes(now, token..token + 1, outcome.fate, out);
+            if let Some(mut context) = key.and_then(|key| self.context(key, PUBLISH, out)) {
+                context.confirm();
+            }
+            tokens.start = token + 1;
+        }
+        self.settle_publishes(now, tokens, outcome.fate, out);
+    }
+
+    fn settle_publishes(&mut self, now: Now, tokens: Range<u64>, fate: Fate, out: &mut Outbox) {
+        if tokens.is_empty() {
+            return;
+        }
+        let verdict = match fate {
             Fate::Stored(_) => Verdict::Ack,
             Fate::Rejected(_) | Fate::Unknown => Verdict::Nack,
         };
@@ -97,7 +118,7 @@ impl Session {
             if channel.key != settled.channel || !channel.is_heard() {
                 return;
             }
-            if let Fate::Rejected(reject) = outcome.fate
+            if let Fate::Rejected(reject) = fate
                 && let Some(failure) = rejection(reject, &settled.exchange.name, user, size_max)
             {
                 failed.push((settled.channel, failure, settled.exchange.name.clone()));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::AttributesBuilder;
 use rocketbridge_core::boundary::{RequestId, Settle, SubscriptionId};
+use rocketbridge_core::message::Message;
 use rocketbridge_core::request::{Exchange, ExchangeKind, Queue, Request};
 use rocketbridge_session::Outbox;
 
@@ -160,6 +161,8 @@ pub struct Shared {
     pub gets: HashMap<Bytes, SubscriptionId>,
     /// Publishes without an outcome.
     pub publishes: Publishes,
+    /// Messages to be given back right before their confirms, by token.
+    pub returned: VecDeque<(u64, Message)>,
     /// Kinds of exchanges that were declared here.
     pub kinds: HashMap<Bytes, ExchangeKind>,
     /// Where origin blocks are made.
@@ -192,6 +195,7 @@ impl Shared {
             subscriptions: Subscriptions::default(),
             gets: HashMap::new(),
             publishes: Publishes::default(),
+            returned: VecDeque::new(),
             kinds: HashMap::new(),
             arena: BytesMut::new(),
             attributes: AttributesBuilder::default(),
