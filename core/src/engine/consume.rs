@@ -12,7 +12,6 @@ use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
 use crate::message::Message;
 use crate::request::{self, Acknowledge, Got, Refusal, Reply, Subscribe};
-use crate::store::record::Position;
 
 /// A queue and what its consumers have done with it.
 pub(crate) struct Queue {
@@ -124,9 +123,7 @@ impl State {
 
     /// Appends an entry to a queue.
     fn keep(&mut self, id: QueueId, entry: Entry) -> u64 {
-        if entry.position.is_memory() {
-            self.memory.hold(entry.position);
-        }
+        self.hold_entry(entry);
         let queue = self.queue(id).expect("the caller looked");
         queue.progress.push(entry)
     }
@@ -200,9 +197,8 @@ impl State {
         let (Some(sequence), Some(entry)) = (sequence, entry) else {
             return;
         };
-        if entry.position.is_memory() {
-            self.memory.release(entry.position);
-        } else if durable {
+        self.release_entry(entry);
+        if durable && !entry.position.is_memory() {
             self.settled_one(id, sequence);
         }
     }
@@ -329,6 +325,7 @@ impl State {
         let Self {
             queues,
             memory,
+            log,
             settled,
             ..
         } = self;
@@ -340,6 +337,7 @@ impl State {
             if entry.position.is_memory() {
                 memory.release(entry.position);
             } else {
+                log.unpin(entry.position);
                 stored = true;
             }
         });
@@ -529,16 +527,10 @@ impl State {
         }
     }
 
-    /// Gives back the memory of a queue's transient messages.
+    /// Gives up what a queue that is gone kept.
     pub(crate) fn release_entries(&mut self, queue: &Queue) {
-        let positions: Vec<Position> = queue
-            .progress
-            .entries()
-            .map(|entry| entry.position)
-            .filter(|p| p.is_memory())
-            .collect();
-        for position in positions {
-            self.memory.release(position);
+        for entry in queue.progress.entries() {
+            self.release_entry(entry);
         }
     }
 }

@@ -110,13 +110,14 @@ impl Engine {
         replay.finish(&mut state);
         let stored_at = now.wall.max(recovered.last_stored_at);
         state.stored_at = stored_at;
-        state.log = Log::new(
+        let log = Log::new(
             Arc::clone(&storage),
             recovered.next_segment,
             segment_size,
             config.tail_cache,
             stored_at,
         );
+        state.log = log.going_on(&mut state.log);
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }

@@ -215,8 +215,8 @@ impl Progress {
     }
 
     /// Replay: puts an entry at its sequence. Sequences that are left out belonged to transient messages
-    /// and count as acked.
-    pub(crate) fn replay_push(&mut self, sequence: u64, entry: Entry) {
+    /// and count as acked. Gives whether the entry was new.
+    pub(crate) fn replay_push(&mut self, sequence: u64, entry: Entry) -> bool {
         if self.entries.is_empty() && sequence >= self.head {
             self.head = sequence;
             self.next = sequence;
@@ -226,9 +226,11 @@ impl Progress {
             self.acked.push_back(true);
             self.acked_ahead += 1;
         }
-        if sequence == self.end() {
+        let is_new = sequence == self.end();
+        if is_new {
             self.push(entry);
         }
+        is_new
     }
 
     /// Ends a replay. `delivered_below` is the clean stop's word on what had been handed out; without it

@@ -13,6 +13,7 @@ use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::Holder;
+use crate::engine::progress::Entry;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
@@ -405,6 +406,41 @@ impl State {
         }
         self.log.append_payload(Kind::Settle, &payload, self.stored_at);
         self.payload = payload;
+    }
+
+    /// What is written until [`end_batch`](Self::end_batch) is recovered whole or not at all. Batches may be
+    /// nested: the outermost counts.
+    pub(crate) fn begin_batch(&mut self) {
+        self.write_settled();
+        self.log.begin_batch();
+    }
+
+    /// Ends a batch. Its last record is the one of what was settled meanwhile, be it nothing.
+    pub(crate) fn end_batch(&mut self) {
+        if self.log.end_batch() {
+            if self.settled.is_empty() {
+                self.log.append_payload(Kind::Settle, &[], self.stored_at);
+            }
+            self.write_settled();
+        }
+    }
+
+    /// An entry that somebody keeps: its record stays until [`release_entry`](Self::release_entry).
+    pub(crate) fn hold_entry(&mut self, entry: Entry) {
+        if entry.position.is_memory() {
+            self.memory.hold(entry.position);
+        } else {
+            self.log.pin(entry.position);
+        }
+    }
+
+    /// The entry is not needed any more by one who held it.
+    pub(crate) fn release_entry(&mut self, entry: Entry) {
+        if entry.position.is_memory() {
+            self.memory.release(entry.position);
+        } else {
+            self.log.unpin(entry.position);
+        }
     }
 
     /// The message behind an index entry, if it is still there.

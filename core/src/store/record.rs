@@ -61,6 +61,9 @@ impl Kind {
     }
 }
 
+/// Flag of every record of a batch but the last: recovery takes all of them or none.
+pub(crate) const FLAG_MORE: u8 = 0x80;
+
 /// Bytes in front of every record's payload.
 pub(crate) const HEADER: usize = 40;
 /// Records begin at multiples of this.
@@ -101,6 +104,13 @@ pub(crate) enum RecordError {
 /// Writes the header, with length and checksum, over the front of a record whose payload is in place.
 pub(crate) fn seal(record: &mut [u8], header: Header) {
     put_header(record, header);
+    let crc = crc32fast::hash(&record[8..]) ^ record.len() as u32;
+    record[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Says in a sealed record that the next one belongs to the same batch.
+pub(crate) fn mark_more(record: &mut [u8]) {
+    record[9] |= FLAG_MORE;
     let crc = crc32fast::hash(&record[8..]) ^ record.len() as u32;
     record[4..8].copy_from_slice(&crc.to_le_bytes());
 }
