@@ -321,7 +321,7 @@ impl State {
     }
 
     /// Entries are done with for good.
-    fn done(&mut self, id: QueueId, range: Range<u64>) {
+    pub(crate) fn done(&mut self, id: QueueId, range: Range<u64>) {
         let Self {
             queues,
             memory,

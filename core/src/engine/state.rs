@@ -14,6 +14,8 @@ use crate::engine::consume::{Queue, Subscription};
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::Holder;
 use crate::engine::progress::Entry;
+use crate::engine::publish::Destinations;
+use crate::engine::republish::{Done, Revived};
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
@@ -125,6 +127,11 @@ pub(crate) struct State {
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
+    /// Scratch of publishes that no link makes.
+    pub destinations: Destinations,
+    /// A message is being published again; those that it causes wait in `republishes`.
+    pub republishing: bool,
+    pub republishes: VecDeque<(Revived, Done)>,
     /// The request at hand changed something durable.
     pub changed: bool,
     /// The broker is going down: nothing new is taken.
@@ -175,6 +182,9 @@ impl State {
             steps: 0,
             properties: Vec::new(),
             payload: Vec::new(),
+            destinations: Vec::new(),
+            republishing: false,
+            republishes: VecDeque::new(),
             changed: false,
             closing: false,
         }

@@ -338,11 +338,9 @@ impl Envelope {
             topic: self.topic.clone(),
             key: properties.tag.clone(),
             body,
-            attributes: Attributes::EMPTY,
             format: Format::NATIVE,
             origin: properties.origin.clone(),
             persistent: true,
-            mandatory: false,
             detailed,
             native: Some(Box::new(Native {
                 queue_id: self.queue_id,
@@ -352,6 +350,7 @@ impl Envelope {
                 reconsume_times: self.reconsume_times,
                 topic_queues: self.topic_queues,
             })),
+            ..Publish::default()
         }
     }
 }
