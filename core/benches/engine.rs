@@ -78,7 +78,8 @@ fn run(mode: &str, messages: usize) {
             exclusive: false,
             auto_delete: false,
             addressable: false,
-            limit: Limit::default(),
+            limit: Limit::NONE,
+            policy: None,
             arguments: Bytes::new(),
         }),
     );
