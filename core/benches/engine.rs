@@ -92,6 +92,7 @@ fn run(mode: &str, messages: usize) {
             acknowledge: Acknowledge::Always,
             window: None,
             exclusive: false,
+            priority: 0,
         }),
     );
     // The queue is not a topic: an exchange of its own leads to it.

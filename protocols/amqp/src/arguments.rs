@@ -492,7 +492,7 @@ mod tests {
             assert_eq!(check(name, value), Ok(Limit::default()), "{name}");
         }
         let limit = check("x-max-length", Value::UnsignedShort(7)).expect("valid");
-        assert_eq!((limit.messages, limit.bytes), (7, 0));
+        assert_eq!((limit.messages, limit.bytes), (Some(7), None));
     }
 
     #[test]
