@@ -315,7 +315,8 @@ pub fn queue(name: &str) -> Queue {
         exclusive: false,
         auto_delete: false,
         addressable: true,
-        limit: Limit::default(),
+        limit: Limit::NONE,
+        policy: None,
         arguments: Bytes::new(),
     }
 }
@@ -327,6 +328,8 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }
@@ -368,6 +371,7 @@ impl Client {
             acknowledge: Acknowledge::Always,
             window,
             exclusive: false,
+            priority: 0,
         }));
         subscription
     }
