@@ -1,7 +1,6 @@
 //! Sends: header, properties and batch body to publishes.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::{Native, Publish};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::properties::{PROPERTIES_MAX, TAGS, UNIQUE_KEY};
