@@ -84,7 +84,7 @@ impl Attribute {
         )
     }
 
-    fn from_id(id: u8) -> Option<Self> {
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
         Self::ALL.get(usize::from(id).checked_sub(1)?).copied()
     }
 

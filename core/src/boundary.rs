@@ -245,6 +245,8 @@ pub struct Delivery {
     pub sequence: u64,
     /// It may have been delivered before.
     pub redelivered: bool,
+    /// How often it came back before, where the queue counts that; else 0.
+    pub attempts: u32,
     /// It is leased and must be settled.
     pub leased: bool,
     /// The message.
@@ -260,4 +262,17 @@ pub enum Notice {
     GroupChanged(Bytes),
     /// Another connection took this link's holder over; this one is to close.
     HolderTaken,
+    /// Publishers are held back until [`Notice::Unblocked`].
+    Blocked(Shortage),
+    /// Publishing goes on.
+    Unblocked,
+}
+
+/// What publishers have to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Memory runs short.
+    Memory,
+    /// The disk is nearly full.
+    Disk,
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::address::Pattern;
 use crate::boundary::{Delivery, SubscriptionId};
 use crate::message::Message;
+pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -37,6 +38,13 @@ pub enum Request {
         name: Bytes,
         if_unused: bool,
         if_empty: bool,
+    },
+    /// Gives a queue another limit and policy, which count for what it holds as well. Whether the queue keeps
+    /// all messages and how many priorities it has stays as it was declared. [`Reply::Done`].
+    AlterQueue {
+        name: Bytes,
+        limit: Limit,
+        policy: Option<Box<Policy>>,
     },
     /// Removes what is ready, not what is leased. [`Reply::Count`].
     PurgeQueue { name: Bytes },
@@ -134,6 +142,9 @@ pub enum ExchangeKind {
     Pattern = 2,
     /// To bindings whose matcher fits the message's user properties.
     Headers = 3,
+    /// To one binding, the same for the same hash of what the exchange hashes on. A binding's key is its
+    /// weight.
+    Hash = 4,
 }
 
 /// An exchange: a topic seen as a router.
@@ -149,6 +160,10 @@ pub struct Exchange {
     pub auto_delete: bool,
     /// Only other exchanges publish to it.
     pub internal: bool,
+    /// Where messages go that none of its bindings takes.
+    pub alternate: Option<Way>,
+    /// What [`ExchangeKind::Hash`] hashes.
+    pub hash_on: HashOn,
     /// The declarer's own words, kept and given back unread.
     pub arguments: Bytes,
 }
@@ -167,19 +182,12 @@ pub struct Queue {
     /// What native producers send to the topic of its name reaches it, and what is published straight to it
     /// enters that topic. Not for server-named, exclusive and temporary queues.
     pub addressable: bool,
-    /// Most messages and bytes kept; the oldest ready one is dropped to make room. Zero is no limit.
+    /// Most messages and bytes ready; what happens beyond it is the policy's `overflow`.
     pub limit: Limit,
+    /// What it does beyond queueing; `None` is the default policy.
+    pub policy: Option<Box<Policy>>,
     /// The declarer's own words, kept and given back unread.
     pub arguments: Bytes,
-}
-
-/// How much a queue may hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limit {
-    /// Messages; 0 is no limit.
-    pub messages: u64,
-    /// Bytes of records; 0 is no limit.
-    pub bytes: u64,
 }
 
 /// Where a binding's messages come from.
@@ -264,6 +272,8 @@ pub struct Subscribe {
     pub window: Option<u32>,
     /// No other consumer beside it.
     pub exclusive: bool,
+    /// Consumers of a higher priority are served first, as long as they can take something.
+    pub priority: i32,
 }
 
 /// Taking a named session.

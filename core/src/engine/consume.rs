@@ -55,8 +55,8 @@ impl Queue {
         let limit = self.spec.limit;
         let ready = self.progress.ready();
         ready > 0
-            && ((limit.messages > 0 && ready > limit.messages)
-                || (limit.bytes > 0 && self.progress.bytes() > limit.bytes))
+            && (limit.messages.is_some_and(|max| ready > max)
+                || limit.bytes.is_some_and(|max| self.progress.bytes() > max))
     }
 }
 
@@ -160,6 +160,7 @@ impl State {
                 subscription,
                 sequence,
                 redelivered: false,
+                attempts: 0,
                 leased,
                 message,
             }),
@@ -183,7 +184,7 @@ impl State {
         self.settled.push((queue, sequence, 1));
     }
 
-    fn enforce_limit(&mut self, id: QueueId) {
+    pub(crate) fn enforce_limit(&mut self, id: QueueId) {
         while let Some(queue) = self.queue(id)
             && queue.is_over_limit()
         {
@@ -316,6 +317,7 @@ impl State {
             subscription,
             sequence: taken.sequence,
             redelivered: taken.redelivered,
+            attempts: 0,
             leased,
             message,
         }

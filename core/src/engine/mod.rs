@@ -10,6 +10,7 @@ mod consume;
 mod entries;
 mod group;
 mod holder;
+mod policy_codec;
 mod progress;
 mod publish;
 mod ranges;
@@ -294,6 +295,7 @@ impl State {
                 if_unused,
                 if_empty,
             } => self.delete_queue_of(link, &name, if_unused, if_empty),
+            Request::AlterQueue { name, limit, policy } => self.alter_queue(link, &name, limit, policy),
             Request::PurgeQueue { name } => self.purge(link, &name),
             Request::Bind(binding) => self.bind(link, binding),
             Request::Unbind(binding) => self.unbind(link, binding),

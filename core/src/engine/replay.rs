@@ -156,6 +156,13 @@ fn replay_change(state: &mut State, change: Change) {
                 queue.had_consumer = true;
             }
         }
+        Change::QueueAltered { id, limit, policy } => {
+            if let Some(queue) = state.queue(id) {
+                queue.spec.limit = limit;
+                queue.spec.policy = policy;
+            }
+        }
+        Change::Attempts { .. } | Change::Purged { .. } => {}
         Change::Stopped { .. } => {}
     }
 }

@@ -317,7 +317,8 @@ pub fn queue(name: &str) -> Queue {
         exclusive: false,
         auto_delete: false,
         addressable: true,
-        limit: Limit::default(),
+        limit: Limit::NONE,
+        policy: None,
         arguments: Bytes::new(),
     }
 }
@@ -329,6 +330,8 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }
@@ -370,6 +373,7 @@ impl Client {
             acknowledge: Acknowledge::Always,
             window,
             exclusive: false,
+            priority: 0,
         }));
         subscription
     }

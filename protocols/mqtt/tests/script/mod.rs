@@ -253,6 +253,7 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
         subscription: SubscriptionId(1),
         sequence,
         redelivered: false,
+        attempts: 0,
         leased,
         message: Message::from_publish(publish, host, host, Millis(1)),
     }
