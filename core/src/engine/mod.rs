@@ -8,6 +8,7 @@ mod batch;
 mod change;
 mod config;
 mod consume;
+mod entries;
 mod group;
 mod holder;
 mod policy_codec;
@@ -39,6 +40,7 @@ use crate::engine::writer::Writer;
 use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
+use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::Clock;
@@ -104,7 +106,8 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let mut state = State::new(Arc::clone(&config), placeholder, now);
+        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
