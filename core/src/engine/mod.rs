@@ -191,7 +191,7 @@ impl Engine {
                 .enumerate()
                 .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
-                .map(|(id, queue)| (id, queue.progress.next()))
+                .map(|(id, queue)| (id, queue.progress.maybe_delivered_below()))
                 .collect();
             state.change_quietly(&Change::Stopped { delivered });
         });
@@ -290,11 +290,35 @@ impl Drop for EngineLink {
     }
 }
 
+/// Whether a request is a promise, even when nothing had to be done for it: who declares what is there already is
+/// told that it is there.
+fn makes_something(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::DeclareExchange(_)
+            | Request::DeclareQueue(_)
+            | Request::DeclareTopic { .. }
+            | Request::Bind(_)
+            | Request::Unbind(_)
+            | Request::Attach(_)
+    )
+}
+
+fn is_of_something_durable(reply: &Reply) -> bool {
+    match reply {
+        Reply::Exchange(exchange) => exchange.durable,
+        Reply::Queue(state) => state.queue.durable,
+        Reply::Attached { present, .. } => *present,
+        _ => true,
+    }
+}
+
 impl State {
     /// Carries out one request; exactly one reply answers it, now or later.
     fn request(&mut self, link: LinkId, id: RequestId, request: Request) {
         self.changed = false;
         let logged_in = self.link(link).is_some_and(|link| link.logged_in);
+        let makes = makes_something(&request);
         let result = match request {
             Request::Login(credentials) => self.login(link, &credentials),
             _ if !logged_in => Err(Refusal::AccessRefused),
@@ -357,6 +381,9 @@ impl State {
             }
             Request::View { position } => self.view(position),
         };
+        if makes && result.as_ref().is_ok_and(is_of_something_durable) {
+            self.rests_on_changes();
+        }
         self.reply(link, id, result);
     }
 

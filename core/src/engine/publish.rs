@@ -79,7 +79,7 @@ impl State {
         let born_host = self.born_host(link);
         let message = Message::from_publish(publish, born_host, self.config.store_host, self.stored_at);
         let token = publish.token;
-        self.tell(link, Event::Returned { token, message });
+        self.tell_now(link, Event::Returned { token, message });
     }
 
     /// Of what this link publishes.

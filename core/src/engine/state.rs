@@ -138,6 +138,10 @@ pub(crate) struct State {
     pub republishes: VecDeque<(Revived, Done)>,
     /// The request at hand changed something durable.
     pub changed: bool,
+    /// Behind the last durable change that somebody waits for.
+    last_change: Position,
+    /// Everything before this is as safe as the flush mode says.
+    released: Position,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
 }
@@ -191,6 +195,8 @@ impl State {
             republishing: false,
             republishes: VecDeque::new(),
             changed: false,
+            last_change: Position(0),
+            released: Position(0),
             closing: false,
         }
     }
@@ -280,6 +286,13 @@ impl State {
         }
     }
 
+    /// Tells a link something that goes with outcomes: not even a reply that waits for the disk is before it.
+    pub(crate) fn tell_now(&mut self, id: LinkId, event: Event) {
+        if let Some(link) = self.touch(id) {
+            link.stage(event);
+        }
+    }
+
     pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
         self.tell(id, Event::Notice(notice));
     }
@@ -291,6 +304,7 @@ impl State {
             return self.tell(id, event);
         }
         let mark = self.log.end();
+        self.last_change = mark;
         let Some(link) = self.touch(id) else { return };
         if link.held.is_empty() {
             self.held_links.push(id);
@@ -357,6 +371,7 @@ impl State {
 
     /// The log is safe up to `mark`: whoever waited for that is told.
     pub(crate) fn release(&mut self, mark: Position) {
+        self.released = self.released.max(mark);
         while self.waiting.front().is_some_and(|waiting| waiting.mark <= mark) {
             let waiting = self.waiting.pop_front().expect("there is a front");
             if let Some(link) = self.touch(waiting.link) {
@@ -396,6 +411,13 @@ impl State {
     pub(crate) fn change(&mut self, change: &Change) {
         self.change_quietly(change);
         self.changed = true;
+        self.last_change = self.log.end();
+    }
+
+    /// The answer to the request at hand says that something is there, which another request may have made just
+    /// now: it waits for the disk, too.
+    pub(crate) fn rests_on_changes(&mut self) {
+        self.changed |= self.last_change > self.released;
     }
 
     /// Writes a durable change that nobody waits for.

@@ -197,10 +197,13 @@ impl Log {
     }
 
     fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
+        // No chunk reaches into the next segment, which is another file: even when this one was filled to its
+        // last byte.
+        let begins = self.end.is_multiple_of(self.segment_size);
         let fits = self
             .chunks
             .back()
-            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end);
+            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end && !begins);
         if !fits {
             self.chunks.push_back(LogChunk {
                 base: self.end,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use rocketbridge_core::store::storage::Storage;
+use rocketbridge_core::store::storage::{Area, FileId, Storage};
 
 use crate::random::Random;
 
@@ -83,7 +83,7 @@ impl File {
 
 #[derive(Default)]
 struct Inner {
-    segments: BTreeMap<u64, File>,
+    files: BTreeMap<FileId, File>,
     steps: u64,
     fault: Option<(u64, Fault)>,
     failed: bool,
@@ -118,9 +118,9 @@ impl Inner {
         }
     }
 
-    fn file(&mut self, segment: u64) -> io::Result<&mut File> {
-        self.segments
-            .get_mut(&segment)
+    fn file(&mut self, file: FileId) -> io::Result<&mut File> {
+        self.files
+            .get_mut(&file)
             .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
@@ -171,23 +171,25 @@ impl Disk {
     }
 
     fn copy(&self, mut each: impl FnMut(&File) -> File) -> Self {
-        let segments = self.inner().segments.iter().map(|(n, file)| (*n, each(file))).collect();
+        let files = self.inner().files.iter().map(|(id, file)| (*id, each(file))).collect();
         Self(Arc::new(Mutex::new(Inner {
-            segments,
+            files,
             ..Inner::default()
         })))
     }
 }
 
 impl Storage for Disk {
-    fn segments(&self) -> io::Result<Vec<u64>> {
-        Ok(self.inner().segments.keys().copied().collect())
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        let inner = self.inner();
+        let of_area = inner.files.keys().filter(|file| file.area == area);
+        Ok(of_area.map(|file| file.number).collect())
     }
 
-    fn claim(&self, segment: u64, size: u64) -> io::Result<()> {
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
         self.inner().whole(|inner| {
             let zeros = || vec![0; size as usize];
-            inner.segments.entry(segment).or_insert_with(|| File {
+            inner.files.entry(file).or_insert_with(|| File {
                 synced: zeros(),
                 current: zeros(),
                 unsynced: Vec::new(),
@@ -196,10 +198,10 @@ impl Storage for Disk {
         })
     }
 
-    fn write(&self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner();
         let fault = inner.step()?;
-        let file = inner.file(segment)?;
+        let file = inner.file(file)?;
         match fault {
             None | Some(Fault::Lied) => file.write(offset as usize, bytes),
             Some(Fault::Short) => file.write(offset as usize, &bytes[..bytes.len() / 2]),
@@ -208,33 +210,33 @@ impl Storage for Disk {
         fault.map_or(Ok(()), |fault| Err(error(fault)))
     }
 
-    fn read(&self, segment: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut inner = self.inner();
-        let bytes = inner.file(segment)?.current.get(offset as usize..).unwrap_or_default();
+        let bytes = inner.file(file)?.current.get(offset as usize..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
         buffer[..count].copy_from_slice(&bytes[..count]);
         Ok(count)
     }
 
-    fn sync(&self, segment: u64) -> io::Result<()> {
+    fn sync(&self, file: FileId) -> io::Result<()> {
         self.inner().whole(|inner| {
-            inner.file(segment)?.settle();
+            inner.file(file)?.settle();
             Ok(())
         })
     }
 
-    fn truncate(&self, segment: u64, size: u64) -> io::Result<()> {
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
         self.inner().whole(|inner| {
-            let file = inner.file(segment)?;
+            let file = inner.file(file)?;
             file.current.truncate(size as usize);
             file.settle();
             Ok(())
         })
     }
 
-    fn remove(&self, segment: u64) -> io::Result<()> {
+    fn remove(&self, file: FileId) -> io::Result<()> {
         self.inner().whole(|inner| {
-            inner.segments.remove(&segment);
+            inner.files.remove(&file);
             Ok(())
         })
     }

@@ -24,6 +24,8 @@ pub struct Published {
     pub persistent: bool,
     /// It entered a topic.
     pub in_topic: bool,
+    /// It is in the log, and so is what becomes of it.
+    pub logged: bool,
     /// Message queue and offset in its topic, once somebody was told.
     pub place: Option<(u32, u64)>,
     /// Deliveries that clients saw: incarnations of queues.
@@ -49,8 +51,8 @@ pub struct Spec {
     pub durable: bool,
     pub auto_delete: bool,
     pub addressable: bool,
-    /// Most messages; 0 is no limit.
-    pub limit: u64,
+    /// Most messages that are ready.
+    pub limit: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +170,8 @@ pub enum Effect {
     Offset(Name, Name, u32, u64),
     Holder(Name, u64),
     HolderGone(Name),
+    /// All of it or nothing.
+    Batch(Vec<Effect>),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -374,6 +378,7 @@ impl State {
             Effect::HolderGone(name) => {
                 self.holders.remove(&name);
             }
+            Effect::Batch(effects) => effects.iter().for_each(|effect| self.apply(effect)),
         }
     }
 }

@@ -5,7 +5,7 @@ use rocketbridge_core::address::Pattern;
 use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::Publish;
 use rocketbridge_core::message::{Entry, Format};
-use rocketbridge_core::request::{self, ExchangeKind, Limit, Matcher};
+use rocketbridge_core::request::{self, ExchangeKind, HashOn, Limit, Matcher};
 
 use crate::model::{self, Id, Source, State, Target};
 
@@ -70,6 +70,8 @@ pub fn exchange(name: &str, exchange: &model::Exchange) -> request::Exchange {
         durable: exchange.durable,
         auto_delete: exchange.auto_delete,
         internal: exchange.internal,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }
@@ -92,8 +94,9 @@ pub fn queue(name: &str, spec: &model::Spec, exclusive: bool) -> request::Queue 
         addressable: spec.addressable,
         limit: Limit {
             messages: spec.limit,
-            bytes: 0,
+            bytes: None,
         },
+        policy: None,
         arguments: Bytes::new(),
     }
 }

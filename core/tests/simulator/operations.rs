@@ -14,6 +14,9 @@ use crate::world::{Awaited, Expect, Expected, Got, Sub, Why, World, check};
 
 const LINKS_MAX: usize = 4;
 
+/// How long sessions are kept.
+const KEEP: u64 = 9000;
+
 impl World {
     /// One random operation.
     pub fn operate(&mut self) {
@@ -23,7 +26,8 @@ impl World {
         }
         let at = *self.random.pick(&links);
         match self.random.below(100) {
-            0..30 => self.publish(at),
+            0..27 => self.publish(at),
+            27..30 => self.commit(at),
             30..46 => self.settle(at),
             46..52 => self.subscribe(at),
             52..54 => self.unsubscribe(at),
@@ -64,31 +68,24 @@ impl World {
             ids.push((id, publish.token));
             batch.push_back(publish);
         }
-        let described: Vec<_> = batch
-            .iter()
-            .zip(&ids)
-            .map(|(p, (id, _))| (*id, p.entry, p.topic.clone(), p.key.clone(), p.persistent, p.mandatory))
-            .collect();
-        self.note(|| format!("link {at} publishes {described:?}"));
-        let copies: Vec<_> = batch
-            .iter()
-            .map(|p| {
-                let native = p.native.as_ref().and_then(|n| n.queue_id);
-                let is_native = p.format == Format::NATIVE;
-                (p.entry, p.topic.clone(), p.key.clone(), p.persistent, p.mandatory, native, is_native)
-            })
-            .collect();
+        let described: Vec<Described> = batch.iter().map(Described::of).collect();
+        self.note(|| format!("link {at} publishes {ids:?}: {described:?}"));
         let admission = self.link(at).link.publish(&mut batch);
         let taken = count - batch.len();
         check!(self, (admission == Admission::All) == batch.is_empty(), "{admission:?} of {count}");
         if admission == Admission::Partial {
             self.link(at).blocked = true;
         }
-        for ((id, token), (entry, topic, key, persistent, mandatory, native_queue, native)) in
-            ids.into_iter().zip(copies).take(taken)
-        {
-            let (topic, key) = (text(&topic), text(&key));
-            self.published(at, id, token, entry, &topic, &key, persistent, mandatory, native, native_queue);
+        for ((id, token), described) in ids.into_iter().zip(described).take(taken) {
+            let (fate, returned) = self.published(id, &described);
+            let bound = self.effects.len();
+            let awaited = Awaited {
+                id,
+                bound,
+                fate,
+                returned,
+            };
+            self.link(at).outcomes.insert(token, awaited);
         }
         // What was not taken keeps its number, and nobody may ever see it.
         self.link(at).token -= batch.len() as u64;
@@ -142,52 +139,36 @@ impl World {
             expires_at,
             persistent: publish.persistent,
             in_topic: false,
+            logged: false,
             place: None,
             seen_in: BTreeSet::new(),
         });
         publish
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn published(
-        &mut self,
-        at: usize,
-        id: usize,
-        token: u64,
-        entry: Entry,
-        topic: &str,
-        key: &str,
-        persistent: bool,
-        mandatory: bool,
-        native: bool,
-        native_queue: Option<u32>,
-    ) {
-        let queues = match self.live.route(entry, topic, key) {
+    /// What becomes of a message, and whether it comes back.
+    fn published(&mut self, id: usize, publish: &Described) -> (Expected, bool) {
+        let Described {
+            entry,
+            topic,
+            key,
+            persistent,
+            mandatory,
+            native,
+        } = publish;
+        let queues = match self.live.route(*entry, topic, key) {
             Ok(queues) => queues,
-            Err(refused) => {
-                let why = match refused {
-                    Refused::NoExchange => Reject::NoExchange,
-                    Refused::Internal => Reject::InternalExchange,
-                };
-                return self.await_outcome(at, token, id, Expected::Rejected(why), false);
-            }
+            Err(refused) => return (Expected::Rejected(reject(refused)), false),
         };
         let groups = self.live.groups.iter().filter(|(of, _)| of == topic).count();
         let known = self.live.topics.contains_key(topic);
         let addressed = self.live.queues.get(topic).is_some_and(|queue| queue.spec.addressable);
-        let enters = (native || persistent || groups > 0) && (known || entry != Entry::Queue || addressed);
+        let enters = (*native || *persistent || groups > 0) && (known || *entry != Entry::Queue || addressed);
         let routes = queues.len() + if enters { groups } else { 0 };
-        let returned = routes == 0 && mandatory;
-        if queues.is_empty() && !enters {
-            let fate = Expected::Stored {
-                durable: false,
-                routes: 0,
-            };
-            return self.await_outcome(at, token, id, fate, returned);
-        }
+        let returned = routes == 0 && *mandatory;
         if enters && !known {
-            self.live.topics.entry(topic.to_owned()).or_default().queues = TOPIC_QUEUES;
-            self.effect(Effect::Topic(topic.to_owned(), TOPIC_QUEUES));
+            self.live.topics.entry(topic.clone()).or_default().queues = TOPIC_QUEUES;
+            self.effect(Effect::Topic(topic.clone(), TOPIC_QUEUES));
         }
         if enters {
             self.catalog.messages[id].in_topic = true;
@@ -196,37 +177,70 @@ impl World {
         let durable_queues: Vec<u64> = queues
             .iter()
             .map(|name| &self.live.queues[name])
-            .filter(|queue| persistent && queue.spec.durable)
+            .filter(|queue| *persistent && queue.spec.durable)
             .map(|queue| queue.incarnation)
             .collect();
         let logged = enters || !durable_queues.is_empty();
+        self.catalog.messages[id].logged = logged;
         if logged {
             self.effect(Effect::Message {
                 id,
                 queues: durable_queues,
-                topic: enters.then(|| topic.to_owned()),
+                topic: enters.then(|| topic.clone()),
             });
         }
-        let _ = native_queue;
         for name in &queues {
-            self.offer(name, id, persistent);
+            self.offer(name, id, *persistent);
         }
-        let fate = Expected::Stored {
-            durable: logged && (persistent || native),
-            routes,
-        };
-        self.await_outcome(at, token, id, fate, returned);
+        let durable = logged && (*persistent || *native);
+        (Expected::Stored { durable, routes }, returned)
     }
 
-    fn await_outcome(&mut self, at: usize, token: u64, id: usize, fate: Expected, returned: bool) {
+    /// Publishes and settles in one atomic batch.
+    fn commit(&mut self, at: usize) {
+        if self.link(at).is_held() {
+            return;
+        }
+        let mut publishes = Vec::new();
+        let first = self.catalog.messages.len();
+        for _ in 0..self.random.below(4) {
+            let id = self.catalog.messages.len();
+            publishes.push(Publish {
+                mandatory: false,
+                ..self.new_publish(at, id)
+            });
+        }
+        let described: Vec<Described> = publishes.iter().map(Described::of).collect();
+        let settlements = self.some_settlements(at);
+        let nothing = publishes.is_empty() && settlements.is_empty();
+        self.note(|| format!("link {at} commits {first}: {described:?}, {settlements:?}"));
+        let request = Request::Commit(Commit {
+            publishes,
+            settlements: settlements.clone(),
+        });
+        let refused = described.iter().enumerate().find_map(|(index, publish)| {
+            let refused = self.live.route(publish.entry, &publish.topic, &publish.key).err()?;
+            Some(Expect::Rejected(index, reject(refused)))
+        });
+        if let Some(expect) = refused {
+            return self.ask(at, request, expect, None);
+        }
+        if nothing {
+            return self.ask(at, request, Expect::Done, None);
+        }
+        self.batch = Some(Vec::new());
+        for (index, publish) in described.iter().enumerate() {
+            self.published(first + index, publish);
+        }
+        for settlement in settlements {
+            self.settled_by(at, settlement);
+        }
+        let settled = std::mem::take(&mut self.settled);
+        self.effect(Effect::Settled(settled));
+        let batch = self.batch.take().expect("just begun");
+        self.effect(Effect::Batch(batch));
         let bound = self.effects.len();
-        let awaited = Awaited {
-            id,
-            bound,
-            fate,
-            returned,
-        };
-        self.link(at).outcomes.insert(token, awaited);
+        self.ask(at, request, Expect::Done, Some(bound));
     }
 
     fn offer(&mut self, name: &Name, id: usize, persistent: bool) {
@@ -252,18 +266,28 @@ impl World {
     // --- settling ---------------------------------------------------------------------------------
 
     fn settle(&mut self, at: usize) {
-        let mut batch = VecDeque::new();
+        let settlements = self.some_settlements(at);
+        self.note(|| format!("link {at} settles {settlements:?}"));
+        for settlement in &settlements {
+            self.settled_by(at, *settlement);
+        }
+        self.link(at).link.settle(&mut settlements.into());
+    }
+
+    /// Any subset of what a link has open, in any order, and some that it has not.
+    fn some_settlements(&mut self, at: usize) -> Vec<Settlement> {
+        let mut settlements = Vec::new();
+        let open: Vec<(u32, Vec<u64>)> = self
+            .link(at)
+            .subs
+            .iter()
+            .filter(|(_, sub)| !sub.leases.is_empty())
+            .map(|(id, sub)| (*id, sub.leases.keys().copied().collect()))
+            .collect();
+        if open.is_empty() {
+            return settlements;
+        }
         for _ in 0..1 + self.random.below(3) {
-            let open: Vec<(u32, Vec<u64>)> = self
-                .link(at)
-                .subs
-                .iter()
-                .filter(|(_, sub)| !sub.leases.is_empty())
-                .map(|(id, sub)| (*id, sub.leases.keys().copied().collect()))
-                .collect();
-            if open.is_empty() {
-                break;
-            }
             let (subscription, leases) = self.random.pick(&open).clone();
             let (first, count) = if self.random.once_in(3) {
                 // Everything up to one.
@@ -272,23 +296,19 @@ impl World {
             } else {
                 (*self.random.pick(&leases), 1 + self.random.below(2) as u32)
             };
-            let action = [Settle::Ack, Settle::Ack, Settle::Ack, Settle::Release, Settle::Reject][self.random.index(5)];
-            let settlement = Settlement {
+            settlements.push(Settlement {
                 subscription: SubscriptionId(subscription),
                 first,
                 count,
-                action,
-            };
-            batch.push_back(settlement);
-            self.settled_by(at, settlement);
+                action: [Settle::Ack, Settle::Ack, Settle::Ack, Settle::Release, Settle::Reject][self.random.index(5)],
+            });
         }
-        self.note(|| format!("link {at} settles {batch:?}"));
-        self.link(at).link.settle(&mut batch);
+        settlements
     }
 
     fn settled_by(&mut self, at: usize, settlement: Settlement) {
         let id = settlement.subscription.0;
-        let sub = self.link(at).subs.get_mut(&id).expect("it has leases");
+        let Some(sub) = self.link(at).subs.get_mut(&id) else { return };
         let incarnation = sub.incarnation;
         let end = settlement.first + u64::from(settlement.count);
         let sequences: Vec<u64> = sub.leases.range(settlement.first..end).map(|(sequence, _)| *sequence).collect();
@@ -351,8 +371,7 @@ impl World {
         let incarnation = self.find(at, &name).map_or(0, |queue| queue.incarnation);
         let acknowledge = match incarnation % 4 {
             0 | 1 => Acknowledge::Always,
-            2 if self.random.once_in(2) => Acknowledge::Never,
-            2 => Acknowledge::Always,
+            2 => Acknowledge::Never,
             _ => Acknowledge::Persistent,
         };
         let window = if incarnation % 4 == 2 { None } else { window };
@@ -362,6 +381,7 @@ impl World {
             acknowledge,
             window,
             exclusive,
+            priority: 0,
         });
         let refused = match self.find(at, &name) {
             Err(why) => Some(why),
@@ -514,7 +534,7 @@ impl World {
             durable: !exclusive && !self.random.once_in(4),
             auto_delete: self.random.once_in(5),
             addressable: !self.random.once_in(4),
-            limit: if self.random.once_in(4) { 1 + self.random.below(4) } else { 0 },
+            limit: self.random.once_in(4).then(|| 1 + self.random.below(4)),
         };
         let request = Request::DeclareQueue(queue(&name, &spec, exclusive));
         let thing = format!("queue {name}");
@@ -788,7 +808,8 @@ impl World {
         let name = (*self.random.pick(&HOLDERS)).to_owned();
         let clean = self.random.once_in(3);
         let durable = !self.random.once_in(3);
-        let keep = if self.random.once_in(4) { 0 } else { 1000 + self.random.below(20_000) };
+        // Nobody can be asked how long a session is kept: it is always the same.
+        let keep = KEEP;
         let request = Request::Attach(request::Attach {
             holder: bytes(&name),
             clean,
@@ -809,7 +830,7 @@ impl World {
                 durable,
                 auto_delete: false,
                 addressable: false,
-                limit: 0,
+                limit: None,
             };
             self.new_queue(&holder_queue(&name), spec, true);
             if durable {
@@ -842,7 +863,7 @@ impl World {
     }
 
     fn detach(&mut self, at: usize) {
-        let keep = if self.random.once_in(2) { 0 } else { 5000 };
+        let keep = if self.random.once_in(2) { 0 } else { KEEP };
         let before = self.effects.len();
         if let Some(name) = self.link(at).holder.clone() {
             let holder = self.live.holders.get_mut(&name).expect("a link has it");
@@ -1070,6 +1091,37 @@ impl World {
             self.end_holder(&name);
         }
         self.engine.tick();
+    }
+}
+
+fn reject(refused: Refused) -> Reject {
+    match refused {
+        Refused::NoExchange => Reject::NoExchange,
+        Refused::Internal => Reject::InternalExchange,
+    }
+}
+
+/// What the model has to know of a publish.
+#[derive(Debug)]
+struct Described {
+    entry: Entry,
+    topic: Name,
+    key: Name,
+    persistent: bool,
+    mandatory: bool,
+    native: bool,
+}
+
+impl Described {
+    fn of(publish: &Publish) -> Self {
+        Self {
+            entry: publish.entry,
+            topic: text(&publish.topic),
+            key: text(&publish.key),
+            persistent: publish.persistent,
+            mandatory: publish.mandatory,
+            native: publish.format == Format::NATIVE,
+        }
     }
 }
 

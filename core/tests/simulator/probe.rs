@@ -2,12 +2,13 @@
 //! copy of the disk.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Debug;
 use std::task::Waker;
 
 use rocketbridge_core::boundary::*;
 use rocketbridge_core::engine::{Engine, EngineLink};
 use rocketbridge_core::inbox::Inbox;
-use rocketbridge_core::message::Entry;
+use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
 use rocketbridge_core::time::Millis;
 
@@ -17,47 +18,102 @@ use crate::names::*;
 /// Bodies of the probe's own messages have numbers from here on.
 const PROBES: Id = 1 << 40;
 
-type Routes = BTreeMap<(u8, Name, Name), (BTreeSet<Name>, usize)>;
+/// Where a message of an address goes, and how many groups there are for it.
+pub type Routes = BTreeMap<(u8, Name, Name), (BTreeSet<Name>, usize)>;
 
-/// A broker's durable state.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// A broker's durable state, as far as it can be seen without changing it.
+#[derive(Debug, Default)]
 pub struct Observed {
     pub exchanges: BTreeMap<Name, model::Exchange>,
-    pub queues: BTreeMap<Name, (model::Spec, Vec<Id>)>,
+    /// With how many messages are counted, and those that are there.
+    pub queues: BTreeMap<Name, (model::Spec, u64, Vec<Id>)>,
     pub topics: BTreeMap<Name, BTreeSet<Id>>,
     pub offsets: BTreeMap<(Name, Name, u32), u64>,
-    pub holders: BTreeSet<Name>,
-    /// How an address is routed, and how many groups there are for it.
-    pub routes: Routes,
 }
 
 impl Observed {
-    /// What a broker with that state must show. Without routes, which cost time.
+    /// What a broker with that state must show.
     pub fn of(state: &State, catalog: &Catalog, wall: u64) -> Self {
         let alive = |id: &Id| !catalog.is_expired(*id, wall);
         let queues = state.queues.iter().map(|(name, queue)| {
+            // What has expired behind a message that lives is still counted.
+            let counted = queue.items.iter().skip_while(|item| !alive(&item.id)).count() as u64;
             let items = queue.items.iter().map(|item| item.id).filter(alive).collect();
-            (name.clone(), (queue.spec.clone(), items))
+            (name.clone(), (queue.spec.clone(), counted, items))
         });
         Self {
             exchanges: state.exchanges.clone(),
             queues: queues.collect(),
             topics: state.topics.iter().map(|(name, topic)| (name.clone(), topic.messages.clone())).collect(),
             offsets: state.offsets.clone(),
-            holders: state.holders.keys().cloned().collect(),
-            routes: BTreeMap::new(),
         }
+    }
+
+    /// What is different, in words.
+    pub fn differences(&self, expected: &Self) -> String {
+        let parts = [
+            different("exchanges", &self.exchanges, &expected.exchanges),
+            different("queues", &self.queues, &expected.queues),
+            different("topics", &self.topics, &expected.topics),
+            different("offsets", &self.offsets, &expected.offsets),
+        ];
+        parts.concat()
     }
 
     /// How that state must route.
     pub fn routes_of(state: &State) -> Routes {
         let mut routes = BTreeMap::new();
+        let mut state = state.clone();
+        for (name, bindings) in taps(&state) {
+            state.queues.insert(name, State::new_queue(tap(), u64::MAX, false));
+            state.bindings.extend(bindings);
+        }
+        let state = &state;
         for (entry, topic, key) in addresses(state) {
             let found = state.route(entry, &topic, &key).unwrap_or_default();
             let groups = state.groups.iter().filter(|(of, _)| *of == topic).count();
             routes.insert((entry as u8, topic, key), (found, groups));
         }
         routes
+    }
+}
+
+pub fn different<K: Ord + Debug, V: PartialEq + Debug>(what: &str, is: &BTreeMap<K, V>, expected: &BTreeMap<K, V>) -> String {
+    let keys: BTreeSet<&K> = is.keys().chain(expected.keys()).collect();
+    let differ = keys.into_iter().filter(|key| is.get(key) != expected.get(key));
+    let lines = differ.map(|key| format!("\n{what} {key:?}: {:?}, expected {:?}", is.get(key), expected.get(key)));
+    lines.collect()
+}
+
+/// A queue for every exchange that takes all that comes there: it shows exchanges that are bound, but have
+/// no queue.
+fn taps(state: &State) -> Vec<(Name, Vec<model::Binding>)> {
+    let tap = |(name, exchange): (&Name, &model::Exchange)| {
+        let matchers: &[&str] = match exchange.kind {
+            ExchangeKind::Pattern => &["#"],
+            _ => &KEYS,
+        };
+        let target = tap_name(name);
+        let bindings = matchers.iter().map(|matcher| model::Binding {
+            source: model::Source::Exchange(name.clone()),
+            matcher: (*matcher).to_owned(),
+            target: model::Target::Queue(target.clone()),
+        });
+        (target.clone(), bindings.collect())
+    };
+    state.exchanges.iter().map(tap).collect()
+}
+
+fn tap_name(exchange: &str) -> Name {
+    format!("tap {exchange}")
+}
+
+fn tap() -> model::Spec {
+    model::Spec {
+        durable: false,
+        auto_delete: false,
+        addressable: false,
+        limit: None,
     }
 }
 
@@ -68,7 +124,11 @@ fn addresses(state: &State) -> Vec<(Entry, Name, Name)> {
     let by_name = TOPICS.iter().map(|name| (Entry::Topic, *name));
     let all: Vec<_> = through.chain(by_name).collect();
     let with_keys = all.into_iter().flat_map(|(entry, topic)| KEYS.map(|key| (entry, topic.to_owned(), key.to_owned())));
-    with_keys.collect()
+    // The same, to see the groups of every topic.
+    let by_name = EXCHANGES.map(|name| (Entry::Topic, name)).into_iter();
+    let native = QUEUES.map(|name| (Entry::Native, name)).into_iter();
+    let others = by_name.chain(native).map(|(entry, topic)| (entry, topic.to_owned(), String::new()));
+    with_keys.chain(others).collect()
 }
 
 pub struct Probe<'a> {
@@ -159,10 +219,7 @@ impl<'a> Probe<'a> {
                 continue;
             };
             let items = self.content(&name);
-            if items.len() as u64 != queue.ready {
-                self.faults.push(format!("{name:?} counts {} messages and has {items:?}", queue.ready));
-            }
-            observed.queues.insert(name, (spec_of(&queue.queue), items));
+            observed.queues.insert(name, (spec_of(&queue.queue), queue.ready, items));
         }
         observed
     }
@@ -238,13 +295,25 @@ impl<'a> Probe<'a> {
     /// How the broker routes; its queues are empty now.
     pub fn routes(&mut self, state: &State) -> Routes {
         let mut routes = BTreeMap::new();
+        for (name, bindings) in taps(state) {
+            let _ = self.ask(Request::DeclareQueue(queue(&name, &tap(), false)));
+            for wanted in bindings {
+                let _ = self.ask(Request::Bind(binding(state, &wanted)));
+            }
+        }
         let asked = addresses(state);
         let mut batch = VecDeque::new();
         for (number, (entry, topic, key)) in asked.iter().enumerate() {
-            batch.push_back(Publish {
-                token: number as u64,
-                ..publish(*entry, topic, key, body(PROBES + number, 0))
-            });
+            let mut publish = publish(*entry, topic, key, body(PROBES + number, 0));
+            publish.token = number as u64;
+            if *entry == Entry::Native {
+                publish.format = Format::NATIVE;
+                publish.native = Some(Box::new(Native {
+                    topic_queues: TOPIC_QUEUES,
+                    ..Native::default()
+                }));
+            }
+            batch.push_back(publish);
         }
         // So few that they fit.
         let _ = self.link.publish(&mut batch);
@@ -261,7 +330,7 @@ impl<'a> Probe<'a> {
             }
         }
         let mut found: BTreeMap<usize, BTreeSet<Name>> = BTreeMap::new();
-        for name in all_queues() {
+        for name in all_queues().chain(EXCHANGES.map(tap_name)) {
             for id in self.content(&name) {
                 found.entry(id - PROBES).or_default().insert(name.clone());
             }
@@ -273,6 +342,16 @@ impl<'a> Probe<'a> {
             routes.insert((entry as u8, topic, key), (found, groups));
         }
         routes
+    }
+
+    /// Makes the broker have those bindings that the state has, and not the others.
+    pub fn make_sure(&mut self, state: &State, others: &BTreeSet<model::Binding>) {
+        for wanted in &state.bindings {
+            let _ = self.ask(Request::Bind(binding(state, wanted)));
+        }
+        for other in others {
+            let _ = self.ask(Request::Unbind(binding(state, other)));
+        }
     }
 
     /// The sessions that are there. Those that are not are made thereby.

@@ -71,6 +71,7 @@ pub enum Expect {
         created: bool,
     },
     Count(u64),
+    Rejected(usize, Reject),
     /// Incarnation of the queue, subscription, message, whether it is leased; and what is left.
     Got(Option<Got>),
     Attached {
@@ -187,6 +188,8 @@ pub struct World {
     pub made: BTreeMap<String, usize>,
     /// What is done with in this hold.
     pub settled: Vec<(u64, Id)>,
+    /// The atomic batch that is made just now.
+    pub batch: Option<Vec<Effect>>,
     pub next_incarnation: u64,
     /// Messages that were seen, by position, with the stored time.
     pub positions: BTreeMap<u64, (Id, u64)>,
@@ -335,7 +338,7 @@ impl World {
     pub fn done(&mut self, name: &str, index: usize) {
         let queue = self.live.queues.get_mut(name).expect("the caller has it");
         let item = queue.items.remove(index);
-        if queue.spec.durable {
+        if queue.spec.durable && self.catalog.messages[item.id].logged {
             let incarnation = queue.incarnation;
             if !self.settled.contains(&(incarnation, item.id)) {
                 self.settled.push((incarnation, item.id));
@@ -372,7 +375,7 @@ impl World {
             let never = acknowledges.iter().all(|kind| *kind == 0 || (*kind == 2 && !persistent));
             let queue = self.live.queues.get_mut(name).expect("just found");
             queue.items[index].lease = Lease::Flying;
-            if never && queue.spec.durable {
+            if never && queue.spec.durable && self.catalog.messages[id].logged {
                 self.settled.push((queue.incarnation, id));
             }
         }
@@ -380,8 +383,7 @@ impl World {
 
     pub fn enforce_limit(&mut self, name: &str) {
         while let Some(queue) = self.live.queues.get(name)
-            && queue.spec.limit > 0
-            && queue.ready() > queue.spec.limit
+            && queue.spec.limit.is_some_and(|limit| queue.ready() > limit)
         {
             let index = queue.first_ready().expect("more than the limit");
             self.done(name, index);
@@ -393,7 +395,10 @@ impl World {
     pub fn effect(&mut self, effect: Effect) {
         let number = self.effects.len();
         self.note(|| format!("    effect {number}: {effect:?}"));
-        self.effects.push(effect);
+        match &mut self.batch {
+            Some(batch) => batch.push(effect),
+            None => self.effects.push(effect),
+        }
     }
 
     /// Notes that a thing was made just now; gives after how many effects, if it is durable.
@@ -484,7 +489,7 @@ impl World {
                     check!(self, expected.is_some(), "subscription {subscription:?} ended");
                     self.ended_notices.swap_remove(expected.expect("checked"));
                 }
-                Notice::GroupChanged(_) | Notice::HolderTaken => {}
+                _ => {}
             },
             Event::Writable => {
                 let was = std::mem::replace(&mut self.link(at).blocked, false);
@@ -669,6 +674,9 @@ impl World {
                     _ => None,
                 };
                 check!(self, is == Some(why), "refused with {refusal:?}, expected {why:?}");
+            }
+            (Err(Refusal::Rejected { index, reject }), Expect::Rejected(at, why)) => {
+                check!(self, (index, reject) == (at, why), "publish {index} of a batch: {reject:?}");
             }
             (Ok(Reply::Exchange(is)), Expect::Exchange(expected)) => {
                 let is = names::exchange_of(&is);
