@@ -413,11 +413,22 @@ impl State {
         let queue = self.queue(id).expect("just found");
         queue.exclusive_consumer = subscribe.exclusive;
         queue.consumers.push((link, subscribe.subscription));
-        if !std::mem::replace(&mut queue.had_consumer, true) && queue.spec.durable {
-            self.change(&Change::Consumed { id });
-        }
+        self.consumed(id);
         self.mark_dirty(id);
         Ok(Reply::Done)
+    }
+
+    /// Notes that a durable queue is consumed from. Nobody gets anything of it before that is as safe as a
+    /// confirmed message, not even when it was another one's coming that is being noted.
+    fn consumed(&mut self, id: QueueId) {
+        let Some(queue) = self.queue(id).filter(|queue| queue.spec.durable) else {
+            return;
+        };
+        if std::mem::replace(&mut queue.had_consumer, true) {
+            self.rests_on_changes();
+        } else {
+            self.change(&Change::Consumed { id });
+        }
     }
 
     pub(crate) fn unsubscribe(&mut self, link: LinkId, id: SubscriptionId) -> Result<Reply, Refusal> {
@@ -481,12 +492,7 @@ impl State {
         let Some((taken, message)) = self.take_message(queue_id) else {
             return Ok(Reply::Got(None));
         };
-        if let Some(queue) = self.queue(queue_id)
-            && !std::mem::replace(&mut queue.had_consumer, true)
-            && queue.spec.durable
-        {
-            self.change(&Change::Consumed { id: queue_id });
-        }
+        self.consumed(queue_id);
         let delivery = self.delivery(link, id, queue_id, taken, message);
         self.expire(queue_id);
         let remaining = self.queue(queue_id).map_or(0, |queue| queue.progress.ready());

@@ -104,7 +104,9 @@ pub(crate) fn replay(
     }
     // When only the last process died, what it wrote was read from the kernel. What is built on it now must not
     // lose it to a power cut.
-    let unsynced = reached.iter().filter(|segment| (**segment + 1) * segment_size > synced.0);
+    let unsynced = reached
+        .iter()
+        .filter(|segment| (**segment + 1) * segment_size > synced.0);
     for segment in unsynced {
         storage.sync(FileId::segment(*segment))?;
     }

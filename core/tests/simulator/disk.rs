@@ -119,9 +119,7 @@ impl Inner {
     }
 
     fn file(&mut self, file: FileId) -> io::Result<&mut File> {
-        self.files
-            .get_mut(&file)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files.get_mut(&file).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 

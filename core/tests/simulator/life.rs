@@ -66,7 +66,14 @@ pub fn simulate(seed: u64, trace: bool) -> u64 {
 impl World {
     /// One life, and the next one's beginning.
     fn live(&mut self) {
-        let end = [End::Stop, End::Kill, End::Kill, End::PowerCut, End::PowerCut, End::PowerCut][self.random.index(6)];
+        let end = [
+            End::Stop,
+            End::Kill,
+            End::Kill,
+            End::PowerCut,
+            End::PowerCut,
+            End::PowerCut,
+        ][self.random.index(6)];
         if end != End::Stop && !self.random.once_in(4) {
             let fault = [Fault::Refused, Fault::Short, Fault::Lied, Fault::Full][self.random.index(4)];
             let steps = self.random.below(if self.flush == Flush::Sync { 50 } else { 90 });
@@ -154,7 +161,12 @@ impl World {
             let steps = self.random.below(6);
             disk.fail_after(steps, Fault::Refused);
             let started = Self::open(&disk, self.segment_size, self.flush, &self.clock);
-            self.note(|| format!("a start that fails after {steps} steps: {:?}", started.as_ref().map(|_| ())));
+            self.note(|| {
+                format!(
+                    "a start that fails after {steps} steps: {:?}",
+                    started.as_ref().map(|_| ())
+                )
+            });
             drop(started);
             disk.detach();
             disk = disk.after_power_cut(&mut self.random);
@@ -220,12 +232,16 @@ impl World {
         }
         let Some((count, state)) = found else {
             let all = self.effects.len();
-            self.fail(&format!("no prefix of {safe} to {all} effects is what was recovered{wrong}"));
+            self.fail(&format!(
+                "no prefix of {safe} to {all} effects is what was recovered{wrong}"
+            ));
         };
         let faults = std::mem::take(&mut probe.faults);
         check!(self, faults.is_empty(), "{faults:?}");
         for (name, id) in std::mem::take(&mut probe.unflagged) {
-            let Some(message) = self.catalog.messages.get(id) else { continue };
+            let Some(message) = self.catalog.messages.get(id) else {
+                continue;
+            };
             let incarnation = state.queues[&name].incarnation;
             check!(
                 self,
@@ -244,16 +260,28 @@ impl World {
     fn check_stored_times(&mut self, stored_at: &BTreeMap<u64, (usize, u64)>) {
         // What was seen of messages that are lost binds nobody.
         let real = |position: &u64| *position & (1 << 62) == 0;
-        let kept: BTreeMap<u64, (usize, u64)> =
-            stored_at.iter().filter(|(position, (id, _))| real(position) && *id < 1 << 40).map(|(p, v)| (*p, *v)).collect();
+        let kept: BTreeMap<u64, (usize, u64)> = stored_at
+            .iter()
+            .filter(|(position, (id, _))| real(position) && *id < 1 << 40)
+            .map(|(p, v)| (*p, *v))
+            .collect();
         let mut before = 0;
         for (position, (id, at)) in &kept {
-            check!(self, before <= *at, "stored time decreases at {position}: {before}, {at}");
+            check!(
+                self,
+                before <= *at,
+                "stored time decreases at {position}: {before}, {at}"
+            );
             before = *at;
             let known = self.positions.get(position).map(|(id, _)| *id);
-            check!(self, known.is_none_or(|known| known == *id), "position {position}: {known:?} is {id}");
+            check!(
+                self,
+                known.is_none_or(|known| known == *id),
+                "position {position}: {known:?} is {id}"
+            );
         }
-        self.known_positions.extend(self.positions.iter().map(|(position, (id, _))| (*position, *id)));
+        self.known_positions
+            .extend(self.positions.iter().map(|(position, (id, _))| (*position, *id)));
         self.positions = kept;
     }
 
@@ -284,7 +312,10 @@ impl World {
         }
         self.base.queues = self.live.queues.clone();
         if !flagged {
-            self.catalog.messages.iter_mut().for_each(|message| message.seen_in.clear());
+            self.catalog
+                .messages
+                .iter_mut()
+                .for_each(|message| message.seen_in.clear());
         }
     }
 }
@@ -294,7 +325,9 @@ fn routes_within_limits(state: &State, routes: &Routes) -> Routes {
     let expected = Observed::routes_of(state);
     let mut routes = routes.clone();
     for (address, (found, groups)) in &mut routes {
-        let Some((wanted, _)) = expected.get(address) else { continue };
+        let Some((wanted, _)) = expected.get(address) else {
+            continue;
+        };
         for name in wanted {
             let limited = state.queues.get(name).is_some_and(|queue| queue.spec.limit.is_some());
             if limited && found.insert(name.clone()) {

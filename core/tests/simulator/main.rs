@@ -25,7 +25,10 @@ const SEEDS: u64 = 2000;
 
 fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number: {text}")),
+    )
 }
 
 #[test]
@@ -61,7 +64,10 @@ fn every_recovered_state_is_a_prefix_that_holds_everything_confirmed() {
         }
     });
     let failed = failed.into_inner();
-    assert!(failed == u64::MAX, "seed {failed} failed: ROCKETBRIDGE_SEED={failed} replays it");
+    assert!(
+        failed == u64::MAX,
+        "seed {failed} failed: ROCKETBRIDGE_SEED={failed} replays it"
+    );
     let crashes = crashes.into_inner();
     println!("{} seeds, {crashes} crashes", end - from);
     assert!(crashes >= end - from, "too few crashes: {crashes}");

@@ -237,7 +237,11 @@ impl State {
         if self.exchanges.contains_key(topic) {
             exchanges.push(topic.to_owned());
         }
-        let address = if key.is_empty() { topic.to_owned() } else { format!("{topic}.{key}") };
+        let address = if key.is_empty() {
+            topic.to_owned()
+        } else {
+            format!("{topic}.{key}")
+        };
         for binding in &self.bindings {
             let sees = match binding.source {
                 Source::Topics => entry != Entry::Exchange,
@@ -249,7 +253,9 @@ impl State {
             }
         }
         while let Some(name) = exchanges.pop() {
-            let Some(exchange) = self.exchanges.get(&name) else { continue };
+            let Some(exchange) = self.exchanges.get(&name) else {
+                continue;
+            };
             if !visited.insert(name.clone()) {
                 continue;
             }
@@ -268,7 +274,11 @@ impl State {
     }
 
     pub fn is_durable(&self, binding: &Binding) -> bool {
-        let exchange = |name| self.exchanges.get(name).is_some_and(|exchange: &Exchange| exchange.durable);
+        let exchange = |name| {
+            self.exchanges
+                .get(name)
+                .is_some_and(|exchange: &Exchange| exchange.durable)
+        };
         let source = match &binding.source {
             Source::Exchange(name) => exchange(name),
             _ => true,

@@ -72,7 +72,11 @@ impl World {
         self.note(|| format!("link {at} publishes {ids:?}: {described:?}"));
         let admission = self.link(at).link.publish(&mut batch);
         let taken = count - batch.len();
-        check!(self, (admission == Admission::All) == batch.is_empty(), "{admission:?} of {count}");
+        check!(
+            self,
+            (admission == Admission::All) == batch.is_empty(),
+            "{admission:?} of {count}"
+        );
         if admission == Admission::Partial {
             self.link(at).blocked = true;
         }
@@ -97,8 +101,14 @@ impl World {
             1..4 => self.random.below(700) as usize,
             _ => self.random.below(60) as usize,
         };
-        let entry = [Entry::Queue, Entry::Queue, Entry::Exchange, Entry::Exchange, Entry::Topic, Entry::Native]
-            [self.random.index(6)];
+        let entry = [
+            Entry::Queue,
+            Entry::Queue,
+            Entry::Exchange,
+            Entry::Exchange,
+            Entry::Topic,
+            Entry::Native,
+        ][self.random.index(6)];
         let topic = match entry {
             Entry::Queue => *self.random.pick(&QUEUES),
             Entry::Exchange => *self.random.pick(&EXCHANGES),
@@ -308,11 +318,20 @@ impl World {
 
     fn settled_by(&mut self, at: usize, settlement: Settlement) {
         let id = settlement.subscription.0;
-        let Some(sub) = self.link(at).subs.get_mut(&id) else { return };
+        let Some(sub) = self.link(at).subs.get_mut(&id) else {
+            return;
+        };
         let incarnation = sub.incarnation;
         let end = settlement.first + u64::from(settlement.count);
-        let sequences: Vec<u64> = sub.leases.range(settlement.first..end).map(|(sequence, _)| *sequence).collect();
-        let ids: Vec<usize> = sequences.iter().filter_map(|sequence| sub.leases.remove(sequence)).collect();
+        let sequences: Vec<u64> = sub
+            .leases
+            .range(settlement.first..end)
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        let ids: Vec<usize> = sequences
+            .iter()
+            .filter_map(|sequence| sub.leases.remove(sequence))
+            .collect();
         if sub.leases.is_empty() && !sub.active && !self.is_get(at, id) {
             self.link(at).subs.remove(&id);
         }
@@ -322,7 +341,11 @@ impl World {
         let name = self.name_of(incarnation);
         for id in ids {
             let queue = self.live.queues.get_mut(&name).expect("just found");
-            let index = queue.items.iter().position(|item| item.id == id).expect("it was leased");
+            let index = queue
+                .items
+                .iter()
+                .position(|item| item.id == id)
+                .expect("it was leased");
             if settlement.action == Settle::Release {
                 queue.items[index].lease = Lease::Ready;
                 queue.items[index].flag = Flag::Yes;
@@ -443,7 +466,9 @@ impl World {
     }
 
     fn remove_consumer(&mut self, at: usize, id: u32, incarnation: u64) {
-        let Some(queue) = self.live.queue_of(incarnation) else { return };
+        let Some(queue) = self.live.queue_of(incarnation) else {
+            return;
+        };
         let before = queue.consumers.len();
         queue.consumers.retain(|consumer| *consumer != (at, id));
         if queue.consumers.len() == before {
@@ -462,7 +487,9 @@ impl World {
         }
         let name = self.some_queue(at);
         let leased = !self.random.once_in(3);
-        let found = self.find(at, &name).map(|queue| (queue.incarnation, queue.exclusive_consumer));
+        let found = self
+            .find(at, &name)
+            .map(|queue| (queue.incarnation, queue.exclusive_consumer));
         let incarnation = found.map_or(0, |(incarnation, _)| incarnation);
         let subscription = match self.link(at).gets.get(&incarnation) {
             Some(id) => *id,
@@ -626,7 +653,8 @@ impl World {
         if queue.spec.durable {
             self.effect(Effect::QueueGone(queue.incarnation));
         }
-        self.settled.retain(|(incarnation, _)| *incarnation != queue.incarnation);
+        self.settled
+            .retain(|(incarnation, _)| *incarnation != queue.incarnation);
         let gone = self.live.remove_queue(name);
         self.drop_unbound(&gone);
     }
@@ -852,7 +880,11 @@ impl World {
             ends_at: None,
         };
         self.live.holders.insert(name.clone(), holder);
-        self.live.queues.get_mut(&holder_queue(&name)).expect("it has one").owner = Some(at);
+        self.live
+            .queues
+            .get_mut(&holder_queue(&name))
+            .expect("it has one")
+            .owner = Some(at);
         self.link(at).holder = Some(name);
         let bound = if self.effects.len() > before {
             self.effects.len()
@@ -879,7 +911,9 @@ impl World {
     }
 
     fn release_holder(&mut self, at: usize) {
-        let Some(name) = self.link(at).holder.take() else { return };
+        let Some(name) = self.link(at).holder.take() else {
+            return;
+        };
         let now = self.clock.mono();
         let queue_name = holder_queue(&name);
         let holder = self.live.holders.get_mut(&name).expect("a link has it");
@@ -908,7 +942,9 @@ impl World {
 
     /// What was leased to a subscription goes back to its place.
     fn end_sub(&mut self, at: usize, id: u32) {
-        let Some(sub) = self.link(at).subs.remove(&id) else { return };
+        let Some(sub) = self.link(at).subs.remove(&id) else {
+            return;
+        };
         if let Some(queue) = self.live.queue_of(sub.incarnation) {
             for item in &mut queue.items {
                 if item.lease == Lease::To(at, id) {
@@ -921,7 +957,9 @@ impl World {
     }
 
     fn end_holder(&mut self, name: &str) {
-        let Some(holder) = self.live.holders.remove(name) else { return };
+        let Some(holder) = self.live.holders.remove(name) else {
+            return;
+        };
         if holder.durable {
             self.effect(Effect::HolderGone(name.to_owned()));
         }
@@ -987,7 +1025,12 @@ impl World {
             return self.ask(at, request, expect, None);
         }
         // Only below what is known to be there: nothing needs to be cut.
-        let places = self.live.topics.get(&topic).into_iter().flat_map(|topic| &topic.messages);
+        let places = self
+            .live
+            .topics
+            .get(&topic)
+            .into_iter()
+            .flat_map(|topic| &topic.messages);
         let known = places
             .filter_map(|id| self.catalog.messages[*id].place)
             .filter(|(of, _)| *of == queue)

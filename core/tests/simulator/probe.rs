@@ -44,7 +44,11 @@ impl Observed {
         Self {
             exchanges: state.exchanges.clone(),
             queues: queues.collect(),
-            topics: state.topics.iter().map(|(name, topic)| (name.clone(), topic.messages.clone())).collect(),
+            topics: state
+                .topics
+                .iter()
+                .map(|(name, topic)| (name.clone(), topic.messages.clone()))
+                .collect(),
             offsets: state.offsets.clone(),
         }
     }
@@ -78,7 +82,11 @@ impl Observed {
     }
 }
 
-pub fn different<K: Ord + Debug, V: PartialEq + Debug>(what: &str, is: &BTreeMap<K, V>, expected: &BTreeMap<K, V>) -> String {
+pub fn different<K: Ord + Debug, V: PartialEq + Debug>(
+    what: &str,
+    is: &BTreeMap<K, V>,
+    expected: &BTreeMap<K, V>,
+) -> String {
     let keys: BTreeSet<&K> = is.keys().chain(expected.keys()).collect();
     let differ = keys.into_iter().filter(|key| is.get(key) != expected.get(key));
     let lines = differ.map(|key| format!("\n{what} {key:?}: {:?}, expected {:?}", is.get(key), expected.get(key)));
@@ -119,15 +127,21 @@ fn tap() -> model::Spec {
 
 /// Addresses to which a message may be published.
 fn addresses(state: &State) -> Vec<(Entry, Name, Name)> {
-    let exchanges = EXCHANGES.iter().filter(|name| state.exchanges.get(**name).is_some_and(|e| !e.internal));
+    let exchanges = EXCHANGES
+        .iter()
+        .filter(|name| state.exchanges.get(**name).is_some_and(|e| !e.internal));
     let through = exchanges.map(|name| (Entry::Exchange, *name));
     let by_name = TOPICS.iter().map(|name| (Entry::Topic, *name));
     let all: Vec<_> = through.chain(by_name).collect();
-    let with_keys = all.into_iter().flat_map(|(entry, topic)| KEYS.map(|key| (entry, topic.to_owned(), key.to_owned())));
+    let with_keys = all
+        .into_iter()
+        .flat_map(|(entry, topic)| KEYS.map(|key| (entry, topic.to_owned(), key.to_owned())));
     // The same, to see the groups of every topic.
     let by_name = EXCHANGES.map(|name| (Entry::Topic, name)).into_iter();
     let native = QUEUES.map(|name| (Entry::Native, name)).into_iter();
-    let others = by_name.chain(native).map(|(entry, topic)| (entry, topic.to_owned(), String::new()));
+    let others = by_name
+        .chain(native)
+        .map(|(entry, topic)| (entry, topic.to_owned(), String::new()));
     with_keys.chain(others).collect()
 }
 
@@ -209,7 +223,9 @@ impl<'a> Probe<'a> {
                         queue_id: queue,
                     });
                     if let Ok(Reply::Offset(Some(offset))) = asked {
-                        observed.offsets.insert((group.to_owned(), topic.to_owned(), queue), offset);
+                        observed
+                            .offsets
+                            .insert((group.to_owned(), topic.to_owned(), queue), offset);
                     }
                 }
             }
@@ -219,7 +235,9 @@ impl<'a> Probe<'a> {
                 continue;
             };
             let items = self.content(&name);
-            observed.queues.insert(name, (spec_of(&queue.queue), queue.ready, items));
+            observed
+                .queues
+                .insert(name, (spec_of(&queue.queue), queue.ready, items));
         }
         observed
     }
@@ -280,7 +298,8 @@ impl<'a> Probe<'a> {
                     before = Some(id);
                     let place = catalog.messages.get(id).and_then(|message| message.place);
                     if place.is_some_and(|place| place != (queue, offset)) {
-                        self.faults.push(format!("{name}/{queue}: {id} at {offset}, was at {place:?}"));
+                        self.faults
+                            .push(format!("{name}/{queue}: {id} at {offset}, was at {place:?}"));
                     }
                     if !all.insert(id) {
                         self.faults.push(format!("{name} has {id} twice"));

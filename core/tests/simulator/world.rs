@@ -311,7 +311,11 @@ impl World {
     pub fn credit(&self, queue: &model::Queue) -> u64 {
         // What is not leased takes no credit.
         let leased = |id: Id| self.catalog.messages[id].persistent || self.acknowledges(queue) != BTreeSet::from([2]);
-        let flying = queue.items.iter().filter(|item| item.lease == Lease::Flying && leased(item.id)).count() as u64;
+        let flying = queue
+            .items
+            .iter()
+            .filter(|item| item.lease == Lease::Flying && leased(item.id))
+            .count() as u64;
         let credit = queue.consumers.iter().map(|(link, sub)| {
             let sub = &self.links[*link].as_ref().expect("a consumer's link lives").subs[sub];
             match (sub.acknowledge, sub.window) {
@@ -360,7 +364,9 @@ impl World {
     /// Delivers what consumers of a queue can take, as the model sees it.
     pub fn deliver(&mut self, name: &str) {
         loop {
-            let Some(queue) = self.live.queues.get(name) else { return };
+            let Some(queue) = self.live.queues.get(name) else {
+                return;
+            };
             if queue.consumers.is_empty() || self.credit(queue) == 0 {
                 return;
             }
@@ -372,7 +378,9 @@ impl World {
             }
             let acknowledges = self.acknowledges(queue);
             let persistent = self.catalog.messages[id].persistent;
-            let never = acknowledges.iter().all(|kind| *kind == 0 || (*kind == 2 && !persistent));
+            let never = acknowledges
+                .iter()
+                .all(|kind| *kind == 0 || (*kind == 2 && !persistent));
             let queue = self.live.queues.get_mut(name).expect("just found");
             queue.items[index].lease = Lease::Flying;
             if never && queue.spec.durable && self.catalog.messages[id].logged {
@@ -471,13 +479,21 @@ impl World {
         }
     }
 
-    fn on_event(&mut self, at: usize, event: Event, last: &mut BTreeMap<(usize, u32), usize>) {
+    fn on_event(&mut self, at: usize, event: Event, last: &mut BTreeMap<(usize, u32, bool), usize>) {
         match event {
             Event::Outcome(outcome) => self.on_outcome(at, outcome),
             Event::Returned { token, message } => {
                 let id = names::id_of(message.body());
-                let awaited = self.link(at).outcomes.get(&token).map(|awaited| (awaited.id, awaited.returned));
-                check!(self, awaited == Some((id, true)), "message {id} returned, expected {awaited:?}");
+                let awaited = self
+                    .link(at)
+                    .outcomes
+                    .get(&token)
+                    .map(|awaited| (awaited.id, awaited.returned));
+                check!(
+                    self,
+                    awaited == Some((id, true)),
+                    "message {id} returned, expected {awaited:?}"
+                );
                 let first = self.link(at).returned.insert(token);
                 check!(self, first, "message {id} returned twice");
             }
@@ -485,7 +501,10 @@ impl World {
             Event::Reply { id, result } => self.on_reply(at, id.0, result),
             Event::Notice(notice) => match notice {
                 Notice::SubscriptionEnded(subscription) => {
-                    let expected = self.ended_notices.iter().position(|ended| *ended == (at, subscription.0));
+                    let expected = self
+                        .ended_notices
+                        .iter()
+                        .position(|ended| *ended == (at, subscription.0));
                     check!(self, expected.is_some(), "subscription {subscription:?} ended");
                     self.ended_notices.swap_remove(expected.expect("checked"));
                 }
@@ -506,14 +525,19 @@ impl World {
             let id = awaited.id;
             match (outcome.fate, awaited.fate) {
                 (Fate::Rejected(why), Expected::Rejected(expected)) => {
-                    check!(self, why == expected, "message {id} rejected: {why:?}, not {expected:?}");
+                    check!(
+                        self,
+                        why == expected,
+                        "message {id} rejected: {why:?}, not {expected:?}"
+                    );
                 }
                 (Fate::Stored(stored), Expected::Stored { durable, routes }) => {
                     let weak = !durable || self.flush == Flush::Async;
                     check!(self, stored.weak == weak, "message {id}: {stored:?}");
                     check!(
                         self,
-                        stored.routes as usize == routes || (outcome.count > 1 && (stored.routes == 0) == (routes == 0)),
+                        stored.routes as usize == routes
+                            || (outcome.count > 1 && (stored.routes == 0) == (routes == 0)),
                         "message {id}: {stored:?}, expected {routes} routes"
                     );
                     check!(
@@ -552,7 +576,11 @@ impl World {
         if !position.is_memory() {
             let stored_at = message.stored_at().0;
             let ever = self.known_positions.get(&position.0).copied();
-            check!(self, ever.is_none_or(|ever| ever == id), "position {position} was message {ever:?}, is {id}");
+            check!(
+                self,
+                ever.is_none_or(|ever| ever == id),
+                "position {position} was message {ever:?}, is {id}"
+            );
             let before = self.positions.insert(position.0, (id, stored_at));
             check!(
                 self,
@@ -576,24 +604,39 @@ impl World {
             Flag::Yes => redelivered,
             Flag::Either => true,
         };
-        check!(self, right, "message {id} has redelivered={redelivered}, expected {flag:?}");
+        check!(
+            self,
+            right,
+            "message {id} has redelivered={redelivered}, expected {flag:?}"
+        );
     }
 
-    fn on_delivery(&mut self, at: usize, delivery: &Delivery, last: &mut BTreeMap<(usize, u32), usize>) {
+    fn on_delivery(&mut self, at: usize, delivery: &Delivery, last: &mut BTreeMap<(usize, u32, bool), usize>) {
         let id = self.see(&delivery.message);
         let subscription = delivery.subscription.0;
         let Some(sub) = self.link(at).subs.get(&subscription) else {
-            self.fail(&format!("message {id} for subscription {subscription}, which there is not"));
+            self.fail(&format!(
+                "message {id} for subscription {subscription}, which there is not"
+            ));
         };
         let (incarnation, acknowledge) = (sub.incarnation, sub.acknowledge);
-        check!(self, sub.active, "message {id} for subscription {subscription}, which has ended");
+        check!(
+            self,
+            sub.active,
+            "message {id} for subscription {subscription}, which has ended"
+        );
         let persistent = self.catalog.messages[id].persistent;
         let leased = match acknowledge {
             Acknowledge::Never => false,
             Acknowledge::Always => true,
             Acknowledge::Persistent => persistent,
         };
-        check!(self, delivery.leased == leased, "message {id} has leased={}", delivery.leased);
+        check!(
+            self,
+            delivery.leased == leased,
+            "message {id} has leased={}",
+            delivery.leased
+        );
         let queue = self.live.queue_of(incarnation).expect("a consumer's queue lives");
         let Some(index) = queue.items.iter().position(|item| item.id == id) else {
             self.fail(&format!("message {id} delivered, which the queue does not have"));
@@ -606,9 +649,9 @@ impl World {
         );
         self.check_flag(id, item.flag, delivery.redelivered);
         self.learn_sequence(incarnation, index, delivery.sequence);
-        // One consumer gets them in the queue's order.
+        // One consumer gets them in the queue's order; what a batch gives back may come behind what it brings.
         let sequence = delivery.sequence as usize;
-        let before = last.insert((at, subscription), sequence);
+        let before = last.insert((at, subscription, delivery.redelivered), sequence);
         check!(
             self,
             before.is_none_or(|before| before < sequence),
@@ -629,7 +672,11 @@ impl World {
     }
 
     pub fn name_of(&self, incarnation: u64) -> Name {
-        let found = self.live.queues.iter().find(|(_, queue)| queue.incarnation == incarnation);
+        let found = self
+            .live
+            .queues
+            .iter()
+            .find(|(_, queue)| queue.incarnation == incarnation);
         found.expect("the queue lives").0.clone()
     }
 
@@ -676,7 +723,11 @@ impl World {
                 check!(self, is == Some(why), "refused with {refusal:?}, expected {why:?}");
             }
             (Err(Refusal::Rejected { index, reject }), Expect::Rejected(at, why)) => {
-                check!(self, (index, reject) == (at, why), "publish {index} of a batch: {reject:?}");
+                check!(
+                    self,
+                    (index, reject) == (at, why),
+                    "publish {index} of a batch: {reject:?}"
+                );
             }
             (Ok(Reply::Exchange(is)), Expect::Exchange(expected)) => {
                 let is = names::exchange_of(&is);
@@ -695,7 +746,11 @@ impl World {
                     && is.ready == ready
                     && is.consumers == consumers
                     && is.created == created;
-                check!(self, same, "{is:?}, expected {spec:?} {ready} ready, {consumers} consumers, {created}");
+                check!(
+                    self,
+                    same,
+                    "{is:?}, expected {spec:?} {ready} ready, {consumers} consumers, {created}"
+                );
             }
             (Ok(Reply::Count(is)), Expect::Count(expected)) => {
                 check!(self, is == expected, "{is} messages, expected {expected}");
@@ -722,7 +777,11 @@ impl World {
 
     fn on_got(&mut self, at: usize, is: Option<rocketbridge_core::request::Got>, expected: Option<Got>) {
         let (Some(is), Some(expected)) = (&is, &expected) else {
-            check!(self, is.is_none() && expected.is_none(), "got {is:?}, expected {expected:?}");
+            check!(
+                self,
+                is.is_none() && expected.is_none(),
+                "got {is:?}, expected {expected:?}"
+            );
             return;
         };
         let id = self.see(&is.delivery.message);
@@ -793,7 +852,11 @@ impl World {
             let token = link.outcomes.keys().next().copied();
             let blocked = link.blocked;
             check!(self, waiting.is_none(), "link {at} still waits for {waiting:?}");
-            check!(self, token.is_none(), "link {at} still waits for the outcome of {token:?}");
+            check!(
+                self,
+                token.is_none(),
+                "link {at} still waits for the outcome of {token:?}"
+            );
             check!(self, !blocked, "link {at} is still blocked");
         }
         true
