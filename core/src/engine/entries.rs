@@ -31,6 +31,8 @@ pub(crate) struct Page {
     pub done: u64,
     /// Position of its first entry that was there: says which entries lie before a place in the log.
     pub first: Position,
+    /// Its entries lie in more than one segment, or some in memory only.
+    pub mixed: bool,
     pub slot: Slot,
 }
 
@@ -61,6 +63,16 @@ impl View<'_> {
 pub(crate) fn first_position(entries: &[Entry]) -> Position {
     let first = entries.iter().find(|entry| entry.size > 0);
     first.map_or(Position(u64::MAX), |entry| entry.position)
+}
+
+fn is_mixed(entries: &[Entry], store: &Pages) -> bool {
+    let mut segments = entries
+        .iter()
+        .filter(|entry| entry.size > 0)
+        .map(|entry| store.segment(entry.position));
+    let first = segments.next();
+    first.is_some_and(|first| segments.any(|segment| segment != first))
+        || entries.iter().any(|entry| { entry.position }.is_memory())
 }
 
 fn bit(sequence: u64) -> u64 {
@@ -159,6 +171,7 @@ impl EntryList {
             self.pages.push_back(Page {
                 done,
                 first,
+                mixed: is_mixed(&self.tail, &self.store),
                 slot: Slot::Resident(entries),
             });
         }
@@ -370,6 +383,7 @@ impl EntryList {
         if let Slot::Resident(entries) = &mut self.pages[index].slot {
             entries[at] = entry;
         }
+        self.pages[index].mixed = true;
         true
     }
 
@@ -487,7 +501,7 @@ mod tests {
             (seed >> 33) % below
         };
         for round in 0..20 {
-            let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 3));
+            let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 3));
             let id = ListId::queue(7);
             let mut list = EntryList::new(id, &pages);
             let start = random(200);

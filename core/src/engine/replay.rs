@@ -7,7 +7,7 @@ use crate::engine::progress::Entry;
 use crate::engine::publish::expires_at;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
-use crate::request::Destination;
+use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
 use crate::store::record::{HEADER, Header, Kind, MessageRecord};
 use crate::time::Millis;
@@ -100,6 +100,14 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
     }
 }
 
+/// Whether the queue that a binding leads to is still the one of that name.
+fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
+    match &binding.destination {
+        Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
+        Destination::Exchange(_) => true,
+    }
+}
+
 fn replay_change(state: &mut State, change: Change) {
     match change {
         Change::Exchange(exchange) => {
@@ -114,19 +122,21 @@ fn replay_change(state: &mut State, change: Change) {
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
                 state.release_entries(&queue);
-                state.queue_ids.remove(&queue.spec.name);
+                if state.queue_ids.get(&queue.spec.name) == Some(&id) {
+                    state.queue_ids.remove(&queue.spec.name);
+                }
                 state.router.remove_queue(&queue.topic, id);
             }
         }
-        Change::Bound(binding) => {
-            let queue = match &binding.destination {
-                Destination::Queue(name) => state.queue_ids.get(name).copied(),
-                Destination::Exchange(_) => None,
-            };
-            state.router.bind(&binding, queue);
+        Change::Bound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.bind(&binding, queue);
+            }
         }
-        Change::Unbound(binding) => {
-            state.router.unbind(&binding);
+        Change::Unbound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.unbind(&binding);
+            }
         }
         Change::Topic { name, queues } => {
             state.put_topic(name, queues);

@@ -217,16 +217,17 @@ impl State {
             return Err(limit("bindings", self.config.bindings_max));
         }
         if self.router.bind(&binding, queue) && durable {
-            self.change(&Change::Bound(binding));
+            self.change(&Change::Bound { queue, binding });
         }
         Ok(Reply::Done)
     }
 
     pub(crate) fn unbind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
-        let (_, durable) = self.check_ends(link, &binding)?;
+        let (queue, durable) = self.check_ends(link, &binding)?;
         if self.router.unbind(&binding) {
             if durable {
-                self.change(&Change::Unbound(binding.clone()));
+                let binding = binding.clone();
+                self.change(&Change::Unbound { queue, binding });
             }
             self.drop_unbound_exchanges(&[binding]);
         }
