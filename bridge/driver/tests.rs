@@ -254,6 +254,7 @@ fn publish(token: u64) -> Publish {
         format: Format(1),
         origin: Bytes::new(),
         persistent: false,
+        retain: false,
         mandatory: false,
         detailed: false,
         native: None,

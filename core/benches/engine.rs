@@ -121,6 +121,7 @@ fn run(mode: &str, messages: usize) {
                     format: Format(9),
                     origin: Bytes::new(),
                     persistent: mode != "transient",
+                    retain: false,
                     mandatory: false,
                     detailed: false,
                     native: None,

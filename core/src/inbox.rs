@@ -241,6 +241,8 @@ mod tests {
             sequence: 0,
             redelivered: false,
             leased: false,
+            recalled: false,
+            note: 0,
             message: Message::new(record),
         })
     }

@@ -96,6 +96,11 @@ impl Message {
         self.view().is_persistent()
     }
 
+    /// Whether its publisher made it the last value of its address.
+    pub fn is_retained(&self) -> bool {
+        self.view().is_retained()
+    }
+
     /// Whether an exchange had the topic's name when the message was routed.
     pub fn has_exchange(&self) -> bool {
         self.view().has_exchange()

@@ -17,6 +17,7 @@ fn attach(clean: bool, keep: u64) -> Request {
         durable: keep > 0,
         keep: Millis(keep),
         limit: Limit::default(),
+        will: None,
     })
 }
 

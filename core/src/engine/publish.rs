@@ -9,7 +9,7 @@ use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
 use crate::engine::group::tag_hash;
-use crate::engine::progress::Entry;
+use crate::engine::progress::{EXPIRES, Entry};
 use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
@@ -38,6 +38,24 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        self.place_and_offer(link, publish, destinations)
+    }
+
+    /// Publishes what the broker itself has to publish for somebody who is gone. Nobody is told what became
+    /// of it.
+    pub(crate) fn publish_own(&mut self, publish: &Publish) {
+        if let Err(reject) = self.place_and_offer(LinkId::NOBODY, publish, &mut Destinations::new()) {
+            tracing::warn!(topic = %publish.topic.escape_ascii(), ?reject, "a will was not published");
+        }
+    }
+
+    fn place_and_offer(
+        &mut self,
+        link: LinkId,
+        publish: &Publish,
+        destinations: &mut Destinations,
+    ) -> Result<(), Reject> {
+        let retained = self.check_retained(publish)?;
         let route = self.router.route(publish)?;
         let topic = self.topic_of(publish, &route)?;
         let routes = route.queues.len() + self.groups_on(topic, publish);
@@ -52,14 +70,16 @@ impl State {
                 },
             );
         }
-        if route.queues.is_empty() && topic.is_none() {
+        if route.queues.is_empty() && topic.is_none() && !retained {
             self.tell_stored(link, publish, Position(Position::MEMORY), (0, 0), 0);
             return Ok(());
         }
         let topic_queue = topic.map(|topic| self.place(topic, publish)).transpose()?;
         self.find_durable(&route, publish.persistent, destinations);
-        let logged =
-            topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
+        let logged = topic_queue.is_some()
+            || !destinations.is_empty()
+            || retained
+            || self.memory.held() > self.config.transient_max;
         let (position, message) = self.store(link, publish, topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
@@ -76,6 +96,9 @@ impl State {
                     ..entry
                 },
             );
+        }
+        if retained {
+            self.retain(publish, topic, entry);
         }
         for queue in &route.queues {
             self.offer(*queue, &message, entry);
@@ -251,7 +274,9 @@ pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, stored_at: Millis
         (Name::Known(Attribute::TimeToLive), Value::Uint(millis)) => Some(millis),
         _ => None,
     });
-    lives.next().map_or(0, |millis| stored_at.0.saturating_add(millis))
+    lives
+        .next()
+        .map_or(0, |millis| stored_at.0.saturating_add(millis).min(EXPIRES))
 }
 
 /// What keeps messages of one topic in one message queue: the ordering key, else the key.

@@ -1,6 +1,6 @@
 //! All of core's state, one struct behind one lock; and what happens at the end of each hold of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
@@ -12,8 +12,9 @@ use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
 use crate::engine::group::{Group, Pulling, Topic};
-use crate::engine::holder::Holder;
+use crate::engine::holder::{Holder, PendingWill};
 use crate::engine::progress::Entry;
+use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
@@ -29,6 +30,14 @@ use crate::time::{Millis, Now};
 pub(crate) struct LinkId {
     index: u32,
     serial: u32,
+}
+
+impl LinkId {
+    /// No connection at all: what it is told is not told.
+    pub(crate) const NOBODY: Self = Self {
+        index: u32::MAX,
+        serial: 0,
+    };
 }
 
 /// One connection as the engine sees it.
@@ -78,6 +87,8 @@ struct Waiting {
 pub(crate) enum Work {
     /// Deliver what is ready in a queue.
     Deliver(QueueId),
+    /// Go on with the first of the last values asked for.
+    Recall,
 }
 
 /// Memory for events that is kept for the next hold.
@@ -104,6 +115,13 @@ pub(crate) struct State {
     /// Groups that ever registered on a topic, by topic name.
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
+    /// When named sessions without a connection end.
+    pub holder_ends: BTreeSet<(Millis, Bytes)>,
+    /// Wills by the names of their sessions, which may be gone after a crash.
+    pub wills: Map<Bytes, PendingWill>,
+    /// When the wills of clients that are gone are published.
+    pub will_times: BTreeSet<(Millis, Bytes)>,
+    pub retained: Retained,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -127,6 +145,8 @@ pub(crate) struct State {
     payload: Vec<u8>,
     /// The request at hand changed something durable.
     pub changed: bool,
+    /// Records of an earlier life are being applied: nothing follows from them but what they say.
+    pub replaying: bool,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
 }
@@ -159,6 +179,10 @@ impl State {
             groups: Map::default(),
             topic_groups: Map::default(),
             holders: Map::default(),
+            holder_ends: BTreeSet::new(),
+            wills: Map::default(),
+            will_times: BTreeSet::new(),
+            retained: Retained::default(),
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -176,6 +200,7 @@ impl State {
             properties: Vec::new(),
             payload: Vec::new(),
             changed: false,
+            replaying: false,
             closing: false,
         }
     }

@@ -267,6 +267,7 @@ impl Core {
             format: rocketbridge_core::message::Format(9),
             origin: Bytes::new(),
             persistent: true,
+            retain: false,
             mandatory: false,
             detailed: false,
             native: None,
@@ -276,6 +277,8 @@ impl Core {
             sequence: self.sequence,
             redelivered: false,
             leased: true,
+            recalled: false,
+            note: 0,
             message: message(&publish),
         }
     }

@@ -192,6 +192,7 @@ impl Context<'_> {
             format: FORMAT,
             origin: message.origin,
             persistent: message.persistent,
+            retain: false,
             mandatory: message.mandatory,
             detailed: false,
             native: None,

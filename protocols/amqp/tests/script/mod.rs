@@ -554,6 +554,7 @@ fn handed_out(subscription: SubscriptionId, sequence: u64, leased: bool, body: &
         format: Format(9),
         origin: Bytes::new(),
         persistent: false,
+        retain: false,
         mandatory: false,
         detailed: false,
         native: None,
@@ -563,6 +564,8 @@ fn handed_out(subscription: SubscriptionId, sequence: u64, leased: bool, body: &
         sequence,
         redelivered: false,
         leased,
+        recalled: false,
+        note: 0,
         message: message(&publish),
     }
 }

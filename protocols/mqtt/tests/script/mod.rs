@@ -212,6 +212,7 @@ pub fn attached(present: bool, cookies: &[&'static [u8]]) -> Reply {
     Reply::Attached {
         present,
         cookies: cookies.iter().copied().map(Bytes::from_static).collect(),
+        shares: Vec::new(),
     }
 }
 
@@ -241,6 +242,7 @@ pub fn publish(topic: &[u8], qos: u8) -> Publish {
         format: Format(2),
         origin: Bytes::from(origin),
         persistent: qos > 0,
+        retain: false,
         mandatory: false,
         detailed: false,
         native: None,
@@ -254,6 +256,8 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
         sequence,
         redelivered: false,
         leased,
+        recalled: false,
+        note: 0,
         message: Message::from_publish(publish, host, host, Millis(1)),
     }
 }

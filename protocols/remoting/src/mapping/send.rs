@@ -342,6 +342,7 @@ impl Envelope {
             format: Format::NATIVE,
             origin: properties.origin.clone(),
             persistent: true,
+            retain: false,
             mandatory: false,
             detailed,
             native: Some(Box::new(Native {
