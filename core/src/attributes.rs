@@ -84,7 +84,7 @@ impl Attribute {
         )
     }
 
-    fn from_id(id: u8) -> Option<Self> {
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
         Self::ALL.get(usize::from(id).checked_sub(1)?).copied()
     }
 
@@ -142,7 +142,7 @@ impl Attributes {
     pub const EMPTY: Self = Self(Bytes::new());
 
     /// A block that was encoded before.
-    pub(crate) fn from_encoded(block: Bytes) -> Self {
+    pub(crate) fn encoded(block: Bytes) -> Self {
         Self(block)
     }
 

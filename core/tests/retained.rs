@@ -35,7 +35,7 @@ fn session(name: &str, keep: u64) -> Attach {
         clean: false,
         durable: keep > 0,
         keep: Millis(keep),
-        limit: Limit::default(),
+        limit: Limit::NONE,
         will: None,
     }
 }
@@ -415,7 +415,7 @@ fn wills_survive_a_kill_and_are_published_once() {
 fn share(cookie: &str) -> Request {
     Request::Share(Share {
         queue: bytes("\0\0g"),
-        limit: Limit::default(),
+        limit: Limit::NONE,
         source: Source::Everything,
         matcher: Matcher::Pattern(pattern("t.#")),
         cookie: bytes(cookie),

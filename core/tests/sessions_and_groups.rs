@@ -16,7 +16,7 @@ fn attach(clean: bool, keep: u64) -> Request {
         clean,
         durable: keep > 0,
         keep: Millis(keep),
-        limit: Limit::default(),
+        limit: Limit::NONE,
         will: None,
     })
 }
@@ -170,7 +170,10 @@ fn deleting_a_queue_ends_its_subscriptions() {
 fn drop_head_drops_what_would_be_delivered_next() {
     let harness = Harness::new();
     let mut client = harness.client();
-    let limit = Limit { messages: 3, bytes: 0 };
+    let limit = Limit {
+        messages: Some(3),
+        bytes: None,
+    };
     client
         .ask(&harness.engine, Request::DeclareQueue(Queue { limit, ..queue("q") }))
         .unwrap();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
+use crate::engine::entries::EntryList;
 use crate::engine::progress::{Entry, Progress, Taken};
 use crate::engine::ranges::Ranges;
 use crate::engine::router::QueueId;
@@ -40,11 +41,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(spec: request::Queue, topic: Bytes) -> Self {
+    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
         Self {
             spec,
             topic,
-            progress: Progress::default(),
+            progress: Progress::new(entries),
             owner: None,
             consumers: Vec::new(),
             turn: 0,
@@ -69,8 +70,8 @@ impl Queue {
         let limit = self.spec.limit;
         let ready = self.progress.ready();
         ready > 0
-            && ((limit.messages > 0 && ready > limit.messages)
-                || (limit.bytes > 0 && self.progress.bytes() > limit.bytes))
+            && (limit.messages.is_some_and(|max| ready > max)
+                || limit.bytes.is_some_and(|max| self.progress.bytes() > max))
     }
 }
 
@@ -182,6 +183,7 @@ impl State {
                 subscription,
                 sequence,
                 redelivered: false,
+                attempts: 0,
                 leased,
                 recalled: false,
                 note: 0,
@@ -346,6 +348,7 @@ impl State {
             subscription,
             sequence: taken.sequence,
             redelivered: taken.redelivered,
+            attempts: 0,
             leased,
             recalled: taken.entry.is_recalled(),
             note,
@@ -354,7 +357,7 @@ impl State {
     }
 
     /// Entries are done with for good.
-    fn done(&mut self, id: QueueId, range: Range<u64>) {
+    pub(crate) fn done(&mut self, id: QueueId, range: Range<u64>) {
         let Self {
             queues,
             memory,

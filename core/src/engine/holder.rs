@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::boundary::{Notice, Publish};
 use crate::engine::change::Change;
+use crate::engine::republish::{Done, Revived};
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State};
 use crate::engine::topology::check_pattern;
@@ -124,6 +125,7 @@ impl State {
             auto_delete: false,
             addressable: false,
             limit: attach.limit,
+            policy: None,
             arguments: Bytes::new(),
         };
         let queue = self.new_queue_id();
@@ -259,15 +261,18 @@ impl State {
         self.will_times.insert((at, name.clone()));
     }
 
-    fn forget_will(&mut self, name: &Bytes) -> Option<Box<Will>> {
-        let PendingWill { will, at } = self.wills.remove(name)?;
-        if let Some(at) = at {
-            self.will_times.remove(&(at, name.clone()));
-        }
-        if !self.closing {
+    fn forget_will(&mut self, name: &Bytes) {
+        if self.take_will(name).is_some() {
             self.change(&Change::WillGone(name.clone()));
         }
-        Some(will)
+    }
+
+    fn take_will(&mut self, name: &Bytes) -> Option<PendingWill> {
+        let pending = self.wills.remove(name)?;
+        if let Some(at) = pending.at {
+            self.will_times.remove(&(at, name.clone()));
+        }
+        Some(pending)
     }
 
     /// Publishes the will of a client that is lost. While the broker goes down it stays in the log and is
@@ -276,12 +281,13 @@ impl State {
         if self.closing {
             return;
         }
-        // Either it was published and is gone, or neither.
-        self.begin_batch();
-        if let Some(will) = self.forget_will(name) {
-            self.publish_own(&publish_of(*will));
+        let Some(pending) = self.take_will(name) else { return };
+        let gone = Change::WillGone(name.clone());
+        let revived = Revived::new(publish_of(*pending.will), self.config.store_host);
+        if let Err(reject) = self.republish(revived, Done::Change(gone.clone())) {
+            tracing::warn!(session = %name.escape_ascii(), ?reject, "a will cannot be published");
+            self.change_quietly(&gone);
         }
-        self.end_batch();
     }
 
     // --- shared queues ----------------------------------------------------------------------------
@@ -333,6 +339,7 @@ impl State {
             auto_delete: false,
             addressable: false,
             limit: share.limit,
+            policy: None,
             arguments: Bytes::new(),
         };
         let id = self.new_queue_id();
@@ -508,8 +515,6 @@ fn publish_of(will: Will) -> Publish {
         origin: will.origin,
         persistent: will.persistent,
         retain: will.retain,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }

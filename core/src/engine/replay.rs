@@ -187,6 +187,13 @@ fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Retained { address, entry } => state.replay_retained(address.to_vec(), entry, entry.size == 0),
+        Change::QueueAltered { id, limit, policy } => {
+            if let Some(queue) = state.queue(id) {
+                queue.spec.limit = limit;
+                queue.spec.policy = policy;
+            }
+        }
+        Change::Attempts { .. } | Change::Purged { .. } => {}
         Change::Stopped { .. } => {}
     }
 }

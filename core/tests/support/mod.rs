@@ -304,10 +304,7 @@ pub fn message(entry: Entry, topic: &str, key: &str, body: &str) -> Publish {
         format: Format(9),
         origin: Bytes::new(),
         persistent: true,
-        retain: false,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 
@@ -318,7 +315,8 @@ pub fn queue(name: &str) -> Queue {
         exclusive: false,
         auto_delete: false,
         addressable: true,
-        limit: Limit::default(),
+        limit: Limit::NONE,
+        policy: None,
         arguments: Bytes::new(),
     }
 }
@@ -330,6 +328,8 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }
@@ -371,6 +371,7 @@ impl Client {
             acknowledge: Acknowledge::Always,
             window,
             exclusive: false,
+            priority: 0,
         }));
         subscription
     }

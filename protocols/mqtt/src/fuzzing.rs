@@ -195,6 +195,7 @@ impl Core {
             subscription: SubscriptionId(1),
             sequence: self.sequence,
             redelivered: self.control & 16 != 0,
+            attempts: 0,
             leased: publish.persistent,
             recalled: false,
             note: 0,
@@ -216,10 +217,7 @@ impl Core {
             format: Format::NATIVE,
             origin: Bytes::copy_from_slice(properties),
             persistent: true,
-            retain: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         })
     }
 }

@@ -49,7 +49,10 @@ fn connack_follows_login_attach_and_consume() {
     };
     assert_eq!(wanted.holder, "c");
     assert_eq!((wanted.clean, wanted.durable, wanted.keep), (true, false, Millis(0)));
-    assert_eq!((wanted.limit.messages, wanted.limit.bytes), (100_000, 64 << 20));
+    assert_eq!(
+        (wanted.limit.messages, wanted.limit.bytes),
+        (Some(100_000), Some(64 << 20))
+    );
     assert_eq!(subscribe.queue, "\0c");
     assert_eq!(subscribe.acknowledge, Acknowledge::Persistent);
     assert_eq!(subscribe.window, Some(1024));
@@ -832,7 +835,7 @@ fn disconnect_may_change_the_session_expiry() {
     script.send(b"\xE0\x07\0\x05\x11\0\0\0\x05");
     assert!(matches!(
         &script.requests()[..],
-        [(_, Request::Detach { keep: Millis(5000) })]
+        [(_, Request::Detach { keep: Millis(5000), .. })]
     ));
     script.expect_closed(b"");
     let mut script = Script::connected(CONNECT_5);

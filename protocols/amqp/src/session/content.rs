@@ -192,10 +192,8 @@ impl Context<'_> {
             format: FORMAT,
             origin: message.origin,
             persistent: message.persistent,
-            retain: false,
             mandatory: message.mandatory,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         });
     }
 

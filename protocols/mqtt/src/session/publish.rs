@@ -108,10 +108,7 @@ impl Client {
             format: FORMAT,
             origin,
             persistent: publish.qos > 0,
-            retain: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..CorePublish::default()
         }
     }
 

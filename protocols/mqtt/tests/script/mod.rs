@@ -242,10 +242,7 @@ pub fn publish(topic: &[u8], qos: u8) -> Publish {
         format: Format(2),
         origin: Bytes::from(origin),
         persistent: qos > 0,
-        retain: false,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 
@@ -255,6 +252,7 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
         subscription: SubscriptionId(1),
         sequence,
         redelivered: false,
+        attempts: 0,
         leased,
         recalled: false,
         note: 0,
