@@ -1,11 +1,13 @@
 //! Requests and replies: the control plane of a [`Link`](crate::boundary::Link).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::address::Pattern;
 use crate::boundary::{Delivery, SubscriptionId};
+use crate::filter::Sql;
 use crate::message::Message;
 use crate::store::record::Position;
 use crate::time::Millis;
@@ -315,6 +317,8 @@ pub enum Filter {
     /// Those whose tag has one of these hashes (Java's `String.hashCode`), as RocketMQ filters: the
     /// client compares the tags themselves.
     Tags(Vec<i32>),
+    /// Those whose properties fit the expression.
+    Sql(Arc<Sql>),
 }
 
 /// A native pull.
