@@ -14,6 +14,7 @@ pub mod filter;
 pub mod fuzzing;
 pub mod inbox;
 pub mod message;
+pub mod policy;
 pub mod properties;
 pub mod request;
 pub mod store;

@@ -1,6 +1,6 @@
 //! Topics, native consumer groups, pulls and offsets.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -8,11 +8,13 @@ use bytes::Bytes;
 use crate::address::TOPIC_NAME_MAX;
 use crate::boundary::{Notice, RequestId};
 use crate::engine::change::Change;
+use crate::engine::entries::EntryList;
 use crate::engine::progress::Entry;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::Map;
 use crate::filter::Sql;
 use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
+use crate::store::pages::ListId;
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -24,6 +26,9 @@ const PULL_SCAN_MAX: usize = 800;
 
 /// Bytes of properties that the expression of one pull looks at before it says that none matched.
 const FILTER_COST_MAX: usize = 8 << 20;
+
+/// Entries that a pull with an expression takes at a time.
+const FILTER_AHEAD: usize = 32;
 
 /// Most topics of one group's subscription.
 const SUBSCRIPTIONS_MAX: usize = 1024;
@@ -45,31 +50,37 @@ pub(crate) struct Topic {
 }
 
 /// One message queue of a topic: offset mode, it knows nothing of consumers.
-#[derive(Default)]
 pub(crate) struct MessageQueue {
-    first: u64,
-    entries: VecDeque<Entry>,
+    pub entries: EntryList,
     /// Held pulls.
     waiting: Vec<(LinkId, RequestId)>,
     dirty: bool,
 }
 
 impl MessageQueue {
+    fn new(entries: EntryList) -> Self {
+        Self {
+            entries,
+            waiting: Vec::new(),
+            dirty: false,
+        }
+    }
+
     /// The offset that the next entry gets.
     pub(crate) fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
+        self.entries.end()
     }
 
     fn bounds(&self) -> Range<u64> {
-        self.first..self.end()
+        self.entries.head()..self.end()
     }
 
     pub(crate) fn replay_push(&mut self, offset: u64, entry: Entry) {
-        if self.entries.is_empty() {
-            self.first = if self.first == 0 { offset } else { self.first };
+        if self.entries.end() == 0 {
+            self.entries.skip_to(offset);
         }
         if offset == self.end() {
-            self.entries.push_back(entry);
+            self.entries.push(entry);
         }
     }
 }
@@ -134,14 +145,16 @@ impl State {
     pub(crate) fn put_topic(&mut self, name: Bytes, queues: u32) -> u32 {
         if let Some(id) = self.topic_ids.get(&name).copied() {
             let topic = &mut self.topics[id as usize];
-            topic
-                .queues
-                .resize_with((queues as usize).max(topic.queues.len()), MessageQueue::default);
+            for queue in topic.queues.len() as u32..queues {
+                let entries = EntryList::new(ListId::message_queue(id, queue), &self.pages);
+                topic.queues.push(MessageQueue::new(entries));
+            }
             return id;
         }
         let id = self.topics.len() as u32;
         self.topic_ids.insert(name.clone(), id);
-        let queues = (0..queues).map(|_| MessageQueue::default()).collect();
+        let list = |queue| EntryList::new(ListId::message_queue(id, queue), &self.pages);
+        let queues = (0..queues).map(|queue| MessageQueue::new(list(queue))).collect();
         self.topics.push(Topic { name, queues, turn: 0 });
         id
     }
@@ -188,7 +201,7 @@ impl State {
 
     pub(crate) fn append_to_topic(&mut self, topic: u32, queue: u32, entry: Entry) {
         let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
-        message_queue.entries.push_back(entry);
+        message_queue.entries.push(entry);
         if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
             self.dirty_topics.push((topic, queue));
         }
@@ -307,20 +320,16 @@ impl State {
         let mut wanted: Vec<Entry> = Vec::new();
         let mut bytes = 0u64;
         let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
-        let from = (pull.offset - message_queue.first) as usize;
-        for entry in message_queue
-            .entries
-            .range(from..)
-            .take(PULL_SCAN_MAX.max(pull.messages_max as usize))
-        {
-            if takes(filter, *entry) {
-                if is_full(pull, wanted.len(), bytes, *entry) {
+        let scan_max = PULL_SCAN_MAX.max(pull.messages_max as usize);
+        for (offset, entry) in message_queue.entries.iter_from(pull.offset).take(scan_max) {
+            if takes(filter, entry) {
+                if is_full(pull, wanted.len(), bytes, entry) {
                     break;
                 }
                 bytes += u64::from(entry.size);
-                wanted.push(*entry);
+                wanted.push(entry);
             }
-            pulled.next_offset += 1;
+            pulled.next_offset = offset + 1;
         }
         pulled.messages.reserve(wanted.len());
         for entry in wanted {
@@ -331,24 +340,29 @@ impl State {
 
     /// Every message is looked at where it lies.
     fn pull_by_expression(&mut self, pull: &Pull, sql: &Sql, pulled: &mut Pulled) -> Result<(), Refusal> {
-        let (mut bytes, mut cost) = (0u64, 0);
-        for _ in 0..PULL_SCAN_MAX {
+        let (mut bytes, mut cost, mut seen) = (0u64, 0, 0);
+        while seen < PULL_SCAN_MAX {
             let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
-            let at = (pulled.next_offset - message_queue.first) as usize;
-            let Some(entry) = message_queue.entries.get(at).copied() else {
-                break;
-            };
-            if is_full(pull, pulled.messages.len(), bytes, entry) || cost > FILTER_COST_MAX {
+            let ahead = message_queue.entries.iter_from(pulled.next_offset);
+            let entries: Vec<_> = ahead.take(FILTER_AHEAD).collect();
+            if entries.is_empty() {
+                pulled.next_offset = pulled.bounds.end;
                 break;
             }
-            if let Some(message) = self.message(entry.position, entry.size) {
-                cost += sql.cost(message.native_properties().len());
-                if sql.matches_message(&message) {
-                    bytes += u64::from(entry.size);
-                    pulled.messages.push(message);
+            for (offset, entry) in entries {
+                if is_full(pull, pulled.messages.len(), bytes, entry) || cost > FILTER_COST_MAX {
+                    return Ok(());
                 }
+                if let Some(message) = self.message(entry.position, entry.size) {
+                    cost += sql.cost(message.native_properties().len());
+                    if sql.matches_message(&message) {
+                        bytes += u64::from(entry.size);
+                        pulled.messages.push(message);
+                    }
+                }
+                pulled.next_offset = offset + 1;
+                seen += 1;
             }
-            pulled.next_offset += 1;
         }
         Ok(())
     }
@@ -361,12 +375,11 @@ impl State {
 
     pub(crate) fn search_offset(&mut self, topic: &Bytes, queue: u32, at: Millis) -> Result<Reply, Refusal> {
         let mut range = self.message_queue(topic, queue)?.bounds();
-        let first = range.start;
         while range.start < range.end {
             let middle = range.start + (range.end - range.start) / 2;
-            let entry = self.message_queue(topic, queue)?.entries[(middle - first) as usize];
-            let stored_at = self
-                .message(entry.position, entry.size)
+            let entry = self.message_queue(topic, queue)?.entries.get(middle);
+            let stored_at = entry
+                .and_then(|entry| self.message(entry.position, entry.size))
                 .map_or(Millis(0), |message| message.stored_at());
             if stored_at < at {
                 range.start = middle + 1;
