@@ -165,6 +165,11 @@ impl Message {
         &self.record[self.view().native()]
     }
 
+    /// The property string as native consumers see it: of a foreign message the mapped view.
+    pub fn native_properties(&self) -> &[u8] {
+        self.view().properties()
+    }
+
     /// RocketMQ's sysFlag of the record (compression, IPv6 hosts).
     pub fn native_sys_flag(&self) -> i32 {
         self.view().sys_flag()

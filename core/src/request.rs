@@ -1,12 +1,14 @@
 //! Requests and replies: the control plane of a [`Link`](crate::boundary::Link).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::address::Pattern;
 use crate::attributes::Attributes;
 use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
+use crate::filter::Sql;
 use crate::message::{Entry, Format, Message};
 pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::store::record::Position;
@@ -411,6 +413,8 @@ pub enum Filter {
     /// Those whose tag has one of these hashes (Java's `String.hashCode`), as RocketMQ filters: the
     /// client compares the tags themselves.
     Tags(Vec<i32>),
+    /// Those whose properties fit the expression.
+    Sql(Arc<Sql>),
 }
 
 /// A native pull.
