@@ -42,6 +42,14 @@ pub(crate) enum Slot {
     Stored(u32),
 }
 
+/// Entries that are not done with.
+pub(crate) enum Open {
+    /// So many of a page whose first record lies there, all in one segment.
+    Page { first: Position, count: i64 },
+    /// One of them.
+    Entry { sequence: u64, entry: Entry },
+}
+
 /// A page's entries while somebody looks at them.
 enum View<'a> {
     Resident(&'a PageEntries),
@@ -460,6 +468,28 @@ impl EntryList {
         } else {
             self.finish(self.head..head, |_, _| {});
         }
+    }
+
+    /// Calls `each` with every open entry; with those of a page together where they lie in one segment, so
+    /// that the page need not be read.
+    pub(crate) fn each_open(&self, mut each: impl FnMut(Open)) {
+        let mut from = self.head;
+        for (index, page) in self.pages.iter().enumerate() {
+            let end = (self.head / PAGE + index as u64 + 1) * PAGE;
+            if page.mixed {
+                self.iter_from(from)
+                    .take_while(|(sequence, _)| *sequence < end)
+                    .for_each(|(sequence, entry)| each(Open::Entry { sequence, entry }));
+            } else if page.done != u64::MAX {
+                each(Open::Page {
+                    first: page.first,
+                    count: i64::from((!page.done >> (from % PAGE)).count_ones()),
+                });
+            }
+            from = end;
+        }
+        self.iter_from(from)
+            .for_each(|(sequence, entry)| each(Open::Entry { sequence, entry }));
     }
 
     /// The numbers of its pages in the index files.

@@ -35,7 +35,7 @@ impl Replay {
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
-            Kind::SegmentHead | Kind::SegmentEnd => {}
+            Kind::SegmentHead | Kind::SegmentEnd | Kind::CheckpointEnd => {}
         }
     }
 
@@ -78,6 +78,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
                 ..entry
             },
         );
+        state
+            .log
+            .keep_until(header.position, header.stored_at + state.config.retention);
     }
     let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
@@ -116,7 +119,8 @@ fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
     }
 }
 
-fn replay_change(state: &mut State, change: Change) {
+/// Applies a change; once more if need be.
+pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
@@ -204,7 +208,12 @@ fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
-        Change::Stopped { .. } => {}
+        Change::Stopped { .. }
+        | Change::Page { .. }
+        | Change::Tail { .. }
+        | Change::Numbers { .. }
+        | Change::Segment { .. }
+        | Change::TopicAt { .. } => {}
     }
 }
 

@@ -144,8 +144,13 @@ impl State {
         }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
-        let entries = EntryList::new(ListId::queue(id), &self.pages);
         self.router.add_queue(topic.clone(), id, spec.addressable);
+        if let Some(queue) = self.queue(id) {
+            // A checkpoint knew it already.
+            queue.spec = spec;
+            return;
+        }
+        let entries = EntryList::new(ListId::queue(id), &self.pages);
         self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
     }
 

@@ -6,8 +6,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::store::chunk::{ChunkWriter, Slice};
-use crate::store::segments::Segments;
 use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position, framed_len};
+use crate::store::segments::Segments;
 use crate::store::storage::{FileId, Storage};
 use crate::time::Millis;
 
@@ -174,16 +174,25 @@ impl Log {
         segment.keep_until = segment.keep_until.max(until);
     }
 
+    /// A segment is removed: nothing of it is kept in memory either.
+    pub(crate) fn forget_segment(&mut self, number: u64) {
+        self.segments.forget(number);
+        let range = number * self.segment_size..(number + 1) * self.segment_size;
+        self.blocks.retain(|(base, _)| !range.contains(base));
+    }
+
     /// What each segment is needed for.
     pub(crate) fn segments(&mut self) -> &mut Segments {
         &mut self.segments
     }
 
     fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
+        // What lies in one chunk is written to one segment.
+        let segment = self.end / self.segment_size;
         let fits = self
             .chunks
             .back()
-            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end);
+            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end && c.base / self.segment_size == segment);
         if !fits {
             self.chunks.push_back(LogChunk {
                 base: self.end,

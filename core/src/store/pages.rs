@@ -270,6 +270,11 @@ impl Pages {
         inner.next as usize - inner.free.len() - inner.freed.len()
     }
 
+    /// Number of the last checkpoint that was begun.
+    pub(crate) fn checkpoint(&self) -> u64 {
+        self.inner().checkpoint
+    }
+
     /// The checkpoint of that number was read back.
     pub(crate) fn set_checkpoint(&self, number: u64) {
         self.inner().checkpoint = number;

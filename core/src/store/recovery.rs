@@ -84,9 +84,10 @@ pub(crate) fn replay(
     let mut batch = Batch::default();
     while let Some(segment) = current {
         reached.insert(segment);
+        let offset = if segment == first { start.0 % segment_size } else { 0 };
         let scan = scan_segment(
             storage,
-            segment,
+            (segment, offset),
             segment_size,
             &mut synced,
             &mut recovered,
@@ -275,9 +276,8 @@ impl<'a> Reader<'a> {
         }
         let size = count.max(BLOCK);
         let mut read = Ok(0);
-        let block = ChunkWriter::new(size).append(size, |buffer| {
-            read = self.storage.read(self.file, self.offset, buffer)
-        });
+        let block =
+            ChunkWriter::new(size).append(size, |buffer| read = self.storage.read(self.file, self.offset, buffer));
         let read = read?;
         if read < count {
             return Ok(None);
