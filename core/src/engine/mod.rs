@@ -16,6 +16,7 @@ mod ranges;
 mod replay;
 mod router;
 mod state;
+mod targets;
 mod topology;
 mod trie;
 mod writer;

@@ -121,7 +121,7 @@ fn replay_change(state: &mut State, change: Change) {
         Change::Bound(binding) => {
             let queue = match &binding.destination {
                 Destination::Queue(name) => state.queue_ids.get(name).copied(),
-                Destination::Exchange(_) => None,
+                Destination::Exchange(_) | Destination::Topics => None,
             };
             state.router.bind(&binding, queue);
         }
