@@ -123,9 +123,7 @@ fn run(mode: &str, messages: usize) {
                     format: Format(9),
                     origin: Bytes::new(),
                     persistent: mode != "transient",
-                    mandatory: false,
-                    detailed: false,
-                    native: None,
+                    ..Publish::default()
                 });
             }
             let before = batch.len();

@@ -141,6 +141,11 @@ impl Attributes {
     /// No properties at all.
     pub const EMPTY: Self = Self(Bytes::new());
 
+    /// A block that was encoded before.
+    pub(crate) fn encoded(block: Bytes) -> Self {
+        Self(block)
+    }
+
     /// The encoded block.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0

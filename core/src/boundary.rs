@@ -44,6 +44,12 @@ pub trait Link: Send + 'static {
     /// that may be held is answered when there is something or when it is cancelled.
     fn request(&mut self, id: RequestId, request: Request);
 
+    /// Whether too much waits for the disk to take a [`Request::Commit`] now: [`Event::Writable`] comes when
+    /// it is worth trying again.
+    fn is_busy(&mut self) -> bool {
+        false
+    }
+
     /// Ends the wait of a held request: it is answered now with what there is, maybe nothing. Does
     /// nothing when the request was answered already.
     fn cancel(&mut self, id: RequestId);
@@ -80,7 +86,7 @@ pub struct RequestId(pub u64);
 pub struct SubscriptionId(pub u32);
 
 /// A message to be routed and stored.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Publish {
     /// The session's number for it, rising by one from publish to publish so that outcomes of
     /// neighbours can be told in one event.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::address::Pattern;
-use crate::boundary::{Delivery, SubscriptionId};
+use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
 use crate::message::Message;
 pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::store::record::Position;
@@ -67,6 +67,14 @@ pub enum Request {
         leased: bool,
     },
 
+    // --- atomic batches ---------------------------------------------------------------------------
+    /// Publishes and settles all of it or nothing. Publishes have no outcomes of their own; mandatory ones
+    /// that nobody is there for come back before the reply. [`Reply::Done`], when all is as safe as a
+    /// confirmed message; [`Refusal::Rejected`] names the first publish that cannot be taken,
+    /// [`Refusal::Invalid`] a batch beyond [`Commit::ITEMS_MAX`] or [`Commit::BYTES_MAX`]. After a refusal
+    /// nothing was done.
+    Commit(Commit),
+
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
@@ -119,6 +127,27 @@ pub enum Request {
     },
     /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
     View { position: Position },
+}
+
+/// Publishes and settlements that take effect together.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// In their order.
+    pub publishes: Vec<Publish>,
+    /// In their order, behind the publishes.
+    pub settlements: Vec<Settlement>,
+}
+
+impl Commit {
+    /// Most publishes and settlements together.
+    pub const ITEMS_MAX: usize = 10_000;
+    /// Most bytes of bodies and headers together.
+    pub const BYTES_MAX: usize = 16 << 20;
+
+    /// What a publish counts towards [`BYTES_MAX`](Self::BYTES_MAX).
+    pub fn size_of(publish: &Publish) -> usize {
+        publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len() + publish.body.len()
+    }
 }
 
 /// What a peer shows at login.
@@ -469,6 +498,14 @@ pub enum Refusal {
     /// A limit was reached or a value is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// A publish of a batch cannot be taken.
+    #[error("publish {index} of the batch was rejected: {reject:?}")]
+    Rejected {
+        /// Its place among the batch's publishes.
+        index: usize,
+        /// Why.
+        reject: Reject,
+    },
     /// The queue that the subscription was from is gone: a get needs a new one.
     #[error("the subscription's queue is gone")]
     Ended,

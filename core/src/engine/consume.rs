@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
+use crate::engine::entries::EntryList;
 use crate::engine::progress::{Entry, Progress, Taken};
 use crate::engine::ranges::Ranges;
 use crate::engine::router::QueueId;
@@ -35,11 +36,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(spec: request::Queue, topic: Bytes) -> Self {
+    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
         Self {
             spec,
             topic,
-            progress: Progress::default(),
+            progress: Progress::new(entries),
             owner: None,
             consumers: Vec::new(),
             turn: 0,
@@ -323,7 +324,7 @@ impl State {
     }
 
     /// Entries are done with for good.
-    fn done(&mut self, id: QueueId, range: Range<u64>) {
+    pub(crate) fn done(&mut self, id: QueueId, range: Range<u64>) {
         let Self {
             queues,
             memory,

@@ -75,6 +75,72 @@ pub trait Storage: Send + Sync + 'static {
     fn remove(&self, file: FileId) -> io::Result<()>;
 }
 
+/// Files in memory, for tests.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct MemoryStorage(Mutex<HashMap<FileId, Vec<u8>>>);
+
+#[cfg(test)]
+impl MemoryStorage {
+    fn with<R>(&self, file: FileId, act: impl FnOnce(&mut Vec<u8>) -> R) -> io::Result<R> {
+        let mut files = self.0.lock().unwrap();
+        Ok(act(files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?))
+    }
+}
+
+#[cfg(test)]
+impl Storage for MemoryStorage {
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        let files = self.0.lock().unwrap();
+        let mut numbers: Vec<u64> = files
+            .keys()
+            .filter(|file| file.area == area)
+            .map(|file| file.number)
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.0
+            .lock()
+            .unwrap()
+            .entry(file)
+            .or_insert_with(|| vec![0; size as usize]);
+        Ok(())
+    }
+
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(file, |content| {
+            let end = offset as usize + bytes.len();
+            content.resize(content.len().max(end), 0);
+            content[offset as usize..end].copy_from_slice(bytes);
+        })
+    }
+
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.with(file, |content| {
+            let bytes = content.get(offset as usize..).unwrap_or_default();
+            let count = bytes.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&bytes[..count]);
+            count
+        })
+    }
+
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        self.with(file, |_| ())
+    }
+
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.with(file, |content| content.truncate(size as usize))
+    }
+
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.0.lock().unwrap().remove(&file);
+        Ok(())
+    }
+}
+
 /// Files of a folder, named by their 20-digit number; segments by the position at which each starts.
 pub struct FileStorage {
     folder: PathBuf,

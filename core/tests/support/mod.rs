@@ -304,9 +304,7 @@ pub fn message(entry: Entry, topic: &str, key: &str, body: &str) -> Publish {
         format: Format(9),
         origin: Bytes::new(),
         persistent: true,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 

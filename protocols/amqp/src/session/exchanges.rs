@@ -163,7 +163,9 @@ impl Context<'_> {
             Refusal::Invalid(why) => ChannelError::Invalid(why).into(),
             Refusal::NotSupported(what) => Failure::not_implemented(what),
             Refusal::Closed => ConnectionError::Forced("shutdown").into(),
-            Refusal::NoSubscription | Refusal::Ended => ConnectionError::Internal(refusal.to_string()).into(),
+            Refusal::NoSubscription | Refusal::Ended | Refusal::Rejected { .. } => {
+                ConnectionError::Internal(refusal.to_string()).into()
+            }
         }
     }
 }

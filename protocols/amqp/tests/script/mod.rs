@@ -554,9 +554,7 @@ fn handed_out(subscription: SubscriptionId, sequence: u64, leased: bool, body: &
         format: Format(9),
         origin: Bytes::new(),
         persistent: false,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     };
     Delivery {
         subscription,

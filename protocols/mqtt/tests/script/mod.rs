@@ -241,9 +241,7 @@ pub fn publish(topic: &[u8], qos: u8) -> Publish {
         format: Format(2),
         origin: Bytes::from(origin),
         persistent: qos > 0,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 
