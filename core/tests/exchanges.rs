@@ -252,8 +252,14 @@ fn headers_bindings_take_all_or_any() {
         broker.ask(Request::Bind(binding(source, Matcher::Headers(headers), queue)));
     }
     for (entries, expected) in [
-        (&[(kind, Value::Text(b"report")), (size, Value::Uint(3))][..], [1, 1, 1, 1]),
-        (&[(kind, Value::Text(b"report")), (size, Value::Float(3.0))], [0, 1, 1, 1]),
+        (
+            &[(kind, Value::Text(b"report")), (size, Value::Uint(3))][..],
+            [1, 1, 1, 1],
+        ),
+        (
+            &[(kind, Value::Text(b"report")), (size, Value::Float(3.0))],
+            [0, 1, 1, 1],
+        ),
         (&[(kind, Value::Text(b"other"))], [0, 0, 1, 1]),
         (&[(size, Value::Int(3))], [0, 1, 0, 1]),
         (&[], [0, 0, 0, 1]),

@@ -14,8 +14,8 @@ use crate::boundary::{Publish, Reject};
 use crate::engine::targets::{Found, HeadersIndex, Ring, Targets};
 use crate::engine::trie::{Map, Trie};
 use crate::message::{Entry, Format};
-use crate::properties::{self, AttributeIter};
 use crate::policy::{HashOn, Way};
+use crate::properties::{self, AttributeIter};
 use crate::request::{Binding, Destination, Exchange, ExchangeKind, Matcher, Source};
 
 /// A queue's number, stable for its life and in the log.
@@ -421,7 +421,8 @@ impl Walk<'_> {
                 queue if queue < TO_EXCHANGE => self.queues.push(queue as QueueId),
                 TO_NAMED_QUEUE => {
                     let name = encode_name(&self.key(step.whole));
-                    self.queues.extend(self.router.queues.get(&name).map(|(queue, _)| *queue));
+                    self.queues
+                        .extend(self.router.queues.get(&name).map(|(queue, _)| *queue));
                     self.steps += 1;
                 }
                 target if !self.exchanges.insert(target) => {}
@@ -445,7 +446,11 @@ impl Walk<'_> {
         let key = self.key(whole);
         let (topic, key) = split_whole_key(&key);
         let mut levels: Vec<&[u8]> = vec![&topic];
-        levels.extend(levels_from_key(&key).into_iter().flat_map(|text| text.split(|b| *b == b'.')));
+        levels.extend(
+            levels_from_key(&key)
+                .into_iter()
+                .flat_map(|text| text.split(|b| *b == b'.')),
+        );
         self.steps += self.router.root.find(&levels, &mut |value| {
             next.push(Step {
                 target: value & !TOPICS_ONLY,
@@ -498,7 +503,11 @@ impl Walk<'_> {
             None => return,
             Some(Way::Queue) => Some(TO_NAMED_QUEUE),
             Some(Way::Topics) => Some(TO_TOPICS),
-            Some(Way::Exchange(name)) => self.router.exchange_ids.get(name).map(|id| TO_EXCHANGE | u64::from(*id)),
+            Some(Way::Exchange(name)) => self
+                .router
+                .exchange_ids
+                .get(name)
+                .map(|id| TO_EXCHANGE | u64::from(*id)),
         };
         next.extend(alternate.map(|target| Step { target, whole }));
     }

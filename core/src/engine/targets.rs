@@ -155,7 +155,9 @@ impl HeadersIndex {
         }
         for slot in &self.always {
             steps += 1;
-            self.bindings[*slot as usize].iter().for_each(|binding| each(binding.target));
+            self.bindings[*slot as usize]
+                .iter()
+                .for_each(|binding| each(binding.target));
         }
         steps
     }
@@ -355,9 +357,8 @@ mod tests {
         ring.add(1, b"10");
         ring.add(2, b"20");
         ring.add(9, b"none");
-        let place = |ring: &Ring| -> Vec<u64> {
-            (0..30_000u32).filter_map(|n| ring.find(&n.to_le_bytes()).0).collect()
-        };
+        let place =
+            |ring: &Ring| -> Vec<u64> { (0..30_000u32).filter_map(|n| ring.find(&n.to_le_bytes()).0).collect() };
         let before = place(&ring);
         let share = |places: &[u64], target| places.iter().filter(|t| **t == target).count();
         assert_eq!(before.len(), 30_000);
