@@ -598,18 +598,11 @@ mod tests {
             assert!(router.bind(&binding, Some(n)));
         }
         let publish = Publish {
-            token: 0,
-            entry: Entry::Exchange,
             topic: NAME,
             key: Bytes::from_static(b"a.7.b"),
-            body: Bytes::new(),
             attributes: headers(7),
             format: Format(9),
-            origin: Bytes::new(),
-            persistent: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         };
         let before = router.steps;
         let route = router.route(&publish).expect("the exchange exists");

@@ -9,6 +9,7 @@ use rocketbridge_core::boundary::SubscriptionId;
 
 use super::confirms::Confirms;
 use super::publishes::ChannelKey;
+use super::tx::Tx;
 use super::unacked::Unacked;
 use crate::codec::{FRAME_BODY, FRAME_HEADER, MethodId};
 use crate::mapping::{ExchangeName, Target};
@@ -163,6 +164,8 @@ pub struct Channel {
     pub unacked: Unacked,
     /// In confirm mode.
     pub confirms: Option<Confirms>,
+    /// In transaction mode.
+    pub tx: Option<Tx>,
     /// Answers that wait for core, also those that only wait for their turn.
     pub waiting: u32,
     /// Set while nothing of this channel may be handled.
@@ -182,6 +185,7 @@ impl Channel {
             next_delivery_tag: 1,
             unacked: Unacked::default(),
             confirms: None,
+            tx: None,
             waiting: 0,
             backlog: None,
         }

@@ -21,6 +21,7 @@ mod names;
 mod publishes;
 mod queues;
 mod shared;
+mod tx;
 mod unacked;
 
 use std::collections::BTreeMap;
