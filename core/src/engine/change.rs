@@ -576,6 +576,7 @@ fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
             out.put_u8(1);
             put_bytes(out, name);
         }
+        Destination::Topics => out.put_u8(2),
     }
     put_bytes(out, &binding.arguments);
     put_bytes(out, &binding.cookie);
@@ -638,6 +639,7 @@ impl Reader<'_> {
         let destination = match self.u8()? {
             0 => Destination::Queue(self.bytes()?),
             1 => Destination::Exchange(self.bytes()?),
+            2 => Destination::Topics,
             _ => return None,
         };
         Some(Binding {

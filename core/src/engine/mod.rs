@@ -21,6 +21,7 @@ mod republish;
 mod retained;
 mod router;
 mod state;
+mod targets;
 mod topology;
 mod trie;
 mod writer;

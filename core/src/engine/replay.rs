@@ -115,7 +115,7 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
 fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
     match &binding.destination {
         Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
-        Destination::Exchange(_) => true,
+        Destination::Exchange(_) | Destination::Topics => true,
     }
 }
 

@@ -187,12 +187,13 @@ impl Log {
     }
 
     fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
-        // What lies in one chunk is written to one segment.
-        let segment = self.end / self.segment_size;
+        // A segment that is filled to its last byte is followed by the next without a gap: what is written at
+        // once must not lie in both.
+        let segment = |position: u64| position / self.segment_size;
         let fits = self
             .chunks
             .back()
-            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end && c.base / self.segment_size == segment);
+            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end && segment(c.base) == segment(self.end));
         if !fits {
             self.chunks.push_back(LogChunk {
                 base: self.end,
