@@ -108,6 +108,9 @@ pub struct Publish {
     pub origin: Bytes,
     /// Kept over a restart wherever a durable queue or a topic takes it.
     pub persistent: bool,
+    /// When the disk is nearly full, it waits in the session's batch; without, it is rejected with
+    /// [`Reject::Shortage`].
+    pub waits: bool,
     /// It becomes the last value of its address, whatever else happens to it; with an empty body the address
     /// has no last value any more.
     pub retain: bool,
@@ -239,6 +242,8 @@ pub enum Reject {
     TooLarge,
     /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
+    /// There is no room for it just now.
+    Shortage(Shortage),
     /// Not logged in, or no permission.
     AccessRefused,
     /// The link was closed, or the broker is going down.

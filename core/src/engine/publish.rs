@@ -55,13 +55,18 @@ impl State {
     /// Takes one message. Exactly one outcome follows.
     pub(crate) fn publish_one(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) {
         if let Err(reject) = self.try_publish(link, publish, destinations) {
-            let outcome = Outcome {
-                first: publish.token,
-                count: 1,
-                fate: Fate::Rejected(reject),
-            };
-            self.outcome_now(link, outcome, true);
+            self.reject(link, publish.token, reject);
         }
+    }
+
+    /// The message is certainly not stored.
+    pub(crate) fn reject(&mut self, link: LinkId, token: u64, reject: Reject) {
+        let outcome = Outcome {
+            first: token,
+            count: 1,
+            fate: Fate::Rejected(reject),
+        };
+        self.outcome_now(link, outcome, true);
     }
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {

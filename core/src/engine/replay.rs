@@ -20,12 +20,18 @@ use crate::time::Millis;
 pub(crate) struct Replay {
     /// Set by a clean stop, cleared by anything behind it.
     delivered: Option<Map<u32, u64>>,
+    /// Records so far.
+    applied: u64,
 }
 
 impl Replay {
     /// Applies one record.
     pub(crate) fn apply(&mut self, state: &mut State, header: Header, record: &Slice) {
         self.delivered = None;
+        self.applied += 1;
+        if self.applied.is_multiple_of(1024) {
+            state.store_pages();
+        }
         state.stored_at = state.stored_at.max(header.stored_at);
         match header.kind {
             Kind::Message => replay_message(state, header, record),

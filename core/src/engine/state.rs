@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, SubscriptionId};
+use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
@@ -68,6 +68,8 @@ pub(crate) struct LinkState {
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
     pub blocked: bool,
+    /// Was told what is short.
+    told_shortage: bool,
 }
 
 /// An outcome that waits for the disk.
@@ -152,6 +154,8 @@ pub(crate) struct State {
     pub replaying: bool,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
+    /// What publishers have to wait for.
+    pub shortage: Option<Shortage>,
 }
 
 /// What the end of a hold asks for outside of it.
@@ -209,6 +213,7 @@ impl State {
             changed: false,
             replaying: false,
             closing: false,
+            shortage: None,
         }
     }
 
@@ -237,6 +242,7 @@ impl State {
             pulls: Map::default(),
             parked: Vec::new(),
             blocked: false,
+            told_shortage: false,
         });
         let index = match self.free_links.pop() {
             Some(index) => {
@@ -387,12 +393,18 @@ impl State {
 
     /// Publishers that were held back are told to go on, once there is room again.
     pub(crate) fn unblock(&mut self) {
-        if self.blocked_links.is_empty() || self.log.unsynced() > self.config.unsynced_max / 2 {
+        if self.blocked_links.is_empty()
+            || self.log.unsynced() > self.config.unsynced_max / 2
+            || (self.shortage.is_some() && !self.closing)
+        {
             return;
         }
         for id in std::mem::take(&mut self.blocked_links) {
             if let Some(link) = self.touch(id) {
                 link.blocked = false;
+                if std::mem::take(&mut link.told_shortage) {
+                    link.stage(Event::Notice(Notice::Unblocked));
+                }
                 link.stage(Event::Writable);
             }
         }
@@ -404,6 +416,12 @@ impl State {
             && !std::mem::replace(&mut link.blocked, true)
         {
             self.blocked_links.push(id);
+        }
+        if let Some(shortage) = self.shortage
+            && let Some(link) = self.link(id)
+            && !std::mem::replace(&mut link.told_shortage, true)
+        {
+            self.notify(id, Notice::Blocked(shortage));
         }
     }
 
@@ -476,7 +494,7 @@ impl State {
     }
 
     /// Index pages beyond what the memory may hold go to their files.
-    fn store_pages(&mut self) {
+    pub(crate) fn store_pages(&mut self) {
         while let Some((list, page)) = self.pages.next_to_store() {
             let stored = self.list(list).map_or(Ok(()), |entries| entries.store_page(page));
             if let Err(error) = stored {
