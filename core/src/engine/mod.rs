@@ -8,6 +8,7 @@ mod batch;
 mod change;
 mod config;
 mod consume;
+mod dedup;
 mod entries;
 mod group;
 mod holder;
@@ -110,6 +111,9 @@ impl Engine {
         let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         state.replaying = true;
+        for (topic, window) in &config.dedup_topics {
+            state.dedups.remember(topic, window);
+        }
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
@@ -182,6 +186,7 @@ impl Engine {
     pub fn tick(&self) {
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
+        self.hold(|state| state.dedups.expire(state.now));
     }
 
     /// How many addresses have a last value.

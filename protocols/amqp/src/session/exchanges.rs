@@ -44,6 +44,7 @@ impl Context<'_> {
             internal: declare.internal,
             alternate: None,
             hash_on: HashOn::Key,
+            dedup: None,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         });
         if exchange.route == Route::Topics {
@@ -180,6 +181,7 @@ fn topic_exchange(name: Bytes) -> Exchange {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }
