@@ -438,3 +438,36 @@ fn values_of_other_kinds_than_text_are_keys_too() {
     let found = copies(&mut client, &harness, values.map(valued).into());
     assert_eq!(found, [false, false, true, false, true, false]);
 }
+
+#[test]
+fn keys_come_back_from_a_checkpoint() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    with_exchange(&mut client, &harness, window(1000, Some(60_000)));
+    attach(&mut client, &harness, false);
+    let all = || (0..700).map(|n| to_exchange(&n.to_string(), "m")).collect::<Vec<_>>();
+    let found = copies(&mut client, &harness, all());
+    assert!(found.iter().all(|copy| !copy));
+    copies(&mut client, &harness, vec![numbered(1, "m"), numbered(2, "m")]);
+    for round in 0..2 {
+        harness.engine.checkpoint().unwrap();
+        let key = format!("behind {round}");
+        assert_eq!(copies(&mut client, &harness, vec![to_exchange(&key, "m")]), [false]);
+    }
+    client.publish(close(2));
+    fates(&mut client, &harness);
+    drop(client);
+    let harness = harness.kill();
+    let mut client = harness.client();
+    attach(&mut client, &harness, false);
+    let found = copies(&mut client, &harness, all());
+    assert!(found.iter().all(|copy| *copy));
+    let publishes = vec![
+        to_exchange("behind 0", "m"),
+        to_exchange("behind 1", "m"),
+        to_exchange("new", "m"),
+    ];
+    assert_eq!(copies(&mut client, &harness, publishes), [true, true, false]);
+    let publishes = vec![numbered(1, "m"), numbered(2, "m")];
+    assert_eq!(copies(&mut client, &harness, publishes), [true, false]);
+}

@@ -67,6 +67,8 @@ struct Keys {
     open: Map<u128, Opened>,
     /// Of an address: in the order in which they were opened.
     order: VecDeque<u128>,
+    /// How many went out of the order's front so far.
+    gone: u64,
     /// The newest message that opened a key: an older one found in the log was judged already.
     newest: Position,
 }
@@ -144,6 +146,7 @@ impl Dedups {
             window: window.cloned(),
             open: Map::default(),
             order: VecDeque::new(),
+            gone: 0,
             newest: Position(0),
         };
         let number = match self.free.pop() {
@@ -210,6 +213,7 @@ impl Dedups {
         self.count += 1;
         while keys.open.len() > window_max || (self.count > keys_max && keys.open.len() > 1) {
             let Some(oldest) = keys.order.pop_front() else { break };
+            keys.gone += 1;
             keys.open.remove(&oldest);
             self.count -= 1;
         }
@@ -256,6 +260,7 @@ impl Keys {
         {
             self.open.remove(oldest);
             self.order.pop_front();
+            self.gone += 1;
             gone += 1;
         }
         gone
@@ -475,47 +480,57 @@ impl State {
         }
     }
 
-    /// Writes the open keys that records hold.
-    #[allow(dead_code, reason = "the checkpoint calls it")]
-    pub(crate) fn checkpoint_dedup(&self, put: &mut dyn FnMut(&Change)) {
-        for keys in self.dedups.scopes.iter().flatten() {
-            let mut some: Vec<OpenKey> = Vec::new();
-            let mut put_some = |some: &mut Vec<OpenKey>| {
-                if !some.is_empty() {
-                    let scope = keys.scope.clone();
-                    let keys = std::mem::take(some);
-                    put(&Change::KeysOpen { scope, keys });
-                }
-            };
-            let mut add = |fingerprint: u128, opened: &Opened| {
-                if opened.position.is_memory() || opened.closes_at <= self.now.mono {
-                    return;
-                }
-                let closes_at = match opened.closes_at {
-                    Millis::MAX => u64::MAX,
-                    at => self.now.wall.0 + (at.0 - self.now.mono.0),
-                };
-                some.push(OpenKey {
-                    fingerprint,
-                    position: opened.position,
-                    closes_at,
-                });
-                if some.len() == CHECKPOINT_KEYS {
-                    put_some(&mut some);
-                }
-            };
-            if keys.window.is_some() {
-                for fingerprint in &keys.order {
-                    if let Some(opened) = keys.open.get(fingerprint) {
-                        add(*fingerprint, opened);
-                    }
-                }
-            } else {
-                keys.open
-                    .iter()
-                    .for_each(|(fingerprint, opened)| add(*fingerprint, opened));
-            }
-            put_some(&mut some);
+    /// Puts the next of the open keys that records hold: of the scope numbered `at`, of an address from the
+    /// `sequence`-th key on. Gives whether there are no more.
+    pub(crate) fn checkpoint_dedup(
+        &self,
+        at: &mut usize,
+        sequence: &mut Option<u64>,
+        put: &mut dyn FnMut(&Change),
+    ) -> bool {
+        let Some(slot) = self.dedups.scopes.get(*at) else {
+            return true;
+        };
+        let Some(keys) = slot else {
+            *at += 1;
+            return false;
+        };
+        let mut open = Vec::new();
+        if keys.window.is_some() {
+            let from = sequence.unwrap_or(0).max(keys.gone);
+            let some = keys.order.iter().skip((from - keys.gone) as usize);
+            let some = some
+                .take(CHECKPOINT_KEYS)
+                .filter_map(|fingerprint| keys.open.get_key_value(fingerprint));
+            open.extend(some.filter_map(|(fingerprint, opened)| self.open_key_of(*fingerprint, opened)));
+            let next = from + CHECKPOINT_KEYS as u64;
+            *sequence = (next < keys.gone + keys.order.len() as u64).then_some(next);
+        } else {
+            let all = keys.open.iter();
+            open.extend(all.filter_map(|(fingerprint, opened)| self.open_key_of(*fingerprint, opened)));
         }
+        if sequence.is_none() {
+            *at += 1;
+        }
+        if !open.is_empty() {
+            let scope = keys.scope.clone();
+            put(&Change::KeysOpen { scope, keys: open });
+        }
+        false
+    }
+
+    fn open_key_of(&self, fingerprint: u128, opened: &Opened) -> Option<OpenKey> {
+        if opened.position.is_memory() || opened.closes_at <= self.now.mono {
+            return None;
+        }
+        let closes_at = match opened.closes_at {
+            Millis::MAX => u64::MAX,
+            at => (self.now.wall + (at - self.now.mono)).0,
+        };
+        Some(OpenKey {
+            fingerprint,
+            position: opened.position,
+            closes_at,
+        })
     }
 }
