@@ -120,6 +120,19 @@ pub struct Publish {
     pub detailed: bool,
     /// What only native messages have.
     pub native: Option<Box<Native>>,
+    /// A key of the link's holder: a second publish with it is [`Fate::Duplicate`] until it is closed.
+    pub holder_key: Option<HolderKey>,
+}
+
+/// A number by which a named session's client tells a message it sends again from a new one. Kept over a restart
+/// with the message; a link without a holder has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderKey {
+    /// This message has that number.
+    Open(u64),
+    /// No message at all, nothing but the number counts: the next publish with it is a new one. The outcome comes
+    /// when that is as safe as a confirmed message; its `routes` are 0 when the number was not open.
+    Close(u64),
 }
 
 /// The parts of a native message's header that its record keeps.
@@ -206,6 +219,8 @@ pub struct Outcome {
 pub enum Fate {
     /// Taken: stored as the flush mode promises, or handed to everybody who was there for it.
     Stored(Stored),
+    /// A copy of a message that was taken before: not stored again. What is told is that message's.
+    Duplicate(Stored),
     /// Certainly not stored.
     Rejected(Reject),
     /// Maybe stored; nobody knows (cluster).

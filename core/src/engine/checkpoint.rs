@@ -83,6 +83,7 @@ enum Stage {
     Topics,
     Groups,
     Rest,
+    Keys,
     Done,
 }
 
@@ -397,6 +398,7 @@ impl State {
                     self.checkpoint_rest(put);
                     true
                 }
+                Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
                 Stage::Done => return,
             };
             if is_done {
@@ -405,9 +407,11 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Rest,
-                    Stage::Rest | Stage::Done => Stage::Done,
+                    Stage::Rest => Stage::Keys,
+                    Stage::Keys | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
+                cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
                     _ => Vec::new(),

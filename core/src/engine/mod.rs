@@ -9,6 +9,7 @@ mod change;
 mod checkpoint;
 mod config;
 mod consume;
+mod dedup;
 mod entries;
 mod group;
 mod holder;
@@ -123,6 +124,9 @@ impl Engine {
         ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         state.replaying = true;
+        for (topic, window) in &config.dedup_topics {
+            state.dedups.remember(topic, window);
+        }
         let checkpoint = checkpoint::find(&*storage)?;
         let mut maintenance = Maintenance::default();
         if let Some((number, trailer)) = checkpoint {
@@ -212,6 +216,7 @@ impl Engine {
     pub fn tick(&self) {
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
+        self.hold(|state| state.dedups.expire(state.now));
     }
 
     /// How many addresses have a last value.

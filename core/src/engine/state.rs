@@ -11,6 +11,7 @@ use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, S
 use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
+use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
@@ -115,6 +116,7 @@ pub(crate) struct State {
     /// Groups that ever registered on a topic, by topic name.
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
+    pub dedups: Dedups,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -130,6 +132,8 @@ pub(crate) struct State {
     held_links: Vec<LinkId>,
     blocked_links: Vec<LinkId>,
     waiting: VecDeque<Waiting>,
+    /// The log before this is as safe as the flush mode says.
+    released: Position,
     /// Outcomes before this index belong to earlier holds and are not merged with.
     waiting_base: usize,
     /// Acks of durable queues in this hold: queue, first, count.
@@ -187,6 +191,7 @@ impl State {
             groups: Map::default(),
             topic_groups: Map::default(),
             holders: Map::default(),
+            dedups: Dedups::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
@@ -199,6 +204,7 @@ impl State {
             held_links: Vec::new(),
             blocked_links: Vec::new(),
             waiting: VecDeque::new(),
+            released: Position(0),
             waiting_base: 0,
             settled: Vec::new(),
             dirty_queues: Vec::new(),
@@ -378,8 +384,14 @@ impl State {
         });
     }
 
+    /// Whether what lies there is as safe as the flush mode says: nobody has to wait for it.
+    pub(crate) fn is_safe(&self, position: Position) -> bool {
+        position < self.released.max(self.log.synced())
+    }
+
     /// The log is safe up to `mark`: whoever waited for that is told.
     pub(crate) fn release(&mut self, mark: Position) {
+        self.released = self.released.max(mark);
         while self.waiting.front().is_some_and(|waiting| waiting.mark <= mark) {
             let waiting = self.waiting.pop_front().expect("there is a front");
             if let Some(link) = self.touch(waiting.link) {
@@ -617,6 +629,7 @@ impl LinkState {
 /// Adds an outcome to the one before it when the same became of both.
 fn merge(last: &mut Outcome, outcome: &Outcome) -> bool {
     let same = match (last.fate, outcome.fate) {
+        (Fate::Duplicate(a), Fate::Duplicate(b)) => a.weak == b.weak,
         (Fate::Stored(a), Fate::Stored(b)) => (a.routes == 0) == (b.routes == 0) && a.weak == b.weak,
         (a, b) => a == b,
     };

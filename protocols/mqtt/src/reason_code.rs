@@ -125,7 +125,7 @@ impl ReasonCode {
     pub fn of_fate(fate: &Fate) -> Option<Self> {
         Some(match fate {
             Fate::Stored(stored) if stored.routes == 0 => Self::NoMatchingSubscribers,
-            Fate::Stored(_) => Self::Success,
+            Fate::Stored(_) | Fate::Duplicate(_) => Self::Success,
             Fate::Rejected(reject) => match reject {
                 Reject::AccessRefused => Self::NotAuthorized,
                 Reject::NoTopic => Self::TopicNameInvalid,

@@ -106,7 +106,7 @@ impl Session {
             return;
         }
         let verdict = match fate {
-            Fate::Stored(_) => Verdict::Ack,
+            Fate::Stored(_) | Fate::Duplicate(_) => Verdict::Ack,
             Fate::Rejected(_) | Fate::Unknown => Verdict::Nack,
         };
         let mut failed = Vec::new();
