@@ -6,8 +6,10 @@
 
 mod batch;
 mod change;
+mod checkpoint;
 mod config;
 mod consume;
+mod dedup;
 mod entries;
 mod group;
 mod holder;
@@ -17,12 +19,15 @@ mod publish;
 mod ranges;
 mod replay;
 mod republish;
+mod retained;
 mod router;
 mod state;
+mod targets;
 mod topology;
 mod trie;
 mod writer;
 
+pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use writer::StoreFailed;
@@ -30,10 +35,10 @@ pub use writer::StoreFailed;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
-use crate::engine::change::Change;
+use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
+use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
@@ -41,6 +46,7 @@ use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
+use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::Clock;
@@ -53,9 +59,6 @@ pub(crate) fn decode_change(bytes: &[u8]) {
         assert_eq!(Change::decode(&encoded), Some(change));
     }
 }
-
-/// Size of a log segment, bytes.
-pub const SEGMENT_SIZE: u64 = 256 << 20;
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +80,13 @@ pub struct Engine(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    /// Where this life of the broker began to write.
+    log_begin: Position,
+    maintenance: Mutex<Maintenance>,
+    closing: Mutex<bool>,
+    closed: Condvar,
     clock: Arc<dyn Clock>,
     writer: Writer,
 }
@@ -87,11 +97,12 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says whether somebody else has it, or what is wrong with it.
     pub fn open(folder: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let storage = FileStorage::open(folder, SEGMENT_SIZE).map_err(|error| match error.kind() {
+        let storage = FileStorage::open(folder).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked,
             _ => OpenError::Io(error),
         })?;
-        Self::open_storage(Arc::new(storage), SEGMENT_SIZE, config, clock)
+        let segment_size = storage.segment_size();
+        Self::open_storage(Arc::new(storage), segment_size, config, clock)
     }
 
     /// As [`open`](Self::open), on any storage.
@@ -106,15 +117,31 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let pages = Arc::new(Pages::new(
+            Arc::clone(&storage),
+            segment_size,
+            config.index_cache / PAGE_LEN,
+        ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
+        state.replaying = true;
+        for (topic, window) in &config.dedup_topics {
+            state.dedups.remember(topic, window);
+        }
+        let checkpoint = checkpoint::find(&*storage)?;
+        let mut maintenance = Maintenance::default();
+        if let Some((number, trailer)) = checkpoint {
+            maintenance = Maintenance::recovered(number, trailer.start);
+            state.read_checkpoint(&*storage, number, &trailer)?;
+        }
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
-        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
+        let from = checkpoint.map(|(_, trailer)| trailer);
+        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, from, |header, record| {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
+        state.replaying = false;
         let stored_at = now.wall.max(recovered.last_stored_at);
         state.stored_at = stored_at;
         let log = Log::new(
@@ -125,13 +152,20 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
         state.changed = false;
-        let writer = Writer::new(storage, segment_size, config.flush, state.log.synced());
+        let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
+            log_begin: state.log.end(),
             state: Mutex::new(state),
+            storage,
+            segment_size,
+            maintenance: Mutex::new(maintenance),
+            closing: Mutex::new(false),
+            closed: Condvar::new(),
             clock,
             writer,
         })))
@@ -139,6 +173,10 @@ impl Engine {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maintenance(&self) -> MutexGuard<'_, Maintenance> {
+        self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One hold of the engine's lock, and what follows from it.
@@ -156,8 +194,10 @@ impl Engine {
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            if let Some(Work::Deliver(queue)) = state.work.pop_front() {
-                state.deliver(queue);
+            match state.work.pop_front() {
+                Some(Work::Deliver(queue)) => state.deliver(queue),
+                Some(Work::Recall) => state.go_on_recalling(),
+                None => {}
             }
             after = state.finish();
         }
@@ -172,14 +212,25 @@ impl Engine {
         }
     }
 
-    /// Sessions whose time is up end. To be called about once a second.
+    /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
-        self.hold(State::end_expired_holders);
+        while self.hold(State::end_expired_holders) {}
+        self.hold(State::sweep_retained);
+        self.hold(|state| state.dedups.expire(state.now));
+    }
+
+    /// How many addresses have a last value.
+    pub fn retained_count(&self) -> usize {
+        self.lock().retained.len()
     }
 
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
     /// durable and returns.
     pub fn close(&self) {
+        // What is read back at the next start is short then.
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "no checkpoint was taken");
+        }
         self.hold(|state| {
             if std::mem::replace(&mut state.closing, true) {
                 return;
@@ -231,6 +282,15 @@ impl Link for EngineLink {
                 {
                     state.block(id);
                     return Admission::Partial;
+                }
+                if let Some(shortage) = state.shortage.filter(|_| !state.closing) {
+                    if publish.waits {
+                        state.block(id);
+                        return Admission::Partial;
+                    }
+                    state.reject(id, publish.token, Reject::Shortage(shortage));
+                    batch.pop_front();
+                    continue;
                 }
                 state.publish_one(id, publish, destinations);
                 batch.pop_front();
@@ -346,7 +406,11 @@ impl State {
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
             Request::Attach(attach) => self.attach(link, attach),
-            Request::Detach { keep } => Ok(self.detach(link, keep)),
+            Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
+            Request::Note { subscription, notes } => self.note(link, subscription, &notes),
+            Request::Share(share) => self.share(link, share),
+            Request::Unshare { queue } => self.unshare(link, &queue),
+            Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
             Request::JoinProducers { .. } => Ok(Reply::Done),

@@ -7,10 +7,11 @@ use bytes::Bytes;
 
 use crate::address::fnv1a;
 use crate::attributes::{Attribute, Iter, Name, Value};
-use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
+use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
+use crate::engine::dedup::Key;
 use crate::engine::group::tag_hash;
-use crate::engine::progress::Entry;
+use crate::engine::progress::{EXPIRES, Entry};
 use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
@@ -31,6 +32,8 @@ pub(crate) struct Birth {
     pub host: SocketAddr,
     /// Position of the half message that it was, or 0.
     pub prepared: u64,
+    /// The dedup key that it opens.
+    pub dedup: Option<Key>,
 }
 
 /// Where a message goes.
@@ -40,6 +43,8 @@ pub(crate) struct Placed {
     topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
     pub routes: u32,
+    /// It changes the last value of its address.
+    is_retained: bool,
 }
 
 /// The topic that a message enters.
@@ -53,22 +58,39 @@ impl State {
     /// Takes one message. Exactly one outcome follows.
     pub(crate) fn publish_one(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) {
         if let Err(reject) = self.try_publish(link, publish, destinations) {
-            let outcome = Outcome {
-                first: publish.token,
-                count: 1,
-                fate: Fate::Rejected(reject),
-            };
-            self.outcome_now(link, outcome, true);
+            self.reject(link, publish.token, reject);
         }
+    }
+
+    /// The message is certainly not stored.
+    pub(crate) fn reject(&mut self, link: LinkId, token: u64, reject: Reject) {
+        let outcome = Outcome {
+            first: token,
+            count: 1,
+            fate: Fate::Rejected(reject),
+        };
+        self.outcome_now(link, outcome, true);
     }
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        if let Some(HolderKey::Close(number)) = publish.holder_key {
+            self.close_key(link, publish, number);
+            return Ok(());
+        }
+        let dedup = self.dedup_key(link, publish)?;
+        if let Some(opened) = dedup.and_then(|key| self.dedups.find(key, self.now)) {
+            self.tell_duplicate(link, publish, opened);
+            return Ok(());
+        }
         let placed = self.place(publish)?;
         if placed.routes == 0 && publish.mandatory {
             self.give_back(link, publish);
         }
-        let birth = self.birth(link);
+        let birth = Birth {
+            dedup,
+            ..self.birth(link)
+        };
         let stored = self.put(publish, birth, &placed, destinations);
         self.tell_stored(link, publish, stored);
         Ok(())
@@ -87,12 +109,14 @@ impl State {
         Birth {
             host: self.born_host(link),
             prepared: 0,
+            dedup: None,
         }
     }
 
     /// Finds where a message goes. What makes a topic makes it here.
     pub(crate) fn place(&mut self, publish: &Publish) -> Result<Placed, Reject> {
         let route = self.router.route(publish)?;
+        let is_retained = self.check_retained(publish)?;
         let topic = match self.topic_of(publish, &route)? {
             TopicOf::None => None,
             TopicOf::Known(topic) => Some(topic),
@@ -109,6 +133,7 @@ impl State {
             route,
             topic_queue,
             routes: routes as u32,
+            is_retained,
         })
     }
 
@@ -124,6 +149,7 @@ impl State {
             route,
             topic_queue,
             routes,
+            is_retained,
         } = placed;
         let nowhere = Stored {
             position: Position(Position::MEMORY),
@@ -132,12 +158,17 @@ impl State {
             routes: *routes,
             weak: true,
         };
-        if route.queues.is_empty() && topic_queue.is_none() {
+        if route.queues.is_empty() && topic_queue.is_none() && !is_retained {
+            if let Some(key) = birth.dedup {
+                self.open_key(key, nowhere.position);
+            }
             return nowhere;
         }
         self.find_durable(route, publish.persistent, destinations);
-        let logged =
-            topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
+        let logged = topic_queue.is_some()
+            || !destinations.is_empty()
+            || *is_retained
+            || self.memory.held() > self.config.transient_max;
         let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
@@ -154,6 +185,9 @@ impl State {
                     ..entry
                 },
             );
+        }
+        if *is_retained {
+            self.retain(publish, topic_queue.map(|(topic, ..)| topic), entry);
         }
         for queue in &route.queues {
             self.offer(*queue, &message, entry);
@@ -285,10 +319,12 @@ impl State {
             memory,
             stored_at,
             topics,
+            dedups,
             ..
         } = self;
         let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
         new.prepared = birth.prepared;
+        new.dedup = birth.dedup.map(|key| dedups.for_record(key));
         new.destinations = destinations;
         new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
@@ -307,6 +343,9 @@ impl State {
                 new.write(record, position, Position(0), *stored_at, false)
             })
         };
+        if let Some(key) = birth.dedup {
+            self.open_key(key, position);
+        }
         (position, Message::new(record))
     }
 
@@ -334,7 +373,9 @@ pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, stored_at: Millis
         (Name::Known(Attribute::TimeToLive), Value::Uint(millis)) => Some(millis),
         _ => None,
     });
-    lives.next().map_or(0, |millis| stored_at.0.saturating_add(millis))
+    lives
+        .next()
+        .map_or(0, |millis| stored_at.0.saturating_add(millis).min(EXPIRES))
 }
 
 /// What keeps messages of one topic in one message queue: the ordering key, else the key.

@@ -232,6 +232,7 @@ impl Core {
                 internal: false,
                 alternate: None,
                 hash_on: HashOn::Key,
+                dedup: None,
                 arguments: Bytes::new(),
             }))),
             Request::DeclareQueue(queue) => Ok(Reply::Queue(Box::new(QueueState {
@@ -269,9 +270,7 @@ impl Core {
             format: rocketbridge_core::message::Format(9),
             origin: Bytes::new(),
             persistent: true,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         };
         Delivery {
             subscription,
@@ -279,6 +278,8 @@ impl Core {
             redelivered: false,
             attempts: 0,
             leased: true,
+            recalled: false,
+            note: 0,
             message: message(&publish),
         }
     }
