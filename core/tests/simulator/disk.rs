@@ -23,6 +23,8 @@ pub enum Fault {
     Lied,
     /// No space is left.
     Full,
+    /// Checkpoints and pages find no space for a while; the log does.
+    Tight,
 }
 
 #[derive(Clone, Default)]
@@ -86,19 +88,34 @@ struct Inner {
     files: BTreeMap<FileId, File>,
     steps: u64,
     fault: Option<(u64, Fault)>,
+    /// For so many steps checkpoints and pages find no space.
+    tight: u64,
+    refused: bool,
     failed: bool,
 }
 
 impl Inner {
     /// Counts a step; when the fault has come, says which.
-    fn step(&mut self) -> io::Result<Option<Fault>> {
+    fn step(&mut self, area: Area) -> io::Result<Option<Fault>> {
         if self.failed {
             return Err(io::Error::other("the disk is gone"));
         }
         self.steps += 1;
+        if self.tight > 0 {
+            self.tight -= 1;
+            if area != Area::Log {
+                self.refused = true;
+                return Err(error(Fault::Full));
+            }
+        }
         match self.fault {
+            Some((at, Fault::Tight)) if self.steps > at => {
+                (self.fault, self.tight) = (None, 20);
+                Ok(None)
+            }
             Some((at, fault)) if self.steps > at => {
                 self.failed = true;
+                self.refused = true;
                 Ok(Some(fault))
             }
             _ => Ok(None),
@@ -106,8 +123,8 @@ impl Inner {
     }
 
     /// A step that is done whole or not at all.
-    fn whole(&mut self, act: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
-        match self.step()? {
+    fn whole(&mut self, area: Area, act: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        match self.step(area)? {
             None => act(self),
             Some(fault) => {
                 if fault == Fault::Lied {
@@ -149,6 +166,11 @@ impl Disk {
         self.inner().failed
     }
 
+    /// It refused something, once or for good.
+    pub fn has_refused(&self) -> bool {
+        self.inner().refused
+    }
+
     /// Nothing of the life so far reaches the disk any more.
     pub fn detach(&self) {
         self.inner().failed = true;
@@ -185,7 +207,7 @@ impl Storage for Disk {
     }
 
     fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
-        self.inner().whole(|inner| {
+        self.inner().whole(file.area, |inner| {
             let zeros = || vec![0; size as usize];
             inner.files.entry(file).or_insert_with(|| File {
                 synced: zeros(),
@@ -198,12 +220,12 @@ impl Storage for Disk {
 
     fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut inner = self.inner();
-        let fault = inner.step()?;
+        let fault = inner.step(file.area)?;
         let file = inner.file(file)?;
         match fault {
             None | Some(Fault::Lied) => file.write(offset as usize, bytes),
             Some(Fault::Short) => file.write(offset as usize, &bytes[..bytes.len() / 2]),
-            Some(Fault::Refused | Fault::Full) => {}
+            Some(Fault::Refused | Fault::Full | Fault::Tight) => {}
         }
         fault.map_or(Ok(()), |fault| Err(error(fault)))
     }
@@ -217,14 +239,14 @@ impl Storage for Disk {
     }
 
     fn sync(&self, file: FileId) -> io::Result<()> {
-        self.inner().whole(|inner| {
+        self.inner().whole(file.area, |inner| {
             inner.file(file)?.settle();
             Ok(())
         })
     }
 
     fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
-        self.inner().whole(|inner| {
+        self.inner().whole(file.area, |inner| {
             let file = inner.file(file)?;
             file.current.truncate(size as usize);
             file.settle();
@@ -233,7 +255,7 @@ impl Storage for Disk {
     }
 
     fn remove(&self, file: FileId) -> io::Result<()> {
-        self.inner().whole(|inner| {
+        self.inner().whole(file.area, |inner| {
             inner.files.remove(&file);
             Ok(())
         })

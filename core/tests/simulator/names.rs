@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use rocketbridge_core::address::Pattern;
-use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::Publish;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::{self, ExchangeKind, HashOn, Limit, Matcher};
@@ -48,18 +47,14 @@ pub fn id_of(body: &[u8]) -> Id {
 
 pub fn publish(entry: Entry, topic: &str, key: &str, body: Bytes) -> Publish {
     Publish {
-        token: 0,
         entry,
         topic: bytes(topic),
         key: bytes(key),
         body,
-        attributes: Attributes::EMPTY,
         format: Format(9),
-        origin: Bytes::new(),
         persistent: true,
-        mandatory: false,
         detailed: true,
-        native: None,
+        ..Publish::default()
     }
 }
 
@@ -72,6 +67,7 @@ pub fn exchange(name: &str, exchange: &model::Exchange) -> request::Exchange {
         internal: exchange.internal,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }

@@ -47,7 +47,8 @@ impl World {
             91..92 => self.join(at),
             92..93 => self.declare_topic(at),
             93..95 => self.drop_link(at),
-            95..99 => self.pass_time(),
+            95..97 => self.pass_time(),
+            97..99 => self.maintain(),
             _ => self.cancel_pulls(at),
         }
         self.observe();
@@ -844,6 +845,7 @@ impl World {
             durable,
             keep: Millis(keep),
             limit: Limit::default(),
+            will: None,
         });
         let before = self.effects.len();
         self.release_holder(at);
@@ -907,7 +909,7 @@ impl World {
         }
         let bound = (self.effects.len() > before).then_some(self.effects.len());
         let keep = Millis(keep);
-        self.ask(at, Request::Detach { keep }, Expect::Done, bound);
+        self.ask(at, Request::Detach { keep, keep_will: false }, Expect::Done, bound);
     }
 
     fn release_holder(&mut self, at: usize) {
@@ -1110,6 +1112,16 @@ impl World {
         self.ended_notices.retain(|(link, _)| *link != at);
         // The engine's side of it.
         self.links[at] = None;
+    }
+
+    /// The maintenance thread's step.
+    fn maintain(&mut self) {
+        let result = match self.random.below(3) {
+            0 => self.engine.checkpoint(),
+            _ => self.engine.maintain(),
+        };
+        self.note(|| format!("maintenance: {result:?}"));
+        check!(self, result.is_ok() || self.disk.has_refused(), "the store cannot be kept small: {result:?}");
     }
 
     fn pass_time(&mut self) {

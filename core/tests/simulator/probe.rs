@@ -286,6 +286,9 @@ impl<'a> Probe<'a> {
                     break;
                 };
                 if pulled.messages.is_empty() {
+                    if pulled.status != PullStatus::NotFound {
+                        self.faults.push(format!("{name}/{queue} from {offset}: {pulled:?}"));
+                    }
                     break;
                 }
                 let mut before = None;
@@ -334,8 +337,9 @@ impl<'a> Probe<'a> {
             }
             batch.push_back(publish);
         }
-        // So few that they fit.
-        let _ = self.link.publish(&mut batch);
+        while self.link.publish(&mut batch) == Admission::Partial {
+            self.engine.sync_once().expect("this disk works");
+        }
         self.engine.sync_once().expect("this disk works");
         let mut groups = BTreeMap::new();
         for event in self.events() {
@@ -383,6 +387,7 @@ impl<'a> Probe<'a> {
                 durable: true,
                 keep: Millis(1000),
                 limit: Limit::default(),
+                will: None,
             }));
             if matches!(attached, Ok(Reply::Attached { present: true, .. })) {
                 present.insert(name.to_owned());

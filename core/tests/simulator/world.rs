@@ -207,6 +207,8 @@ pub fn config(flush: Flush) -> Config {
         topic_queues: names::TOPIC_QUEUES,
         unsynced_max: 16 << 10,
         body_max: 4 << 10,
+        checkpoint_bytes: 3 << 10,
+        index_cache: 1 << 10,
         ..Config::default()
     }
 }
@@ -839,7 +841,7 @@ impl World {
         let result = self.engine.sync_once();
         let failed = self.disk.failed();
         self.note(|| format!("    {result:?}"));
-        check!(self, result.is_err() == failed, "the disk failed: {failed}, {result:?}");
+        check!(self, result.is_ok() || failed, "the disk works, {result:?}");
         self.observe();
         if failed {
             return false;
