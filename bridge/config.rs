@@ -41,6 +41,8 @@ pub struct Config {
     pub users: Vec<User>,
     /// Clients without credentials.
     pub anonymous: Anonymous,
+    /// Topics that know copies of messages. Default none.
+    pub deduplicate: Vec<Deduplicate>,
 }
 
 impl Default for Config {
@@ -59,8 +61,36 @@ impl Default for Config {
                 loopback_only: true,
             }],
             anonymous: Anonymous::default(),
+            deduplicate: Vec::new(),
         }
     }
+}
+
+/// A topic that knows copies of messages: the second of two with the same value of a property is confirmed and not
+/// stored.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deduplicate {
+    /// The topic, by its own name.
+    pub topic: String,
+    /// The property. Default `UNIQ_KEY`: the id that a RocketMQ producer gives each message, in other protocols the
+    /// message id.
+    #[serde(default = "unique_key")]
+    pub property: String,
+    /// Values remembered, about 100 bytes of memory each. Default 100,000.
+    #[serde(default = "dedup_keys")]
+    pub keys: u32,
+    /// Seconds that each is remembered. Default: as long as there is room.
+    #[serde(default)]
+    pub seconds: Option<u64>,
+}
+
+fn unique_key() -> String {
+    "UNIQ_KEY".into()
+}
+
+fn dedup_keys() -> u32 {
+    100_000
 }
 
 /// The log on disk.
@@ -137,6 +167,8 @@ pub struct Limits {
     pub transient_max: usize,
     /// Most topics that publishing makes; beyond it messages enter topic `catch-all`. Default 10,000.
     pub topics_auto_max: usize,
+    /// Dedup keys remembered by all topics and exchanges together, about 100 bytes of memory each. Default 1,000,000.
+    pub dedup_keys_max: usize,
 }
 
 impl Default for Limits {
@@ -148,6 +180,7 @@ impl Default for Limits {
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,
+            dedup_keys_max: engine.dedup_keys_max,
         }
     }
 }

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use std::thread;
 
 use bytes::Bytes;
+use rocketbridge_core::address::encode_name;
 use rocketbridge_core::engine::{self, Engine, OpenError, StoreFailed};
+use rocketbridge_core::request::Dedup;
+use rocketbridge_core::time::Millis;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -17,7 +20,7 @@ use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
 use tracing::{debug, error, warn};
 
 use crate::clock::SystemClock;
-use crate::config::{Config, Flush};
+use crate::config::{Config, Deduplicate, Flush};
 use crate::connections::{Call, Connections};
 use crate::listener::{self, Acceptor};
 use crate::log;
@@ -270,6 +273,15 @@ fn reachable_ip(ip: IpAddr) -> IpAddr {
     outward.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
 }
 
+fn dedup_topic(deduplicate: &Deduplicate) -> (Bytes, Dedup) {
+    let dedup = Dedup {
+        property: Bytes::from(deduplicate.property.clone()),
+        keys_max: deduplicate.keys,
+        time: deduplicate.seconds.map(Millis::from_secs),
+    };
+    (encode_name(&Bytes::from(deduplicate.topic.clone())), dedup)
+}
+
 fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
     let users = config.users.iter().map(|user| engine::User {
         name: Bytes::from(user.name.clone()),
@@ -286,6 +298,8 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
+        dedup_keys_max: config.limits.dedup_keys_max,
+        dedup_topics: config.deduplicate.iter().map(dedup_topic).collect(),
         body_max: config.limits.body_size_max,
         unsynced_max: config.limits.unsynced_max,
         transient_max: config.limits.transient_max,
