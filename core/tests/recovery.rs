@@ -352,6 +352,7 @@ fn everything_declared_survives_a_restart() {
             durable: true,
             keep: rocketbridge_core::time::Millis::from_secs(60),
             limit: Limit::NONE,
+            will: None,
         })
     };
     client.ask(&harness.engine, attach(false)).unwrap();
@@ -380,7 +381,9 @@ fn everything_declared_survives_a_restart() {
     );
     assert_eq!(content(&harness.engine, &mut client, "q"), ["one"; 3]);
     match client.ask(&harness.engine, attach(false)) {
-        Ok(Reply::Attached { present: true, cookies }) => assert_eq!(cookies, [bytes("filter")]),
+        Ok(Reply::Attached {
+            present: true, cookies, ..
+        }) => assert_eq!(cookies, [bytes("filter")]),
         other => panic!("{other:?}"),
     }
     assert_eq!(content(&harness.engine, &mut client, "\0device"), ["two"; 3]);

@@ -3,9 +3,14 @@
 use bytes::{BufMut, Bytes};
 
 use crate::address::{Level, Pattern};
+use crate::attributes::Attributes;
 use crate::engine::policy_codec::{put_alternate, put_hash_on, put_limit, put_policy};
+use crate::engine::progress::Entry;
+use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source};
+use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
+use crate::store::record::Position;
+use crate::time::Millis;
 
 /// One durable change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,40 @@ pub(crate) enum Change {
     /// The queue had its first consumer: after a crash its entries may have been delivered.
     Consumed {
         id: u32,
+    },
+    /// What a named session wrote on a lease; 0 takes it away.
+    Note {
+        id: u32,
+        sequence: u64,
+        note: u32,
+    },
+    /// What is published when a named session's client is lost.
+    Will {
+        holder: Bytes,
+        will: Box<Will>,
+    },
+    /// It was published, or is not to be any more.
+    WillGone(Bytes),
+    /// A named session is a member of a shared queue.
+    Member {
+        holder: Bytes,
+        id: u32,
+        cookie: Bytes,
+    },
+    MemberGone {
+        holder: Bytes,
+        id: u32,
+    },
+    /// A queue got last values that were there already, one after the other from that sequence on.
+    Recalled {
+        id: u32,
+        first: u64,
+        entries: Vec<Entry>,
+    },
+    /// The last value of an address, for records that do not say it themselves and for checkpoints.
+    Retained {
+        address: Bytes,
+        entry: Entry,
     },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
@@ -143,6 +182,44 @@ impl Change {
             Self::Consumed { id } => {
                 out.put_u8(12);
                 out.put_u32_le(*id);
+            }
+            Self::Note { id, sequence, note } => {
+                out.put_u8(50);
+                out.put_u32_le(*id);
+                out.put_u64_le(*sequence);
+                out.put_u32_le(*note);
+            }
+            Self::Will { holder, will } => {
+                out.put_u8(51);
+                put_bytes(out, holder);
+                put_will(out, will);
+            }
+            Self::WillGone(holder) => {
+                out.put_u8(52);
+                put_bytes(out, holder);
+            }
+            Self::Member { holder, id, cookie } => {
+                out.put_u8(53);
+                put_bytes(out, holder);
+                out.put_u32_le(*id);
+                put_bytes(out, cookie);
+            }
+            Self::MemberGone { holder, id } => {
+                out.put_u8(54);
+                put_bytes(out, holder);
+                out.put_u32_le(*id);
+            }
+            Self::Recalled { id, first, entries } => {
+                out.put_u8(55);
+                out.put_u32_le(*id);
+                out.put_u64_le(*first);
+                out.put_u32_le(entries.len() as u32);
+                entries.iter().for_each(|entry| put_entry(out, *entry));
+            }
+            Self::Retained { address, entry } => {
+                out.put_u8(56);
+                put_bytes(out, address);
+                put_entry(out, *entry);
             }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
@@ -244,6 +321,38 @@ impl Change {
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }
+            50 => Self::Note {
+                id: at.u32()?,
+                sequence: at.u64()?,
+                note: at.u32()?,
+            },
+            51 => Self::Will {
+                holder: at.bytes()?,
+                will: Box::new(at.will()?),
+            },
+            52 => Self::WillGone(at.bytes()?),
+            53 => Self::Member {
+                holder: at.bytes()?,
+                id: at.u32()?,
+                cookie: at.bytes()?,
+            },
+            54 => Self::MemberGone {
+                holder: at.bytes()?,
+                id: at.u32()?,
+            },
+            55 => {
+                let (id, first, count) = (at.u32()?, at.u64()?, at.u32()?);
+                let entries: Option<Vec<_>> = (0..count).map(|_| at.entry()).collect();
+                Self::Recalled {
+                    id,
+                    first,
+                    entries: entries?,
+                }
+            }
+            56 => Self::Retained {
+                address: at.bytes()?,
+                entry: at.entry()?,
+            },
             20 => Self::QueueAltered {
                 id: at.u32()?,
                 limit: at.limit()?,
@@ -262,6 +371,23 @@ impl Change {
             _ => return None,
         })
     }
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: Entry) {
+    out.put_u64_le(entry.position.0);
+    out.put_u32_le(entry.size);
+    out.put_u64_le(entry.word);
+}
+
+fn put_will(out: &mut Vec<u8>, will: &Will) {
+    out.put_u64_le(will.delay.0);
+    out.put_u8(will.entry as u8);
+    out.put_u8(will.format.0);
+    put_bools(out, &[will.persistent, will.retain]);
+    for bytes in [&will.topic, &will.key, &will.body, &will.origin] {
+        put_bytes(out, bytes);
+    }
+    put_bytes(out, will.attributes.as_bytes());
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -390,6 +516,39 @@ impl Reader<'_> {
         })
     }
 
+    fn entry(&mut self) -> Option<Entry> {
+        Some(Entry {
+            position: Position(self.u64()?),
+            size: self.u32()?,
+            word: self.u64()?,
+        })
+    }
+
+    fn will(&mut self) -> Option<Will> {
+        let delay = Millis(self.u64()?);
+        let entry = match self.u8()? {
+            0 => message::Entry::Exchange,
+            1 => message::Entry::Queue,
+            2 => message::Entry::Topic,
+            3 => message::Entry::Native,
+            _ => return None,
+        };
+        let format = Format(self.u8()?);
+        let (persistent, retain) = (self.bool()?, self.bool()?);
+        Some(Will {
+            delay,
+            entry,
+            format,
+            persistent,
+            retain,
+            topic: self.bytes()?,
+            key: self.bytes()?,
+            body: self.bytes()?,
+            origin: self.bytes()?,
+            attributes: Attributes::encoded(self.bytes()?),
+        })
+    }
+
     fn level(&mut self) -> Option<Level> {
         Some(match self.u8()? {
             0 => Level::Literal(self.bytes()?),
@@ -437,6 +596,11 @@ mod tests {
             destination: Destination::Queue(name("q")),
             arguments: name("args"),
             cookie: name("cookie"),
+        };
+        let entry = Entry {
+            position: Position(8),
+            size: 80,
+            word: 9,
         };
         let headers = Binding {
             source: Source::Exchange(name("e")),
@@ -498,6 +662,45 @@ mod tests {
             },
             Change::HolderGone(name("c")),
             Change::Consumed { id: 3 },
+            Change::Note {
+                id: 1,
+                sequence: 2,
+                note: 3,
+            },
+            Change::Will {
+                holder: name("c"),
+                will: Box::new(Will {
+                    delay: Millis(5),
+                    entry: message::Entry::Topic,
+                    topic: name("t"),
+                    key: name("k"),
+                    body: name("gone"),
+                    attributes: Attributes::encoded(name("attributes")),
+                    format: Format(2),
+                    origin: name("origin"),
+                    persistent: true,
+                    retain: false,
+                }),
+            },
+            Change::WillGone(name("c")),
+            Change::Member {
+                holder: name("c"),
+                id: 4,
+                cookie: name("cookie"),
+            },
+            Change::MemberGone {
+                holder: name("c"),
+                id: 4,
+            },
+            Change::Recalled {
+                id: 4,
+                first: 5,
+                entries: vec![entry; 2],
+            },
+            Change::Retained {
+                address: name("t"),
+                entry,
+            },
             Change::Stopped {
                 delivered: vec![(1, 2), (3, 4)],
             },

@@ -56,6 +56,8 @@ pub struct Config {
     pub exchanges_max: usize,
     /// Most bindings, subscriptions to patterns included.
     pub bindings_max: usize,
+    /// Most addresses with a last value.
+    pub retained_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
     /// Most bytes that may wait for the disk before publishes are held back.
@@ -88,6 +90,7 @@ impl Default for Config {
             queues_max: 2_000_000,
             exchanges_max: 100_000,
             bindings_max: 10_000_000,
+            retained_max: 1_000_000,
             body_max: 16 << 20,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,

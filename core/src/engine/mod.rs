@@ -17,6 +17,7 @@ mod publish;
 mod ranges;
 mod replay;
 mod republish;
+mod retained;
 mod router;
 mod state;
 mod topology;
@@ -108,6 +109,7 @@ impl Engine {
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
         let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
+        state.replaying = true;
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
@@ -115,6 +117,7 @@ impl Engine {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
+        state.replaying = false;
         let stored_at = now.wall.max(recovered.last_stored_at);
         state.stored_at = stored_at;
         let log = Log::new(
@@ -125,6 +128,7 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
@@ -156,8 +160,10 @@ impl Engine {
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            if let Some(Work::Deliver(queue)) = state.work.pop_front() {
-                state.deliver(queue);
+            match state.work.pop_front() {
+                Some(Work::Deliver(queue)) => state.deliver(queue),
+                Some(Work::Recall) => state.go_on_recalling(),
+                None => {}
             }
             after = state.finish();
         }
@@ -172,9 +178,15 @@ impl Engine {
         }
     }
 
-    /// Sessions whose time is up end. To be called about once a second.
+    /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
-        self.hold(State::end_expired_holders);
+        while self.hold(State::end_expired_holders) {}
+        self.hold(State::sweep_retained);
+    }
+
+    /// How many addresses have a last value.
+    pub fn retained_count(&self) -> usize {
+        self.lock().retained.len()
     }
 
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
@@ -322,7 +334,11 @@ impl State {
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
             Request::Attach(attach) => self.attach(link, attach),
-            Request::Detach { keep } => Ok(self.detach(link, keep)),
+            Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
+            Request::Note { subscription, notes } => self.note(link, subscription, &notes),
+            Request::Share(share) => self.share(link, share),
+            Request::Unshare { queue } => self.unshare(link, &queue),
+            Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
             Request::JoinProducers { .. } => Ok(Reply::Done),

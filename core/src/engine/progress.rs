@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::engine::entries::EntryList;
 use crate::engine::ranges::Ranges;
-pub(crate) use crate::store::pages::Entry;
+pub(crate) use crate::store::pages::{EXPIRES, Entry, RECALLED};
 
 /// Entries of one queue from the head on and what became of them.
 pub(crate) struct Progress {

@@ -2,9 +2,12 @@
 
 use crate::attributes::Iter;
 use crate::engine::change::Change;
+use crate::engine::consume::drop_notes;
 use crate::engine::group::tag_hash;
+use crate::engine::holder::PendingWill;
 use crate::engine::progress::Entry;
 use crate::engine::publish::expires_at;
+use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
 use crate::request::Destination;
@@ -85,6 +88,10 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
             log.pin(entry.position);
         }
     }
+    if view.is_retained() {
+        let is_empty = view.body().is_empty();
+        state.replay_retained(index_key(view.topic(), view.key()), Entry { word, ..entry }, is_empty);
+    }
 }
 
 fn replay_settle(state: &mut State, payload: &[u8]) {
@@ -95,6 +102,7 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let State { queues, log, .. } = state;
         if let Some(Some(queue)) = queues.get_mut(id as usize) {
             let range = first..first.saturating_add(u64::from(count));
+            drop_notes(&mut queue.notes, &range);
             queue.progress.ack(range, |entry| log.unpin(entry.position));
         }
     }
@@ -148,14 +156,37 @@ fn replay_change(state: &mut State, change: Change) {
                 .insert((topic, queue_id), offset);
         }
         Change::Holder { name, keep } => state.replay_holder(name, Millis(keep)),
-        Change::HolderGone(name) => {
-            state.holders.remove(&name);
-        }
+        Change::HolderGone(name) => state.replay_holder_gone(&name),
         Change::Consumed { id } => {
             if let Some(queue) = state.queue(id) {
                 queue.had_consumer = true;
             }
         }
+        Change::Note { id, sequence, note } => {
+            if let Some(queue) = state.queue(id) {
+                queue.set_note(sequence, note);
+            }
+        }
+        Change::Will { holder, will } => {
+            state.wills.insert(holder, PendingWill { will, at: None });
+        }
+        Change::WillGone(holder) => {
+            state.wills.remove(&holder);
+        }
+        Change::Member { holder, id, cookie } => state.replay_member(&holder, id, cookie),
+        Change::MemberGone { holder, id } => state.leave_shared(&holder, id),
+        Change::Recalled { id, first, entries } => {
+            let State { queues, log, .. } = state;
+            let Some(Some(queue)) = queues.get_mut(id as usize) else {
+                return;
+            };
+            for (sequence, entry) in (first..).zip(entries) {
+                if queue.progress.replay_push(sequence, entry) {
+                    log.pin(entry.position);
+                }
+            }
+        }
+        Change::Retained { address, entry } => state.replay_retained(address.to_vec(), entry, entry.size == 0),
         Change::QueueAltered { id, limit, policy } => {
             if let Some(queue) = state.queue(id) {
                 queue.spec.limit = limit;

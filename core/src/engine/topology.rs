@@ -21,6 +21,15 @@ fn no_exchange(name: &Bytes) -> Refusal {
     }
 }
 
+pub(crate) fn check_pattern(matcher: &Matcher) -> Result<(), Refusal> {
+    match matcher {
+        Matcher::Pattern(pattern) if pattern.levels.len() > LEVELS_MAX => {
+            Err(Refusal::Invalid(format!("a pattern has at most {LEVELS_MAX} levels")))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl State {
     // --- exchanges --------------------------------------------------------------------------------
 
@@ -208,18 +217,19 @@ impl State {
 
     pub(crate) fn bind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
         let (queue, durable) = self.check_ends(link, &binding)?;
-        if let Matcher::Pattern(pattern) = &binding.matcher
-            && pattern.levels.len() > LEVELS_MAX
-        {
-            return Err(Refusal::Invalid(format!("a pattern has at most {LEVELS_MAX} levels")));
-        }
-        if self.router.binding_count() >= self.config.bindings_max {
-            return Err(limit("bindings", self.config.bindings_max));
-        }
+        check_pattern(&binding.matcher)?;
+        self.check_binding_limit()?;
         if self.router.bind(&binding, queue) && durable {
             self.change(&Change::Bound(binding));
         }
         Ok(Reply::Done)
+    }
+
+    pub(crate) fn check_binding_limit(&self) -> Result<(), Refusal> {
+        if self.router.binding_count() >= self.config.bindings_max {
+            return Err(limit("bindings", self.config.bindings_max));
+        }
+        Ok(())
     }
 
     pub(crate) fn unbind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {

@@ -46,6 +46,11 @@ impl Default for Trie {
     }
 }
 
+/// Whether a first level begins with `$`, spelled plainly or as in an encoded topic name.
+pub(crate) fn begins_with_dollar(level: &[u8]) -> bool {
+    level.starts_with(b"$") || level.starts_with(b"|24")
+}
+
 fn spares(pattern: &Pattern) -> bool {
     pattern.spare_dollar && !matches!(pattern.levels.first(), None | Some(Level::Literal(_)))
 }
@@ -121,7 +126,7 @@ impl Trie {
 
     /// Calls `found` with the value of every pattern that matches, maybe more than once.
     pub(crate) fn find(&self, levels: &[&[u8]], found: &mut impl FnMut(u64)) {
-        let dollar = levels.first().is_some_and(|level| level.starts_with(b"$"));
+        let dollar = levels.first().is_some_and(|level| begins_with_dollar(level));
         let mut search = Search {
             trie: self,
             levels,

@@ -20,9 +20,14 @@ pub(crate) struct Entry {
     /// Length of the record, bytes.
     pub size: u32,
     /// In a topic's message queue: the tag's hash. In a queue: when it expires, Unix milliseconds, 0 for
-    /// never.
+    /// never, and flags above that.
     pub word: u64,
 }
+
+/// The part of a queue entry's word that says when it expires.
+pub(crate) const EXPIRES: u64 = (1 << 48) - 1;
+/// In a queue entry's word: the message is a last value that was there before somebody asked for it.
+pub(crate) const RECALLED: u64 = 1 << 63;
 
 impl Entry {
     /// Stands for a message that never became an entry.
@@ -34,7 +39,13 @@ impl Entry {
 
     /// Whether a queue's entry has expired.
     pub(crate) fn is_expired(self, wall: Millis) -> bool {
-        self.word != 0 && self.word <= wall.0
+        let at = self.word & EXPIRES;
+        at != 0 && at <= wall.0
+    }
+
+    /// Whether it is a last value that was there before.
+    pub(crate) fn is_recalled(self) -> bool {
+        self.word & RECALLED != 0
     }
 }
 
