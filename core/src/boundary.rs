@@ -115,8 +115,22 @@ pub struct Publish {
     pub mandatory: bool,
     /// The outcome must tell position, queue and offset; others are merged with their neighbours.
     pub detailed: bool,
+    /// When it is delivered, if not now. Nobody sees it before; it is routed then.
+    pub deliver: Deliver,
     /// What only native messages have.
     pub native: Option<Box<Native>>,
+}
+
+/// When a message is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deliver {
+    /// At once.
+    #[default]
+    Now,
+    /// After that time, whatever happens to the wall clock meanwhile.
+    After(Millis),
+    /// When the wall clock shows that, Unix milliseconds.
+    At(Millis),
 }
 
 /// The parts of a native message's header that its record keeps.
@@ -237,6 +251,8 @@ pub enum Reject {
     NoQueue,
     /// Larger than the limit.
     TooLarge,
+    /// To be delivered later than is allowed.
+    TooLate,
     /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
     /// Not logged in, or no permission.

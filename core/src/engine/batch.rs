@@ -37,7 +37,10 @@ impl State {
                     if placed.routes == 0 && publish.mandatory {
                         self.give_back(link, publish);
                     }
-                    self.put(publish, birth, &placed, &mut destinations);
+                    match self.later(publish.deliver) {
+                        Ok(Some(later)) => self.put_later(publish, birth, &placed, later),
+                        _ => self.put(publish, birth, &placed, &mut destinations),
+                    };
                 }
                 Err(reject) => debug_assert!(false, "what was checked is rejected: {reject:?}"),
             }
@@ -54,6 +57,7 @@ impl State {
     /// Whether a publish can be taken, should those before it have been. Changes nothing.
     fn check_part(&mut self, link: LinkId, publish: &Publish, new_topics: &mut HashSet<Bytes>) -> Result<(), Reject> {
         self.check(link, publish)?;
+        self.later(publish.deliver)?;
         let route = self.router.route(publish)?;
         let chosen = publish.native.as_deref().and_then(|native| native.queue_id);
         let queues = match self.topic_of(publish, &route)? {

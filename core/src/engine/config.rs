@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::request::Exchange;
+use crate::time::Millis;
 
 /// When a persistent message counts as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct Config {
     pub retained_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
+    /// Longest time from a publish to its delivery.
+    pub delay_max: Millis,
     /// Most bytes that may wait for the disk before publishes are held back.
     pub unsynced_max: usize,
     /// Memory for transient messages, bytes; beyond it they go to the log like any other.
@@ -92,6 +95,7 @@ impl Default for Config {
             bindings_max: 10_000_000,
             retained_max: 1_000_000,
             body_max: 16 << 20,
+            delay_max: Millis::from_secs(3 * 24 * 3600),
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
             tail_cache: 64 << 20,

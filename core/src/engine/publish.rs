@@ -15,7 +15,7 @@ use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
 use crate::properties;
-use crate::store::record::{NewMessage, Position};
+use crate::store::record::{Later, NewMessage, Position};
 use crate::time::Millis;
 
 /// The topic of messages whose own topic may not be made any more.
@@ -37,7 +37,7 @@ pub(crate) struct Birth {
 pub(crate) struct Placed {
     route: Arc<Route>,
     /// Topic, message queue and offset.
-    topic_queue: Option<(u32, u32, u64)>,
+    pub topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
     pub routes: u32,
     /// It changes the last value of its address.
@@ -66,12 +66,16 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        let later = self.later(publish.deliver)?;
         let placed = self.place(publish)?;
         if placed.routes == 0 && publish.mandatory {
             self.give_back(link, publish);
         }
         let birth = self.birth(link);
-        let stored = self.put(publish, birth, &placed, destinations);
+        let stored = match later {
+            None => self.put(publish, birth, &placed, destinations),
+            Some(later) => self.put_later(publish, birth, &placed, later),
+        };
         self.tell_stored(link, publish, stored);
         Ok(())
     }
@@ -277,6 +281,31 @@ impl State {
                 destinations.push((*id, queue.progress.end()));
             }
         }
+    }
+
+    /// Stores a message that nobody sees yet.
+    pub(crate) fn store_later(
+        &mut self,
+        publish: &Publish,
+        birth: Birth,
+        (queue, offset): (u32, u64),
+        later: Later,
+    ) -> (Position, Message) {
+        let Self {
+            config,
+            properties,
+            log,
+            stored_at,
+            ..
+        } = self;
+        let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
+        new.later = Some(later);
+        new.topic_queue = Some((queue, offset));
+        let len = new.len();
+        let (position, record) = log.append(len, *stored_at, |record, position, synced| {
+            new.write(record, position, synced, *stored_at, true);
+        });
+        (position, Message::new(record))
     }
 
     fn store(

@@ -32,6 +32,12 @@ impl Replay {
             Kind::Settle => replay_settle(state, &record[HEADER..]),
             Kind::Change => match Change::decode(&record[HEADER..]) {
                 Some(Change::Stopped { delivered }) => self.delivered = Some(delivered.into_iter().collect()),
+                Some(
+                    change @ (Change::Clock { .. }
+                    | Change::Fired { .. }
+                    | Change::TimerRecalled { .. }
+                    | Change::Timers { .. }),
+                ) => state.replay_timers(header.position, change),
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
@@ -50,6 +56,7 @@ impl Replay {
             queue.progress.replay_done(below, queue.had_consumer);
         }
         clamp_offsets(state);
+        state.replay_timers_done();
         state.replay_holders_done();
         state.settled.clear();
         state.changed = false;
@@ -67,6 +74,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         size: record.len() as u32,
         word: 0,
     };
+    if let Some(later) = view.later() {
+        return state.replay_later(later, entry);
+    }
     if let Some((queue, offset)) = view.topic_queue()
         && let Some(topic) = state.topic_ids.get(view.topic()).copied()
         && let Some(queue) = state.topics[topic as usize].queues.get_mut(queue as usize)
@@ -194,7 +204,11 @@ fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
-        Change::Stopped { .. } => {}
+        Change::Stopped { .. }
+        | Change::Clock { .. }
+        | Change::Fired { .. }
+        | Change::TimerRecalled { .. }
+        | Change::Timers { .. } => {}
     }
 }
 
