@@ -279,6 +279,8 @@ pub enum Destination {
     Queue(Bytes),
     /// The exchange of that (encoded) name.
     Exchange(Bytes),
+    /// The root exchange: by what the key says as a whole address.
+    Topics,
 }
 
 /// A binding. Its identity is all of it but `cookie`: binding again replaces the cookie.

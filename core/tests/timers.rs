@@ -139,7 +139,11 @@ fn pending_timers_survive_a_kill_and_fire_once() {
             wanted.push(body);
         }
         harness.engine.sync_once().unwrap();
-        came.extend(settle_all(&harness, &mut client, 8000));
+        came.extend(settle_all(&harness, &mut client, 4000));
+        if life % 2 == 0 {
+            harness.engine.checkpoint().unwrap();
+        }
+        came.extend(settle_all(&harness, &mut client, 4000));
         harness.engine.sync_once().unwrap();
         harness = harness.kill_for(random.below(3000));
     }

@@ -13,6 +13,9 @@ use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matc
 use crate::store::record::Position;
 use crate::time::Millis;
 
+/// Stands for no queue.
+const NO_QUEUE: u32 = u32::MAX;
+
 /// One durable change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
@@ -25,8 +28,15 @@ pub(crate) enum Change {
     QueueGone {
         id: u32,
     },
-    Bound(Binding),
-    Unbound(Binding),
+    /// With the number of the queue it leads to, if it leads to one: names are used again.
+    Bound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
+    Unbound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
     Topic {
         name: Bytes,
         queues: u32,
@@ -130,6 +140,42 @@ pub(crate) enum Change {
         end: Position,
         timers: Bytes,
     },
+    /// Checkpoint: a full page of a list of entries. Either the number of a page in the index files, or the
+    /// entries.
+    Page {
+        list: u64,
+        number: u64,
+        done: u64,
+        first: u64,
+        mixed: bool,
+        stored: Option<u32>,
+        entries: Bytes,
+    },
+    /// Checkpoint: what is behind a list's pages, with the sizes of its open entries and its head.
+    Tail {
+        list: u64,
+        head: u64,
+        start: u64,
+        done: u64,
+        bytes: u64,
+        entries: Bytes,
+    },
+    /// Checkpoint: the number that the next queue gets.
+    Numbers {
+        next_queue: u32,
+    },
+    /// Checkpoint: until when topics want the messages of a segment, and how many entries ever needed it.
+    Segment {
+        number: u64,
+        keep_until: u64,
+        pinned: u64,
+    },
+    /// Checkpoint: a topic at its place in the table of topics.
+    TopicAt {
+        id: u32,
+        name: Bytes,
+        queues: u32,
+    },
 }
 
 impl Change {
@@ -165,12 +211,14 @@ impl Change {
                 out.put_u8(4);
                 out.put_u32_le(*id);
             }
-            Self::Bound(binding) => {
+            Self::Bound { queue, binding } => {
                 out.put_u8(5);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
-            Self::Unbound(binding) => {
+            Self::Unbound { queue, binding } => {
                 out.put_u8(6);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
             Self::Topic { name, queues } => {
@@ -313,6 +361,57 @@ impl Change {
                     out.put_u64_le(*count);
                 }
             }
+            Self::Page {
+                list,
+                number,
+                done,
+                first,
+                mixed,
+                stored,
+                entries,
+            } => {
+                out.put_u8(60);
+                for field in [*list, *number, *done, *first] {
+                    out.put_u64_le(field);
+                }
+                put_bools(out, &[*mixed]);
+                out.put_u32_le(stored.unwrap_or(u32::MAX));
+                put_bytes(out, entries);
+            }
+            Self::Tail {
+                list,
+                head,
+                start,
+                done,
+                bytes,
+                entries,
+            } => {
+                out.put_u8(61);
+                for field in [*list, *head, *start, *done, *bytes] {
+                    out.put_u64_le(field);
+                }
+                put_bytes(out, entries);
+            }
+            Self::Numbers { next_queue } => {
+                out.put_u8(62);
+                out.put_u32_le(*next_queue);
+            }
+            Self::Segment {
+                number,
+                keep_until,
+                pinned,
+            } => {
+                out.put_u8(63);
+                out.put_u64_le(*number);
+                out.put_u64_le(*keep_until);
+                out.put_u64_le(*pinned);
+            }
+            Self::TopicAt { id, name, queues } => {
+                out.put_u8(64);
+                out.put_u32_le(*id);
+                put_bytes(out, name);
+                out.put_u32_le(*queues);
+            }
         }
     }
 
@@ -352,8 +451,14 @@ impl Change {
                 },
             },
             4 => Self::QueueGone { id: at.u32()? },
-            5 => Self::Bound(at.binding()?),
-            6 => Self::Unbound(at.binding()?),
+            5 => Self::Bound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
+            6 => Self::Unbound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
             7 => Self::Topic {
                 name: at.bytes()?,
                 queues: at.u32()?,
@@ -451,6 +556,34 @@ impl Change {
                 let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
                 Self::Purged { id, ranges: ranges? }
             }
+            60 => Self::Page {
+                list: at.u64()?,
+                number: at.u64()?,
+                done: at.u64()?,
+                first: at.u64()?,
+                mixed: at.bool()?,
+                stored: Some(at.u32()?).filter(|stored| *stored != u32::MAX),
+                entries: at.bytes()?,
+            },
+            61 => Self::Tail {
+                list: at.u64()?,
+                head: at.u64()?,
+                start: at.u64()?,
+                done: at.u64()?,
+                bytes: at.u64()?,
+                entries: at.bytes()?,
+            },
+            62 => Self::Numbers { next_queue: at.u32()? },
+            63 => Self::Segment {
+                number: at.u64()?,
+                keep_until: at.u64()?,
+                pinned: at.u64()?,
+            },
+            64 => Self::TopicAt {
+                id: at.u32()?,
+                name: at.bytes()?,
+                queues: at.u32()?,
+            },
             _ => return None,
         })
     }
@@ -526,6 +659,7 @@ fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
             out.put_u8(1);
             put_bytes(out, name);
         }
+        Destination::Topics => out.put_u8(2),
     }
     put_bytes(out, &binding.arguments);
     put_bytes(out, &binding.cookie);
@@ -588,6 +722,7 @@ impl Reader<'_> {
         let destination = match self.u8()? {
             0 => Destination::Queue(self.bytes()?),
             1 => Destination::Exchange(self.bytes()?),
+            2 => Destination::Topics,
             _ => return None,
         };
         Some(Binding {
@@ -723,8 +858,14 @@ mod tests {
                 },
             },
             Change::QueueGone { id: 7 },
-            Change::Bound(binding.clone()),
-            Change::Unbound(headers),
+            Change::Bound {
+                queue: Some(7),
+                binding: binding.clone(),
+            },
+            Change::Unbound {
+                queue: None,
+                binding: headers,
+            },
             Change::Topic {
                 name: name("t"),
                 queues: 4,

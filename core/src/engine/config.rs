@@ -71,6 +71,10 @@ pub struct Config {
     pub tail_cache: usize,
     /// Bytes of full index pages kept in memory before they go to the index files.
     pub index_cache: usize,
+    /// How long topics keep messages.
+    pub retention: Millis,
+    /// Bytes by which the log grows until the next checkpoint, at most.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for Config {
@@ -100,6 +104,8 @@ impl Default for Config {
             transient_max: 64 << 20,
             tail_cache: 64 << 20,
             index_cache: 16 << 20,
+            retention: Millis::from_secs(72 * 3600),
+            checkpoint_bytes: 256 << 20,
         }
     }
 }

@@ -357,7 +357,10 @@ impl State {
             cookie: Bytes::new(),
         };
         self.router.bind(&binding, Some(id));
-        self.change(&Change::Bound(binding));
+        self.change(&Change::Bound {
+            queue: Some(id),
+            binding,
+        });
         Ok(id)
     }
 
@@ -470,7 +473,6 @@ impl State {
     // --- checkpoint -------------------------------------------------------------------------------
 
     /// Sessions with their memberships, wills and notes, as changes that make them again.
-    #[allow(dead_code)]
     pub(crate) fn checkpoint_holders(&self, put: &mut dyn FnMut(&Change)) {
         for (name, holder) in self.holders.iter().filter(|(_, holder)| holder.durable) {
             let name = name.clone();

@@ -6,6 +6,7 @@
 
 mod batch;
 mod change;
+mod checkpoint;
 mod config;
 mod consume;
 mod entries;
@@ -20,12 +21,14 @@ mod republish;
 mod retained;
 mod router;
 mod state;
+mod targets;
 mod timers;
 mod topology;
 mod trie;
 mod wheel;
 mod writer;
 
+pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use writer::StoreFailed;
@@ -37,7 +40,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
-use crate::engine::change::Change;
+use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
@@ -45,6 +48,7 @@ use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
+use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::{Clock, Millis};
@@ -84,6 +88,11 @@ pub struct Engine(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    /// Where this life of the broker began to write.
+    log_begin: Position,
+    maintenance: Mutex<Maintenance>,
     clock: Arc<dyn Clock>,
     writer: Writer,
     /// Woken when something is due earlier than was known.
@@ -115,13 +124,24 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let pages = Arc::new(Pages::new(
+            Arc::clone(&storage),
+            segment_size,
+            config.index_cache / PAGE_LEN,
+        ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         state.replaying = true;
+        let checkpoint = checkpoint::find(&*storage)?;
+        let mut maintenance = Maintenance::default();
+        if let Some((number, trailer)) = checkpoint {
+            maintenance = Maintenance::recovered(number, trailer.start);
+            state.read_checkpoint(&*storage, number, &trailer)?;
+        }
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
-        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
+        let from = checkpoint.map(|(_, trailer)| trailer);
+        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, from, |header, record| {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
@@ -141,9 +161,13 @@ impl Engine {
             let _ = state.declare_exchange(exchange);
         }
         state.changed = false;
-        let writer = Writer::new(storage, segment_size, config.flush, state.log.synced());
+        let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
+            log_begin: state.log.end(),
             state: Mutex::new(state),
+            storage,
+            segment_size,
+            maintenance: Mutex::new(maintenance),
             clock,
             writer,
             alarm: Mutex::new(None),
@@ -152,6 +176,10 @@ impl Engine {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maintenance(&self) -> MutexGuard<'_, Maintenance> {
+        self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One hold of the engine's lock, and what follows from it.

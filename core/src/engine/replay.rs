@@ -10,9 +10,9 @@ use crate::engine::publish::expires_at;
 use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
-use crate::request::Destination;
+use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
-use crate::store::record::{HEADER, Header, Kind, MessageRecord};
+use crate::store::record::{HEADER, Header, Kind, MessageRecord, Position};
 use crate::time::Millis;
 
 /// What a replay has to remember until its end.
@@ -32,16 +32,11 @@ impl Replay {
             Kind::Settle => replay_settle(state, &record[HEADER..]),
             Kind::Change => match Change::decode(&record[HEADER..]) {
                 Some(Change::Stopped { delivered }) => self.delivered = Some(delivered.into_iter().collect()),
-                Some(
-                    change @ (Change::Clock { .. }
-                    | Change::Fired { .. }
-                    | Change::TimerRecalled { .. }
-                    | Change::Timers { .. }),
-                ) => state.replay_timers(header.position, change),
+                Some(change @ Change::Fired { .. }) => state.replay_timers(header.position, change),
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
-            Kind::SegmentHead | Kind::SegmentEnd => {}
+            Kind::SegmentHead | Kind::SegmentEnd | Kind::CheckpointEnd => {}
         }
     }
 
@@ -88,6 +83,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
                 ..entry
             },
         );
+        state
+            .log
+            .keep_until(header.position, header.stored_at + state.config.retention);
     }
     let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
@@ -118,8 +116,20 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
     }
 }
 
-fn replay_change(state: &mut State, change: Change) {
+/// Whether the queue that a binding leads to is still the one of that name.
+fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
+    match &binding.destination {
+        Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
+        Destination::Exchange(_) | Destination::Topics => true,
+    }
+}
+
+/// Applies a change; once more if need be.
+pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
+        Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
+            state.replay_timers(Position(0), change);
+        }
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
                 state.router.add_exchange(exchange);
@@ -132,19 +142,21 @@ fn replay_change(state: &mut State, change: Change) {
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
                 state.release_entries(&queue);
-                state.queue_ids.remove(&queue.spec.name);
+                if state.queue_ids.get(&queue.spec.name) == Some(&id) {
+                    state.queue_ids.remove(&queue.spec.name);
+                }
                 state.router.remove_queue(&queue.topic, id);
             }
         }
-        Change::Bound(binding) => {
-            let queue = match &binding.destination {
-                Destination::Queue(name) => state.queue_ids.get(name).copied(),
-                Destination::Exchange(_) => None,
-            };
-            state.router.bind(&binding, queue);
+        Change::Bound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.bind(&binding, queue);
+            }
         }
-        Change::Unbound(binding) => {
-            state.router.unbind(&binding);
+        Change::Unbound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.unbind(&binding);
+            }
         }
         Change::Topic { name, queues } => {
             state.put_topic(name, queues);
@@ -205,10 +217,12 @@ fn replay_change(state: &mut State, change: Change) {
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
         Change::Stopped { .. }
-        | Change::Clock { .. }
         | Change::Fired { .. }
-        | Change::TimerRecalled { .. }
-        | Change::Timers { .. } => {}
+        | Change::Page { .. }
+        | Change::Tail { .. }
+        | Change::Numbers { .. }
+        | Change::Segment { .. }
+        | Change::TopicAt { .. } => {}
     }
 }
 

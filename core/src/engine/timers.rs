@@ -9,6 +9,8 @@
 //! number that is chosen at each start. What the log remembers is by how much the wall differs from it; that
 //! is written when it changes by more than a second, that is, when the wall was stepped.
 
+use bytes::Bytes;
+
 use crate::boundary::{Deliver, Publish, Reject, Stored};
 use crate::engine::change::Change;
 use crate::engine::progress::Entry;
@@ -50,6 +52,13 @@ impl Axis {
             _ => None,
         }
     }
+}
+
+/// How far a checkpoint has come with the timers.
+#[derive(Default)]
+pub(crate) struct TimerCursor {
+    wheel: u8,
+    minute: u64,
 }
 
 /// All timed messages.
@@ -288,25 +297,36 @@ impl State {
 
     // --- checkpoint and replay --------------------------------------------------------------------
 
-    /// Writes what re-creates all timers.
-    #[allow(dead_code, reason = "checkpoints call it")]
-    pub(crate) fn checkpoint_timers(&self, put: &mut dyn FnMut(&Change)) {
+    /// Puts what re-creates the timers of one minute of a clock; gives whether that was the last.
+    pub(crate) fn checkpoint_timers(&self, cursor: &mut TimerCursor, put: &mut dyn FnMut(&Change)) -> bool {
         let timers = &self.timers;
-        put(&Change::Clock {
-            ahead: timers.written,
-            elapsed: timers.elapsed(self.now),
-        });
-        let end = self.log.end();
-        for (axis, wheel) in [(Axis::Relative, &timers.relative), (Axis::Absolute, &timers.absolute)] {
-            wheel.checkpoint(|minute, timers| {
-                put(&Change::Timers {
-                    axis,
-                    minute,
-                    end,
-                    timers: bytes::Bytes::copy_from_slice(timers),
+        let (axis, wheel) = match cursor.wheel {
+            0 => (Axis::Relative, &timers.relative),
+            1 => (Axis::Absolute, &timers.absolute),
+            _ => {
+                put(&Change::Clock {
+                    ahead: timers.written,
+                    elapsed: timers.elapsed(self.now),
                 });
+                return true;
+            }
+        };
+        let Some(minute) = wheel.next_minute(cursor.minute) else {
+            cursor.wheel += 1;
+            cursor.minute = 0;
+            return false;
+        };
+        cursor.minute = minute + 1;
+        let end = self.log.end();
+        wheel.checkpoint(minute, |timers| {
+            put(&Change::Timers {
+                axis,
+                minute,
+                end,
+                timers: Bytes::copy_from_slice(timers),
             });
-        }
+        });
+        false
     }
 
     pub(crate) fn replay_later(&mut self, later: Later, entry: Entry) {
@@ -350,7 +370,7 @@ impl State {
                 timers: bytes,
             } => timers
                 .wheel(axis)
-                .restore(minute, end, &bytes, |timer| log.pin(timer.position)),
+                .restore(minute, end, &bytes, |timer| log.repin(timer.position)),
             _ => {}
         }
     }

@@ -304,48 +304,45 @@ impl Wheel {
         self.gone.insert(timer.position, timer.due).is_none()
     }
 
-    pub(crate) fn is_recalled(&self, position: Position) -> bool {
-        self.gone.contains_key(&position)
-    }
-
     // --- checkpoints and replay -------------------------------------------------------------------
 
-    /// Calls `put` with the timers of one minute after the other: the minute and its timers as bytes.
-    pub(crate) fn checkpoint(&self, mut put: impl FnMut(u64, &[u8])) {
-        let near = self.seconds.keys().map(|second| second / 60);
-        let nearest = self.millis.keys().map(|millis| millis / MINUTE);
-        let all: std::collections::BTreeSet<u64> = self.minutes.keys().copied().chain(near).chain(nearest).collect();
-        let mut bytes = Vec::new();
-        for minute in all {
-            bytes.clear();
-            let (mut last, mut count) = (0, 0);
-            let mut add = |offset: u64, position: Position, size: u32| {
-                if self.is_recalled(position) {
-                    return;
-                }
-                if count == CHECKPOINT_MAX {
-                    put(minute, &bytes);
-                    bytes.clear();
-                    (last, count) = (0, 0);
-                }
-                count += 1;
-                bytes.extend_from_slice(&(offset as u16).to_le_bytes());
-                put_varint(&mut bytes, zigzag((position.0 / 8) as i64 - last));
-                put_varint(&mut bytes, u64::from(size / 8));
-                last = (position.0 / 8) as i64;
-            };
-            for (due, bucket) in self.millis.range(minute * MINUTE..(minute + 1) * MINUTE) {
-                bucket.each(|_, position, size| add(due % MINUTE, position, size));
+    /// The first minute from that one on that has timers.
+    pub(crate) fn next_minute(&self, from: u64) -> Option<u64> {
+        let minute = self.minutes.range(from..).next().map(|(key, _)| *key);
+        let second = self.seconds.range(from * 60..).next().map(|(key, _)| key / 60);
+        let millis = self.millis.range(from * MINUTE..).next().map(|(key, _)| key / MINUTE);
+        [minute, second, millis].into_iter().flatten().min()
+    }
+
+    /// Calls `put` with the timers of a minute as bytes, in pieces.
+    pub(crate) fn checkpoint(&self, minute: u64, mut put: impl FnMut(&[u8])) {
+        let (mut bytes, mut last, mut count) = (Vec::new(), 0, 0);
+        let mut add = |offset: u64, position: Position, size: u32| {
+            if self.gone.contains_key(&position) {
+                return;
             }
-            for (second, bucket) in self.seconds.range(minute * 60..(minute + 1) * 60) {
-                bucket.each(|offset, position, size| add(second % 60 * SECOND + u64::from(offset), position, size));
+            if count == CHECKPOINT_MAX {
+                put(&bytes);
+                bytes.clear();
+                (last, count) = (0, 0);
             }
-            if let Some(bucket) = self.minutes.get(&minute) {
-                bucket.each(|offset, position, size| add(offset.into(), position, size));
-            }
-            if !bytes.is_empty() {
-                put(minute, &bytes);
-            }
+            count += 1;
+            bytes.extend_from_slice(&(offset as u16).to_le_bytes());
+            put_varint(&mut bytes, zigzag((position.0 / 8) as i64 - last));
+            put_varint(&mut bytes, u64::from(size / 8));
+            last = (position.0 / 8) as i64;
+        };
+        for (due, bucket) in self.millis.range(minute * MINUTE..(minute + 1) * MINUTE) {
+            bucket.each(|_, position, size| add(due % MINUTE, position, size));
+        }
+        for (second, bucket) in self.seconds.range(minute * 60..(minute + 1) * 60) {
+            bucket.each(|offset, position, size| add(second % 60 * SECOND + u64::from(offset), position, size));
+        }
+        if let Some(bucket) = self.minutes.get(&minute) {
+            bucket.each(|offset, position, size| add(offset.into(), position, size));
+        }
+        if !bytes.is_empty() {
+            put(&bytes);
         }
     }
 
@@ -523,7 +520,13 @@ mod tests {
         assert!(wheel.recall(timer(start + 1 + 600 * 331, 600)));
         let mut restored = Wheel::default();
         let mut pinned = 0;
-        wheel.checkpoint(|minute, bytes| restored.restore(minute, Position(1000 * 408), bytes, |_| pinned += 1));
+        let mut from = 0;
+        while let Some(minute) = wheel.next_minute(from) {
+            from = minute + 1;
+            wheel.checkpoint(minute, |bytes| {
+                restored.restore(minute, Position(1000 * 408), bytes, |_| pinned += 1);
+            });
+        }
         assert_eq!(pinned, wheel.len() - 1);
         // The log from before the checkpoint on says the same again, and what came later.
         for n in 0..1000u64 {

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Settle = 4,
     /// A change to topology or offsets, see `engine/change.rs`.
     Change = 5,
+    /// Last record of a checkpoint; not in the log.
+    CheckpointEnd = 6,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             3 => Self::Message,
             4 => Self::Settle,
             5 => Self::Change,
+            6 => Self::CheckpointEnd,
             _ => return None,
         })
     }
