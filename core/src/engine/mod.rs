@@ -222,16 +222,22 @@ impl Engine {
 
     /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
+        self.fire();
+        while self.hold(State::end_expired_holders) {}
+        self.hold(State::sweep_retained);
+    }
+
+    /// Delivers what is due, as far as that takes no longer than a few milliseconds. To be called when
+    /// [`next_deadline`](Self::next_deadline) has come.
+    pub fn fire(&self) {
         for _ in 0..TURNS_MAX {
             if !self.hold(State::turn_timers) {
                 break;
             }
         }
-        while self.hold(State::end_expired_holders) {}
-        self.hold(State::sweep_retained);
     }
 
-    /// When [`tick`](Self::tick) has something to do next, on the monotonic clock.
+    /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
