@@ -108,6 +108,9 @@ pub struct Publish {
     pub origin: Bytes,
     /// Kept over a restart wherever a durable queue or a topic takes it.
     pub persistent: bool,
+    /// When the disk is nearly full, it waits in the session's batch; without, it is rejected with
+    /// [`Reject::Shortage`].
+    pub waits: bool,
     /// It becomes the last value of its address, whatever else happens to it; with an empty body the address
     /// has no last value any more.
     pub retain: bool,
@@ -115,6 +118,8 @@ pub struct Publish {
     pub mandatory: bool,
     /// The outcome must tell position, queue and offset; others are merged with their neighbours.
     pub detailed: bool,
+    /// When it is delivered, if not now. Nobody sees it before; it is routed then.
+    pub deliver: Deliver,
     /// What only native messages have.
     pub native: Option<Box<Native>>,
     /// A key of the link's holder: a second publish with it is [`Fate::Duplicate`] until it is closed.
@@ -130,6 +135,18 @@ pub enum HolderKey {
     /// No message at all, nothing but the number counts: the next publish with it is a new one. The outcome comes
     /// when that is as safe as a confirmed message; its `routes` are 0 when the number was not open.
     Close(u64),
+}
+
+/// When a message is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deliver {
+    /// At once.
+    #[default]
+    Now,
+    /// After that time, whatever happens to the wall clock meanwhile.
+    After(Millis),
+    /// When the wall clock shows that, Unix milliseconds.
+    At(Millis),
 }
 
 /// The parts of a native message's header that its record keeps.
@@ -252,8 +269,12 @@ pub enum Reject {
     NoQueue,
     /// Larger than the limit.
     TooLarge,
+    /// To be delivered later than is allowed.
+    TooLate,
     /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
+    /// There is no room for it just now.
+    Shortage(Shortage),
     /// Not logged in, or no permission.
     AccessRefused,
     /// The link was closed, or the broker is going down.

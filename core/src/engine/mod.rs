@@ -23,8 +23,10 @@ mod retained;
 mod router;
 mod state;
 mod targets;
+mod timers;
 mod topology;
 mod trie;
+mod wheel;
 mod writer;
 
 pub(crate) use change::Change;
@@ -35,9 +37,10 @@ pub use writer::StoreFailed;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
-use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
+use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
 use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
@@ -49,7 +52,7 @@ use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
-use crate::time::Clock;
+use crate::time::{Clock, Millis};
 
 /// Decodes and encodes back a change: for the fuzzer.
 pub(crate) fn decode_change(bytes: &[u8]) {
@@ -60,8 +63,8 @@ pub(crate) fn decode_change(bytes: &[u8]) {
     }
 }
 
-/// Size of a log segment, bytes.
-pub const SEGMENT_SIZE: u64 = 256 << 20;
+/// Holds of one tick, so that whoever calls it may do something else in between.
+const TURNS_MAX: usize = 16;
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +91,12 @@ struct Shared {
     /// Where this life of the broker began to write.
     log_begin: Position,
     maintenance: Mutex<Maintenance>,
+    closing: Mutex<bool>,
+    closed: Condvar,
     clock: Arc<dyn Clock>,
     writer: Writer,
+    /// Woken when something is due earlier than was known.
+    alarm: Mutex<Option<Waker>>,
 }
 
 impl Engine {
@@ -98,11 +105,12 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says whether somebody else has it, or what is wrong with it.
     pub fn open(folder: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let storage = FileStorage::open(folder, SEGMENT_SIZE).map_err(|error| match error.kind() {
+        let storage = FileStorage::open(folder).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked,
             _ => OpenError::Io(error),
         })?;
-        Self::open_storage(Arc::new(storage), SEGMENT_SIZE, config, clock)
+        let segment_size = storage.segment_size();
+        Self::open_storage(Arc::new(storage), segment_size, config, clock)
     }
 
     /// As [`open`](Self::open), on any storage.
@@ -164,8 +172,11 @@ impl Engine {
             storage,
             segment_size,
             maintenance: Mutex::new(maintenance),
+            closing: Mutex::new(false),
+            closed: Condvar::new(),
             clock,
             writer,
+            alarm: Mutex::new(None),
         })))
     }
 
@@ -205,6 +216,11 @@ impl Engine {
         for waker in after.wakers {
             waker.wake();
         }
+        if after.deadline_moved
+            && let Some(alarm) = &*self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            alarm.wake_by_ref();
+        }
         if after.unwritten {
             self.wrote_to_log(after.awaited, after.unsynced);
         }
@@ -212,9 +228,38 @@ impl Engine {
 
     /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
+        self.fire();
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
         self.hold(|state| state.dedups.expire(state.now));
+    }
+
+    /// Delivers what is due, as far as that takes no longer than a few milliseconds. To be called when
+    /// [`next_deadline`](Self::next_deadline) has come.
+    pub fn fire(&self) {
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::turn_timers) {
+                break;
+            }
+        }
+    }
+
+    /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let state = self.lock();
+        let now = self.0.clock.now();
+        state.timers.next(now)
+    }
+
+    /// Who is to be woken when the next deadline has become an earlier one.
+    pub fn set_alarm(&self, alarm: Waker) {
+        *self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+    }
+
+    /// Timed messages that wait, and the memory that it takes to know of them, bytes.
+    pub fn timers(&self) -> (u64, usize) {
+        let state = self.lock();
+        (state.timers.len(), state.timers.memory())
     }
 
     /// How many addresses have a last value.
@@ -225,6 +270,10 @@ impl Engine {
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
     /// durable and returns.
     pub fn close(&self) {
+        // What is read back at the next start is short then.
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "no checkpoint was taken");
+        }
         self.hold(|state| {
             if std::mem::replace(&mut state.closing, true) {
                 return;
@@ -276,6 +325,15 @@ impl Link for EngineLink {
                 {
                     state.block(id);
                     return Admission::Partial;
+                }
+                if let Some(shortage) = state.shortage.filter(|_| !state.closing) {
+                    if publish.waits {
+                        state.block(id);
+                        return Admission::Partial;
+                    }
+                    state.reject(id, publish.token, Reject::Shortage(shortage));
+                    batch.pop_front();
+                    continue;
                 }
                 state.publish_one(id, publish, destinations);
                 batch.pop_front();
@@ -366,6 +424,7 @@ impl State {
                 leased,
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
+            Request::TakeBack { position, unique_key } => self.take_back(position, &unique_key),
             Request::Attach(attach) => self.attach(link, attach),
             Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
             Request::Note { subscription, notes } => self.note(link, subscription, &notes),

@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, SubscriptionId};
+use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
@@ -20,6 +20,7 @@ use crate::engine::publish::Destinations;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
+use crate::engine::timers::Timers;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
@@ -69,6 +70,8 @@ pub(crate) struct LinkState {
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
     pub blocked: bool,
+    /// Was told what is short.
+    told_shortage: bool,
 }
 
 /// An outcome that waits for the disk.
@@ -145,6 +148,9 @@ pub(crate) struct State {
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
+    pub timers: Timers,
+    /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
+    pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
     pub destinations: Destinations,
     /// A message is being published again; those that it causes wait in `republishes`.
@@ -156,6 +162,8 @@ pub(crate) struct State {
     pub replaying: bool,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
+    /// What publishers have to wait for.
+    pub shortage: Option<Shortage>,
 }
 
 /// What the end of a hold asks for outside of it.
@@ -166,6 +174,7 @@ pub(crate) struct After {
     /// Somebody waits for the disk.
     pub awaited: bool,
     pub work: bool,
+    pub deadline_moved: bool,
     pub unsynced: usize,
 }
 
@@ -209,12 +218,15 @@ impl State {
             steps: 0,
             properties: Vec::new(),
             payload: Vec::new(),
+            timers: Timers::new(now),
+            deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
             republishes: VecDeque::new(),
             changed: false,
             replaying: false,
             closing: false,
+            shortage: None,
         }
     }
 
@@ -243,6 +255,7 @@ impl State {
             pulls: Map::default(),
             parked: Vec::new(),
             blocked: false,
+            told_shortage: false,
         });
         let index = match self.free_links.pop() {
             Some(index) => {
@@ -399,12 +412,18 @@ impl State {
 
     /// Publishers that were held back are told to go on, once there is room again.
     pub(crate) fn unblock(&mut self) {
-        if self.blocked_links.is_empty() || self.log.unsynced() > self.config.unsynced_max / 2 {
+        if self.blocked_links.is_empty()
+            || self.log.unsynced() > self.config.unsynced_max / 2
+            || (self.shortage.is_some() && !self.closing)
+        {
             return;
         }
         for id in std::mem::take(&mut self.blocked_links) {
             if let Some(link) = self.touch(id) {
                 link.blocked = false;
+                if std::mem::take(&mut link.told_shortage) {
+                    link.stage(Event::Notice(Notice::Unblocked));
+                }
                 link.stage(Event::Writable);
             }
         }
@@ -416,6 +435,12 @@ impl State {
             && !std::mem::replace(&mut link.blocked, true)
         {
             self.blocked_links.push(id);
+        }
+        if let Some(shortage) = self.shortage
+            && let Some(link) = self.link(id)
+            && !std::mem::replace(&mut link.told_shortage, true)
+        {
+            self.notify(id, Notice::Blocked(shortage));
         }
     }
 
@@ -488,7 +513,7 @@ impl State {
     }
 
     /// Index pages beyond what the memory may hold go to their files.
-    fn store_pages(&mut self) {
+    pub(crate) fn store_pages(&mut self) {
         while let Some((list, page)) = self.pages.next_to_store() {
             let stored = self.list(list).map_or(Ok(()), |entries| entries.store_page(page));
             if let Err(error) = stored {
@@ -562,6 +587,7 @@ impl State {
             unwritten: self.log.has_unwritten(),
             awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
             work: !self.work.is_empty(),
+            deadline_moved: std::mem::take(&mut self.deadline_moved),
             unsynced: self.log.unsynced(),
         }
     }

@@ -163,6 +163,11 @@ impl Log {
         self.segments.pin(position.0 / self.segment_size);
     }
 
+    /// As [`pin`](Self::pin), for an entry that a checkpoint has counted already.
+    pub(crate) fn repin(&mut self, position: Position) {
+        self.segments.at(position.0 / self.segment_size).pins += 1;
+    }
+
     /// One entry fewer does.
     pub(crate) fn unpin(&mut self, position: Position) {
         self.segments.unpin(position.0 / self.segment_size);
@@ -236,8 +241,10 @@ impl Log {
     }
 
     fn append_head(&mut self, now: Millis) {
+        let kib = (self.segment_size >> 10) as u32;
         self.append_here(HEAD_LEN, |record, position, synced| {
             record[HEADER..HEADER + 4].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+            record[HEADER + 4..HEADER + 8].copy_from_slice(&kib.to_le_bytes());
             record::seal(
                 record,
                 Header {

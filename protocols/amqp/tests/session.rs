@@ -623,7 +623,7 @@ fn a_copy_is_confirmed_like_the_message_it_is_a_copy_of() {
     let mut script = Script::opened();
     script.open_channel(1);
     script.confirm_select(1);
-    script.publish(1, b"e", b"k", b"", b"body");
+    script.publish(1, b"e", b"k", b"\x00\x00", b"body");
     script.meet("e");
     let Fate::Stored(first) = stored(1) else { unreachable!() };
     script.events(vec![outcome(0, 1, Fate::Duplicate(first))]);
