@@ -9,7 +9,7 @@ use rocketbridge_core::boundary::SubscriptionId;
 
 use super::confirms::Confirms;
 use super::publishes::ChannelKey;
-use super::unacked::Unacked;
+use rocketbridge_session::Unacked;
 use crate::codec::{FRAME_BODY, FRAME_HEADER, MethodId};
 use crate::mapping::{ExchangeName, Target};
 use crate::reply_code::ConnectionError;

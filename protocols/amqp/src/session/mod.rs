@@ -21,7 +21,6 @@ mod names;
 mod publishes;
 mod queues;
 mod shared;
-mod unacked;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
