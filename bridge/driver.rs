@@ -23,6 +23,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::{BufMut, BytesMut};
 use rocketbridge_core::boundary::{Admission, Event, Link};
 use rocketbridge_core::inbox::{Inbox, Taken};
+use rocketbridge_core::request::Request;
 use rocketbridge_core::time::{Clock, Millis, Now};
 use rocketbridge_session::{Order, Outbox, Session};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -404,6 +405,11 @@ where
                     self.out.recycle(Order::Settle(run));
                 }
                 Order::Request(id, request) => {
+                    if matches!(*request, Request::Commit(_)) && (self.refused_at.is_some() || link.is_busy()) {
+                        self.refused_at.get_or_insert(now.mono);
+                        self.out.put_back_request(id, request);
+                        return;
+                    }
                     link.request(id, *request);
                     if self.events.is_full() {
                         // Goes on when the session has taken some of the answers.

@@ -254,9 +254,7 @@ fn publish(token: u64) -> Publish {
         format: Format(1),
         origin: Bytes::new(),
         persistent: false,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 

@@ -78,7 +78,8 @@ fn run(mode: &str, messages: usize) {
             exclusive: false,
             auto_delete: false,
             addressable: false,
-            limit: Limit::default(),
+            limit: Limit::NONE,
+            policy: None,
             arguments: Bytes::new(),
         }),
     );
@@ -91,6 +92,7 @@ fn run(mode: &str, messages: usize) {
             acknowledge: Acknowledge::Always,
             window: None,
             exclusive: false,
+            priority: 0,
         }),
     );
     // The queue is not a topic: an exchange of its own leads to it.
@@ -121,9 +123,7 @@ fn run(mode: &str, messages: usize) {
                     format: Format(9),
                     origin: Bytes::new(),
                     persistent: mode != "transient",
-                    mandatory: false,
-                    detailed: false,
-                    native: None,
+                    ..Publish::default()
                 });
             }
             let before = batch.len();

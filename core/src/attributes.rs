@@ -84,7 +84,7 @@ impl Attribute {
         )
     }
 
-    fn from_id(id: u8) -> Option<Self> {
+    pub(crate) fn from_id(id: u8) -> Option<Self> {
         Self::ALL.get(usize::from(id).checked_sub(1)?).copied()
     }
 
@@ -140,6 +140,11 @@ pub struct Attributes(Bytes);
 impl Attributes {
     /// No properties at all.
     pub const EMPTY: Self = Self(Bytes::new());
+
+    /// A block that was encoded before.
+    pub(crate) fn encoded(block: Bytes) -> Self {
+        Self(block)
+    }
 
     /// The encoded block.
     pub fn as_bytes(&self) -> &[u8] {

@@ -44,6 +44,12 @@ pub trait Link: Send + 'static {
     /// that may be held is answered when there is something or when it is cancelled.
     fn request(&mut self, id: RequestId, request: Request);
 
+    /// Whether too much waits for the disk to take a [`Request::Commit`] now: [`Event::Writable`] comes when
+    /// it is worth trying again.
+    fn is_busy(&mut self) -> bool {
+        false
+    }
+
     /// Ends the wait of a held request: it is answered now with what there is, maybe nothing. Does
     /// nothing when the request was answered already.
     fn cancel(&mut self, id: RequestId);
@@ -80,7 +86,7 @@ pub struct RequestId(pub u64);
 pub struct SubscriptionId(pub u32);
 
 /// A message to be routed and stored.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Publish {
     /// The session's number for it, rising by one from publish to publish so that outcomes of
     /// neighbours can be told in one event.
@@ -245,6 +251,8 @@ pub struct Delivery {
     pub sequence: u64,
     /// It may have been delivered before.
     pub redelivered: bool,
+    /// How often it came back before, where the queue counts that; else 0.
+    pub attempts: u32,
     /// It is leased and must be settled.
     pub leased: bool,
     /// The message.
@@ -260,4 +268,17 @@ pub enum Notice {
     GroupChanged(Bytes),
     /// Another connection took this link's holder over; this one is to close.
     HolderTaken,
+    /// Publishers are held back until [`Notice::Unblocked`].
+    Blocked(Shortage),
+    /// Publishing goes on.
+    Unblocked,
+}
+
+/// What publishers have to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Memory runs short.
+    Memory,
+    /// The disk is nearly full.
+    Disk,
 }

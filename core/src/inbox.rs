@@ -240,6 +240,7 @@ mod tests {
             subscription: SubscriptionId(1),
             sequence: 0,
             redelivered: false,
+            attempts: 0,
             leased: false,
             message: Message::new(record),
         })

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod fuzzing;
 pub mod inbox;
 pub mod message;
+pub mod policy;
 pub mod properties;
 pub mod request;
 pub mod store;

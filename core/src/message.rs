@@ -16,10 +16,11 @@ use crate::store::record::{MessageRecord, NewMessage, Position};
 use crate::time::Millis;
 
 /// How a message entered the broker, which decides who may see it (DESIGN: "One address space").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Entry {
     /// Through the exchange of that name, which must exist: its bindings, patterns over everything.
+    #[default]
     Exchange = 0,
     /// Straight to the queue that the topic is named for: that queue and native groups, no pattern.
     Queue = 1,
@@ -60,8 +61,13 @@ impl Message {
         }))
     }
 
-    fn view(&self) -> MessageRecord<'_> {
+    pub(crate) fn view(&self) -> MessageRecord<'_> {
         MessageRecord::of(&self.record)
+    }
+
+    /// The whole record as shared bytes.
+    pub(crate) fn share_record(&self) -> Bytes {
+        Bytes::from_owner(self.record.clone())
     }
 
     /// Encoded topic name.

@@ -5,8 +5,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::address::Pattern;
-use crate::boundary::{Delivery, SubscriptionId};
+use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
 use crate::message::Message;
+pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -38,6 +39,13 @@ pub enum Request {
         if_unused: bool,
         if_empty: bool,
     },
+    /// Gives a queue another limit and policy, which count for what it holds as well. Whether the queue keeps
+    /// all messages and how many priorities it has stays as it was declared. [`Reply::Done`].
+    AlterQueue {
+        name: Bytes,
+        limit: Limit,
+        policy: Option<Box<Policy>>,
+    },
     /// Removes what is ready, not what is leased. [`Reply::Count`].
     PurgeQueue { name: Bytes },
     /// Idempotent. [`Reply::Done`]; [`Refusal::NotFound`] says which end is missing.
@@ -58,6 +66,14 @@ pub enum Request {
         queue: Bytes,
         leased: bool,
     },
+
+    // --- atomic batches ---------------------------------------------------------------------------
+    /// Publishes and settles all of it or nothing. Publishes have no outcomes of their own; mandatory ones
+    /// that nobody is there for come back before the reply. [`Reply::Done`], when all is as safe as a
+    /// confirmed message; [`Refusal::Rejected`] names the first publish that cannot be taken,
+    /// [`Refusal::Invalid`] a batch beyond [`Commit::ITEMS_MAX`] or [`Commit::BYTES_MAX`]. After a refusal
+    /// nothing was done.
+    Commit(Commit),
 
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
@@ -113,6 +129,27 @@ pub enum Request {
     View { position: Position },
 }
 
+/// Publishes and settlements that take effect together.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// In their order.
+    pub publishes: Vec<Publish>,
+    /// In their order, behind the publishes.
+    pub settlements: Vec<Settlement>,
+}
+
+impl Commit {
+    /// Most publishes and settlements together.
+    pub const ITEMS_MAX: usize = 10_000;
+    /// Most bytes of bodies and headers together.
+    pub const BYTES_MAX: usize = 16 << 20;
+
+    /// What a publish counts towards [`BYTES_MAX`](Self::BYTES_MAX).
+    pub fn size_of(publish: &Publish) -> usize {
+        publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len() + publish.body.len()
+    }
+}
+
 /// What a peer shows at login.
 #[derive(Clone, Debug)]
 pub enum Credentials {
@@ -134,6 +171,9 @@ pub enum ExchangeKind {
     Pattern = 2,
     /// To bindings whose matcher fits the message's user properties.
     Headers = 3,
+    /// To one binding, the same for the same hash of what the exchange hashes on. A binding's key is its
+    /// weight.
+    Hash = 4,
 }
 
 /// An exchange: a topic seen as a router.
@@ -149,6 +189,10 @@ pub struct Exchange {
     pub auto_delete: bool,
     /// Only other exchanges publish to it.
     pub internal: bool,
+    /// Where messages go that none of its bindings takes.
+    pub alternate: Option<Way>,
+    /// What [`ExchangeKind::Hash`] hashes.
+    pub hash_on: HashOn,
     /// The declarer's own words, kept and given back unread.
     pub arguments: Bytes,
 }
@@ -167,19 +211,12 @@ pub struct Queue {
     /// What native producers send to the topic of its name reaches it, and what is published straight to it
     /// enters that topic. Not for server-named, exclusive and temporary queues.
     pub addressable: bool,
-    /// Most messages and bytes kept; the oldest ready one is dropped to make room. Zero is no limit.
+    /// Most messages and bytes ready; what happens beyond it is the policy's `overflow`.
     pub limit: Limit,
+    /// What it does beyond queueing; `None` is the default policy.
+    pub policy: Option<Box<Policy>>,
     /// The declarer's own words, kept and given back unread.
     pub arguments: Bytes,
-}
-
-/// How much a queue may hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limit {
-    /// Messages; 0 is no limit.
-    pub messages: u64,
-    /// Bytes of records; 0 is no limit.
-    pub bytes: u64,
 }
 
 /// Where a binding's messages come from.
@@ -264,6 +301,8 @@ pub struct Subscribe {
     pub window: Option<u32>,
     /// No other consumer beside it.
     pub exclusive: bool,
+    /// Consumers of a higher priority are served first, as long as they can take something.
+    pub priority: i32,
 }
 
 /// Taking a named session.
@@ -457,6 +496,14 @@ pub enum Refusal {
     /// A limit was reached or a value is out of range.
     #[error("{0}")]
     Invalid(String),
+    /// A publish of a batch cannot be taken.
+    #[error("publish {index} of the batch was rejected: {reject:?}")]
+    Rejected {
+        /// Its place among the batch's publishes.
+        index: usize,
+        /// Why.
+        reject: Reject,
+    },
     /// The queue that the subscription was from is gone: a get needs a new one.
     #[error("the subscription's queue is gone")]
     Ended,

@@ -5,7 +5,7 @@ mod support;
 use rocketbridge_core::boundary::Publish;
 use rocketbridge_core::fuzzing::fuzz;
 use rocketbridge_core::message::{Entry, Message};
-use rocketbridge_core::store::storage::Storage;
+use rocketbridge_core::store::storage::{Area, FileId, Storage};
 use rocketbridge_core::time::Millis;
 use support::*;
 
@@ -19,8 +19,8 @@ fn no_bytes_make_a_decoder_panic() {
     client.publish(publish);
     harness.engine.sync_once().unwrap();
     let mut seed = vec![0; 2048];
-    let segment = harness.storage.segments().unwrap()[0];
-    harness.storage.read(segment, 0, &mut seed).unwrap();
+    let segment = harness.storage.files(Area::Log).unwrap()[0];
+    harness.storage.read(FileId::segment(segment), 0, &mut seed).unwrap();
     let mut random = Random(1);
     for _ in 0..200_000 {
         let start = 8 * random.below(120) as usize;

@@ -351,7 +351,7 @@ fn everything_declared_survives_a_restart() {
             clean,
             durable: true,
             keep: rocketbridge_core::time::Millis::from_secs(60),
-            limit: Limit::default(),
+            limit: Limit::NONE,
         })
     };
     client.ask(&harness.engine, attach(false)).unwrap();

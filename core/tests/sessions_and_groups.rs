@@ -169,7 +169,10 @@ fn deleting_a_queue_ends_its_subscriptions() {
 fn drop_head_drops_what_would_be_delivered_next() {
     let harness = Harness::new();
     let mut client = harness.client();
-    let limit = Limit { messages: 3, bytes: 0 };
+    let limit = Limit {
+        messages: Some(3),
+        bytes: None,
+    };
     client
         .ask(&harness.engine, Request::DeclareQueue(Queue { limit, ..queue("q") }))
         .unwrap();

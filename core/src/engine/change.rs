@@ -3,7 +3,9 @@
 use bytes::{BufMut, Bytes};
 
 use crate::address::{Level, Pattern};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Limit, Matcher, Queue, Source};
+use crate::engine::policy_codec::{put_alternate, put_hash_on, put_limit, put_policy};
+use crate::policy::{Limit, Policy};
+use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source};
 
 /// One durable change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,22 @@ pub(crate) enum Change {
     Stopped {
         delivered: Vec<(u32, u64)>,
     },
+    /// A queue has another limit and policy.
+    QueueAltered {
+        id: u32,
+        limit: Limit,
+        policy: Option<Box<Policy>>,
+    },
+    /// Messages came back so often: first sequence, count, attempts.
+    Attempts {
+        id: u32,
+        runs: Vec<(u64, u64, u32)>,
+    },
+    /// Ranges of a queue's sequences are done with: first, count.
+    Purged {
+        id: u32,
+        ranges: Vec<(u64, u64)>,
+    },
 }
 
 impl Change {
@@ -59,6 +77,8 @@ impl Change {
                 put_bytes(out, &exchange.name);
                 out.put_u8(exchange.kind as u8);
                 put_bools(out, &[exchange.durable, exchange.auto_delete, exchange.internal]);
+                put_alternate(out, exchange.alternate.as_ref());
+                put_hash_on(out, &exchange.hash_on);
                 put_bytes(out, &exchange.arguments);
             }
             Self::ExchangeGone(name) => {
@@ -73,8 +93,8 @@ impl Change {
                     out,
                     &[queue.durable, queue.exclusive, queue.auto_delete, queue.addressable],
                 );
-                out.put_u64_le(queue.limit.messages);
-                out.put_u64_le(queue.limit.bytes);
+                put_limit(out, queue.limit);
+                put_policy(out, queue.policy.as_deref());
                 put_bytes(out, &queue.arguments);
             }
             Self::QueueGone { id } => {
@@ -132,6 +152,31 @@ impl Change {
                     out.put_u64_le(*next);
                 }
             }
+            Self::QueueAltered { id, limit, policy } => {
+                out.put_u8(20);
+                out.put_u32_le(*id);
+                put_limit(out, *limit);
+                put_policy(out, policy.as_deref());
+            }
+            Self::Attempts { id, runs } => {
+                out.put_u8(21);
+                out.put_u32_le(*id);
+                out.put_u32_le(runs.len() as u32);
+                for (first, count, attempts) in runs {
+                    out.put_u64_le(*first);
+                    out.put_u64_le(*count);
+                    out.put_u32_le(*attempts);
+                }
+            }
+            Self::Purged { id, ranges } => {
+                out.put_u8(22);
+                out.put_u32_le(*id);
+                out.put_u32_le(ranges.len() as u32);
+                for (first, count) in ranges {
+                    out.put_u64_le(*first);
+                    out.put_u64_le(*count);
+                }
+            }
         }
     }
 
@@ -146,11 +191,14 @@ impl Change {
                     1 => ExchangeKind::Direct,
                     2 => ExchangeKind::Pattern,
                     3 => ExchangeKind::Headers,
+                    4 => ExchangeKind::Hash,
                     _ => return None,
                 },
                 durable: at.bool()?,
                 auto_delete: at.bool()?,
                 internal: at.bool()?,
+                alternate: at.alternate()?,
+                hash_on: at.hash_on()?,
                 arguments: at.bytes()?,
             }),
             2 => Self::ExchangeGone(at.bytes()?),
@@ -162,10 +210,8 @@ impl Change {
                     exclusive: at.bool()?,
                     auto_delete: at.bool()?,
                     addressable: at.bool()?,
-                    limit: Limit {
-                        messages: at.u64()?,
-                        bytes: at.u64()?,
-                    },
+                    limit: at.limit()?,
+                    policy: at.policy()?,
                     arguments: at.bytes()?,
                 },
             },
@@ -198,17 +244,32 @@ impl Change {
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }
+            20 => Self::QueueAltered {
+                id: at.u32()?,
+                limit: at.limit()?,
+                policy: at.policy()?,
+            },
+            21 => {
+                let (id, count) = (at.u32()?, at.u32()?);
+                let runs: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?, at.u32()?))).collect();
+                Self::Attempts { id, runs: runs? }
+            }
+            22 => {
+                let (id, count) = (at.u32()?, at.u32()?);
+                let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
+                Self::Purged { id, ranges: ranges? }
+            }
             _ => return None,
         })
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.put_u32_le(bytes.len() as u32);
     out.put_slice(bytes);
 }
 
-fn put_bools(out: &mut Vec<u8>, bools: &[bool]) {
+pub(crate) fn put_bools(out: &mut Vec<u8>, bools: &[bool]) {
     out.extend(bools.iter().map(|b| u8::from(*b)));
 }
 
@@ -261,7 +322,7 @@ fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
     put_bytes(out, &binding.cookie);
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
     fn take(&mut self, count: usize) -> Option<&[u8]> {
@@ -270,11 +331,11 @@ impl Reader<'_> {
         Some(taken)
     }
 
-    fn u8(&mut self) -> Option<u8> {
+    pub(crate) fn u8(&mut self) -> Option<u8> {
         Some(self.take(1)?[0])
     }
 
-    fn bool(&mut self) -> Option<bool> {
+    pub(crate) fn bool(&mut self) -> Option<bool> {
         Some(self.u8()? != 0)
     }
 
@@ -282,11 +343,11 @@ impl Reader<'_> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
-    fn u64(&mut self) -> Option<u64> {
+    pub(crate) fn u64(&mut self) -> Option<u64> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    fn bytes(&mut self) -> Option<Bytes> {
+    pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let length = self.u32()?;
         self.take(length as usize).map(Bytes::copy_from_slice)
     }
@@ -342,9 +403,28 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{DeadLetter, HashOn, Overflow, Way};
+    use crate::time::Millis;
 
     fn name(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
+    }
+
+    fn policy() -> Box<Policy> {
+        Box::new(Policy {
+            message_ttl: Some(Millis(0)),
+            expires: Some(Millis(7)),
+            overflow: Overflow::RejectAndDeadLetter,
+            priorities: 255,
+            single_active: true,
+            counts_attempts: true,
+            delivery_limit: Some(20),
+            dead_letter: Some(DeadLetter {
+                way: Way::Queue,
+                key: Some(name("k")),
+            }),
+            keeps_all: true,
+        })
     }
 
     fn samples() -> Vec<Change> {
@@ -374,6 +454,8 @@ mod tests {
                 durable: true,
                 auto_delete: false,
                 internal: true,
+                alternate: Some(Way::Exchange(name("ae"))),
+                hash_on: HashOn::Property(name("h")),
                 arguments: name("x"),
             }),
             Change::ExchangeGone(name("e")),
@@ -385,7 +467,11 @@ mod tests {
                     exclusive: false,
                     auto_delete: true,
                     addressable: true,
-                    limit: Limit { messages: 5, bytes: 6 },
+                    limit: Limit {
+                        messages: Some(5),
+                        bytes: None,
+                    },
+                    policy: Some(policy()),
                     arguments: name(""),
                 },
             },
@@ -414,6 +500,19 @@ mod tests {
             Change::Consumed { id: 3 },
             Change::Stopped {
                 delivered: vec![(1, 2), (3, 4)],
+            },
+            Change::QueueAltered {
+                id: 1,
+                limit: Limit::NONE,
+                policy: None,
+            },
+            Change::Attempts {
+                id: 1,
+                runs: vec![(5, 2, 1)],
+            },
+            Change::Purged {
+                id: 1,
+                ranges: vec![(5, 2)],
             },
         ]
     }

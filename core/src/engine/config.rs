@@ -64,6 +64,8 @@ pub struct Config {
     pub transient_max: usize,
     /// Bytes of the newest log kept in memory for readers.
     pub tail_cache: usize,
+    /// Bytes of full index pages kept in memory before they go to the index files.
+    pub index_cache: usize,
 }
 
 impl Default for Config {
@@ -90,6 +92,7 @@ impl Default for Config {
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
             tail_cache: 64 << 20,
+            index_cache: 16 << 20,
         }
     }
 }

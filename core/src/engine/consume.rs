@@ -6,13 +6,13 @@ use bytes::Bytes;
 
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
+use crate::engine::entries::EntryList;
 use crate::engine::progress::{Entry, Progress, Taken};
 use crate::engine::ranges::Ranges;
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
 use crate::message::Message;
 use crate::request::{self, Acknowledge, Got, Refusal, Reply, Subscribe};
-use crate::store::record::Position;
 
 /// A queue and what its consumers have done with it.
 pub(crate) struct Queue {
@@ -36,11 +36,11 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(spec: request::Queue, topic: Bytes) -> Self {
+    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
         Self {
             spec,
             topic,
-            progress: Progress::default(),
+            progress: Progress::new(entries),
             owner: None,
             consumers: Vec::new(),
             turn: 0,
@@ -55,8 +55,8 @@ impl Queue {
         let limit = self.spec.limit;
         let ready = self.progress.ready();
         ready > 0
-            && ((limit.messages > 0 && ready > limit.messages)
-                || (limit.bytes > 0 && self.progress.bytes() > limit.bytes))
+            && (limit.messages.is_some_and(|max| ready > max)
+                || limit.bytes.is_some_and(|max| self.progress.bytes() > max))
     }
 }
 
@@ -124,9 +124,7 @@ impl State {
 
     /// Appends an entry to a queue.
     fn keep(&mut self, id: QueueId, entry: Entry) -> u64 {
-        if entry.position.is_memory() {
-            self.memory.hold(entry.position);
-        }
+        self.hold_entry(entry);
         let queue = self.queue(id).expect("the caller looked");
         queue.progress.push(entry)
     }
@@ -162,6 +160,7 @@ impl State {
                 subscription,
                 sequence,
                 redelivered: false,
+                attempts: 0,
                 leased,
                 message,
             }),
@@ -185,7 +184,7 @@ impl State {
         self.settled.push((queue, sequence, 1));
     }
 
-    fn enforce_limit(&mut self, id: QueueId) {
+    pub(crate) fn enforce_limit(&mut self, id: QueueId) {
         while let Some(queue) = self.queue(id)
             && queue.is_over_limit()
         {
@@ -200,9 +199,8 @@ impl State {
         let (Some(sequence), Some(entry)) = (sequence, entry) else {
             return;
         };
-        if entry.position.is_memory() {
-            self.memory.release(entry.position);
-        } else if durable {
+        self.release_entry(entry);
+        if durable && !entry.position.is_memory() {
             self.settled_one(id, sequence);
         }
     }
@@ -319,16 +317,18 @@ impl State {
             subscription,
             sequence: taken.sequence,
             redelivered: taken.redelivered,
+            attempts: 0,
             leased,
             message,
         }
     }
 
     /// Entries are done with for good.
-    fn done(&mut self, id: QueueId, range: Range<u64>) {
+    pub(crate) fn done(&mut self, id: QueueId, range: Range<u64>) {
         let Self {
             queues,
             memory,
+            log,
             settled,
             ..
         } = self;
@@ -340,6 +340,7 @@ impl State {
             if entry.position.is_memory() {
                 memory.release(entry.position);
             } else {
+                log.unpin(entry.position);
                 stored = true;
             }
         });
@@ -529,16 +530,10 @@ impl State {
         }
     }
 
-    /// Gives back the memory of a queue's transient messages.
+    /// Gives up what a queue that is gone kept.
     pub(crate) fn release_entries(&mut self, queue: &Queue) {
-        let positions: Vec<Position> = queue
-            .progress
-            .entries()
-            .map(|entry| entry.position)
-            .filter(|p| p.is_memory())
-            .collect();
-        for position in positions {
-            self.memory.release(position);
+        for entry in queue.progress.entries() {
+            self.release_entry(entry);
         }
     }
 }

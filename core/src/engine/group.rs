@@ -1,6 +1,6 @@
 //! Topics, native consumer groups, pulls and offsets.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -8,10 +8,12 @@ use bytes::Bytes;
 use crate::address::TOPIC_NAME_MAX;
 use crate::boundary::{Notice, RequestId};
 use crate::engine::change::Change;
+use crate::engine::entries::EntryList;
 use crate::engine::progress::Entry;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::Map;
 use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
+use crate::store::pages::ListId;
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -41,31 +43,37 @@ pub(crate) struct Topic {
 }
 
 /// One message queue of a topic: offset mode, it knows nothing of consumers.
-#[derive(Default)]
 pub(crate) struct MessageQueue {
-    first: u64,
-    entries: VecDeque<Entry>,
+    pub entries: EntryList,
     /// Held pulls.
     waiting: Vec<(LinkId, RequestId)>,
     dirty: bool,
 }
 
 impl MessageQueue {
+    fn new(entries: EntryList) -> Self {
+        Self {
+            entries,
+            waiting: Vec::new(),
+            dirty: false,
+        }
+    }
+
     /// The offset that the next entry gets.
     pub(crate) fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
+        self.entries.end()
     }
 
     fn bounds(&self) -> Range<u64> {
-        self.first..self.end()
+        self.entries.head()..self.end()
     }
 
     pub(crate) fn replay_push(&mut self, offset: u64, entry: Entry) {
-        if self.entries.is_empty() {
-            self.first = if self.first == 0 { offset } else { self.first };
+        if self.entries.end() == 0 {
+            self.entries.skip_to(offset);
         }
         if offset == self.end() {
-            self.entries.push_back(entry);
+            self.entries.push(entry);
         }
     }
 }
@@ -123,14 +131,16 @@ impl State {
     pub(crate) fn put_topic(&mut self, name: Bytes, queues: u32) -> u32 {
         if let Some(id) = self.topic_ids.get(&name).copied() {
             let topic = &mut self.topics[id as usize];
-            topic
-                .queues
-                .resize_with((queues as usize).max(topic.queues.len()), MessageQueue::default);
+            for queue in topic.queues.len() as u32..queues {
+                let entries = EntryList::new(ListId::message_queue(id, queue), &self.pages);
+                topic.queues.push(MessageQueue::new(entries));
+            }
             return id;
         }
         let id = self.topics.len() as u32;
         self.topic_ids.insert(name.clone(), id);
-        let queues = (0..queues).map(|_| MessageQueue::default()).collect();
+        let list = |queue| EntryList::new(ListId::message_queue(id, queue), &self.pages);
+        let queues = (0..queues).map(|queue| MessageQueue::new(list(queue))).collect();
         self.topics.push(Topic { name, queues, turn: 0 });
         id
     }
@@ -177,7 +187,7 @@ impl State {
 
     pub(crate) fn append_to_topic(&mut self, topic: u32, queue: u32, entry: Entry) {
         let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
-        message_queue.entries.push_back(entry);
+        message_queue.entries.push(entry);
         if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
             self.dirty_topics.push((topic, queue));
         }
@@ -277,23 +287,19 @@ impl State {
             pulled.status = PullStatus::NotFound;
             return Ok(pulled);
         }
-        let from = (pull.offset - bounds.start) as usize;
         let mut wanted: Vec<Entry> = Vec::new();
         let mut bytes = 0u64;
-        for entry in message_queue
-            .entries
-            .range(from..)
-            .take(PULL_SCAN_MAX.max(pull.messages_max as usize))
-        {
-            if takes(&filter, *entry) {
+        let scan_max = PULL_SCAN_MAX.max(pull.messages_max as usize);
+        for (offset, entry) in message_queue.entries.iter_from(pull.offset).take(scan_max) {
+            if takes(&filter, entry) {
                 let too_much = bytes + u64::from(entry.size) > u64::from(pull.bytes_max);
                 if wanted.len() >= pull.messages_max.max(1) as usize || (too_much && !wanted.is_empty()) {
                     break;
                 }
                 bytes += u64::from(entry.size);
-                wanted.push(*entry);
+                wanted.push(entry);
             }
-            pulled.next_offset += 1;
+            pulled.next_offset = offset + 1;
         }
         pulled.messages.reserve(wanted.len());
         for entry in wanted {
@@ -315,12 +321,11 @@ impl State {
 
     pub(crate) fn search_offset(&mut self, topic: &Bytes, queue: u32, at: Millis) -> Result<Reply, Refusal> {
         let mut range = self.message_queue(topic, queue)?.bounds();
-        let first = range.start;
         while range.start < range.end {
             let middle = range.start + (range.end - range.start) / 2;
-            let entry = self.message_queue(topic, queue)?.entries[(middle - first) as usize];
-            let stored_at = self
-                .message(entry.position, entry.size)
+            let entry = self.message_queue(topic, queue)?.entries.get(middle);
+            let stored_at = entry
+                .and_then(|entry| self.message(entry.position, entry.size))
                 .map_or(Millis(0), |message| message.stored_at());
             if stored_at < at {
                 range.start = middle + 1;

@@ -88,6 +88,7 @@ impl State {
             auto_delete: false,
             addressable: false,
             limit: attach.limit,
+            policy: None,
             arguments: Bytes::new(),
         };
         let queue = self.new_queue_id();

@@ -4,15 +4,19 @@
 //! handing events to inboxes; wake-ups and writing happen after the lock is released ([`writer`]). What a
 //! message passes: [`publish`] (routed by [`router`], encoded into the log), [`consume`] or [`group`].
 
+mod batch;
 mod change;
 mod config;
 mod consume;
+mod entries;
 mod group;
 mod holder;
+mod policy_codec;
 mod progress;
 mod publish;
 mod ranges;
 mod replay;
+mod republish;
 mod router;
 mod state;
 mod topology;
@@ -34,8 +38,9 @@ use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
 use crate::inbox::Inbox;
-use crate::request::{Credentials, Refusal, Reply, Request};
+use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
+use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::Clock;
@@ -101,22 +106,25 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let mut state = State::new(Arc::clone(&config), placeholder, now);
+        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         let mut replay = Replay::default();
-        let unwritten_max = (config.unsynced_max + config.body_max) as u64;
+        // Batches are taken as long as there is room for some; several may find that at once.
+        let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
         let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
         let stored_at = now.wall.max(recovered.last_stored_at);
         state.stored_at = stored_at;
-        state.log = Log::new(
+        let log = Log::new(
             Arc::clone(&storage),
             recovered.next_segment,
             segment_size,
             config.tail_cache,
             stored_at,
         );
+        state.log = log.going_on(&mut state.log);
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
@@ -245,6 +253,17 @@ impl Link for EngineLink {
         self.engine.hold(|state| state.request(link, id, request));
     }
 
+    fn is_busy(&mut self) -> bool {
+        let link = self.id;
+        self.engine.hold(|state| {
+            let busy = state.log.unsynced() > state.config.unsynced_max && !state.closing;
+            if busy {
+                state.block(link);
+            }
+            busy
+        })
+    }
+
     fn cancel(&mut self, id: RequestId) {
         let link = self.id;
         self.engine.hold(|state| state.cancel_pull(link, id));
@@ -290,6 +309,7 @@ impl State {
                 if_unused,
                 if_empty,
             } => self.delete_queue_of(link, &name, if_unused, if_empty),
+            Request::AlterQueue { name, limit, policy } => self.alter_queue(link, &name, limit, policy),
             Request::PurgeQueue { name } => self.purge(link, &name),
             Request::Bind(binding) => self.bind(link, binding),
             Request::Unbind(binding) => self.unbind(link, binding),
@@ -300,6 +320,7 @@ impl State {
                 queue,
                 leased,
             } => self.get(link, subscription, &queue, leased),
+            Request::Commit(commit) => self.commit(link, commit),
             Request::Attach(attach) => self.attach(link, attach),
             Request::Detach { keep } => Ok(self.detach(link, keep)),
             Request::FindTopic { topic } => self.find_topic(&topic),

@@ -8,42 +8,18 @@
 //! An entry is acked (a bit), returned (in a set of ranges, delivered again first), leased (neither), or
 //! not handed out yet. Counts are differences of counters, never scans.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
+use crate::engine::entries::EntryList;
 use crate::engine::ranges::Ranges;
-use crate::store::record::Position;
-use crate::time::Millis;
+pub(crate) use crate::store::pages::Entry;
 
-/// A place in the log (or in memory) that an index points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, packed(4))]
-pub(crate) struct Entry {
-    pub position: Position,
-    /// Length of the record, bytes.
-    pub size: u32,
-    /// In a topic's message queue: the tag's hash. In a queue: when it expires, Unix milliseconds, 0 for
-    /// never.
-    pub word: u64,
-}
-
-impl Entry {
-    /// Whether a queue's entry has expired.
-    pub(crate) fn is_expired(self, wall: Millis) -> bool {
-        self.word != 0 && self.word <= wall.0
-    }
-}
-
-/// Entries of one queue from `head` on and what became of them.
-#[derive(Debug, Default)]
+/// Entries of one queue from the head on and what became of them.
 pub(crate) struct Progress {
-    entries: VecDeque<Entry>,
-    /// One for each of `entries`.
-    acked: VecDeque<bool>,
-    head: u64,
+    entries: EntryList,
     next: u64,
     returned: Ranges,
-    /// Acked entries before `next`.
+    /// Acked entries between head and `next`.
     acked_behind: u64,
     /// Acked entries that were never handed out (purge, limit, transient messages before a restart).
     acked_ahead: u64,
@@ -61,17 +37,23 @@ pub(crate) struct Taken {
     pub redelivered: bool,
 }
 
-/// Stands for a message that never became an entry.
-const NO_ENTRY: Entry = Entry {
-    position: Position(0),
-    size: 0,
-    word: 0,
-};
-
 impl Progress {
+    /// Nothing was ever in the list.
+    pub(crate) fn new(entries: EntryList) -> Self {
+        Self {
+            entries,
+            next: 0,
+            returned: Ranges::default(),
+            acked_behind: 0,
+            acked_ahead: 0,
+            suspect_below: 0,
+            bytes: 0,
+        }
+    }
+
     /// The sequence that the next entry gets.
     pub(crate) fn end(&self) -> u64 {
-        self.head + self.entries.len() as u64
+        self.entries.end()
     }
 
     /// The first sequence never handed out.
@@ -87,7 +69,7 @@ impl Progress {
     /// Entries leased.
     #[cfg(test)]
     pub(crate) fn leased(&self) -> u64 {
-        (self.next - self.head) - self.acked_behind - self.returned.count()
+        (self.next - self.entries.head()) - self.acked_behind - self.returned.count()
     }
 
     /// Bytes of records that are not acked.
@@ -97,11 +79,8 @@ impl Progress {
 
     /// Appends an entry and gives its sequence.
     pub(crate) fn push(&mut self, entry: Entry) -> u64 {
-        let sequence = self.end();
-        self.entries.push_back(entry);
-        self.acked.push_back(false);
         self.bytes += u64::from(entry.size);
-        sequence
+        self.entries.push(entry)
     }
 
     /// A message was handed over and is done with before it became an entry: only its sequence is used.
@@ -109,83 +88,88 @@ impl Progress {
     pub(crate) fn pass(&mut self) -> u64 {
         debug_assert_eq!(self.ready(), 0);
         let sequence = self.end();
+        let head = self.entries.head();
         if self.entries.is_empty() {
-            self.head += 1;
-            self.next = self.head;
+            self.entries.skip_to(sequence + 1);
+            self.next = sequence + 1;
         } else {
-            self.entries.push_back(NO_ENTRY);
-            self.acked.push_back(true);
+            self.entries.push_done();
             self.acked_behind += self.end() - self.next;
             self.acked_ahead = 0;
             self.next = self.end();
+            self.head_moved(head);
         }
         sequence
     }
 
     /// The entry that [`take`](Self::take) would give.
     pub(crate) fn peek(&mut self) -> Option<Entry> {
-        if let Some(range) = self.returned.iter().next() {
-            return Some(self.entries[(range.start - self.head) as usize]);
-        }
-        let fresh = (self.next - self.head) as usize;
-        let index = (fresh..self.entries.len()).find(|index| !self.acked[*index])?;
-        Some(self.entries[index])
+        let sequence = match self.returned.iter().next() {
+            Some(range) => range.start,
+            None => self.entries.next_open(self.next)?,
+        };
+        self.entries.get(sequence)
     }
 
     /// Takes the next entry to be delivered: returned ones first, in their order.
     pub(crate) fn take(&mut self) -> Option<Taken> {
         if let Some(sequence) = self.returned.pop_first() {
-            let entry = self.entries[(sequence - self.head) as usize];
+            let entry = self.entries.get(sequence).unwrap_or(Entry::NONE);
             return Some(Taken {
                 sequence,
                 entry,
                 redelivered: true,
             });
         }
-        while self.next < self.end() {
-            let sequence = self.next;
-            let index = (sequence - self.head) as usize;
-            self.next += 1;
-            if self.acked[index] {
-                self.acked_ahead -= 1;
-                self.acked_behind += 1;
-                continue;
-            }
-            let redelivered = sequence < self.suspect_below;
-            return Some(Taken {
-                sequence,
-                entry: self.entries[index],
-                redelivered,
-            });
-        }
-        None
+        let sequence = self.entries.next_open(self.next);
+        let skipped = sequence.unwrap_or_else(|| self.end()) - self.next;
+        self.acked_ahead -= skipped;
+        self.acked_behind += skipped;
+        self.next += skipped;
+        let sequence = sequence?;
+        self.next += 1;
+        // What cannot be read is handed on: there is no record of that size, so it is found missing.
+        let entry = self.entries.get(sequence).unwrap_or(Entry::NONE);
+        Some(Taken {
+            sequence,
+            entry,
+            redelivered: sequence < self.suspect_below,
+        })
     }
 
     /// Entries are done with. Calls `gone` with each that was not before.
     pub(crate) fn ack(&mut self, range: Range<u64>, mut gone: impl FnMut(Entry)) {
-        let range = range.start.max(self.head)..range.end.min(self.end());
+        let range = range.start.max(self.entries.head())..range.end.min(self.end());
         if range.is_empty() {
             return;
         }
         self.returned.remove(range.clone(), |_| {});
-        for sequence in range {
-            let index = (sequence - self.head) as usize;
-            if !std::mem::replace(&mut self.acked[index], true) {
-                self.bytes -= u64::from(self.entries[index].size);
-                if sequence < self.next {
-                    self.acked_behind += 1;
-                } else {
-                    self.acked_ahead += 1;
-                }
-                gone(self.entries[index]);
+        let head = self.entries.head();
+        let Self {
+            entries,
+            next,
+            acked_behind,
+            acked_ahead,
+            bytes,
+            ..
+        } = self;
+        entries.finish(range, |sequence, entry| {
+            if sequence < *next {
+                *acked_behind += 1;
+            } else {
+                *acked_ahead += 1;
             }
-        }
-        self.advance();
+            if let Some(entry) = entry {
+                *bytes -= u64::from(entry.size);
+                gone(entry);
+            }
+        });
+        self.head_moved(head);
     }
 
     /// Leased entries go back to their places.
     pub(crate) fn release(&mut self, range: Range<u64>) {
-        debug_assert!(range.start >= self.head && range.end <= self.next);
+        debug_assert!(range.start >= self.entries.head() && range.end <= self.next);
         self.returned.insert(range);
     }
 
@@ -207,28 +191,36 @@ impl Progress {
 
     /// All entries that are not acked.
     pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.entries
-            .iter()
-            .zip(&self.acked)
-            .filter(|(_, acked)| !**acked)
-            .map(|(entry, _)| *entry)
+        self.entries.iter_from(0).map(|(_, entry)| entry)
+    }
+
+    /// The entries themselves, for checkpoints and for moving records.
+    pub(crate) fn list(&self) -> &EntryList {
+        &self.entries
+    }
+
+    pub(crate) fn list_mut(&mut self) -> &mut EntryList {
+        &mut self.entries
     }
 
     /// Replay: puts an entry at its sequence. Sequences that are left out belonged to transient messages
-    /// and count as acked.
-    pub(crate) fn replay_push(&mut self, sequence: u64, entry: Entry) {
-        if self.entries.is_empty() && sequence >= self.head {
-            self.head = sequence;
+    /// and count as acked. Gives whether the entry was new.
+    pub(crate) fn replay_push(&mut self, sequence: u64, entry: Entry) -> bool {
+        if self.entries.is_empty() && sequence >= self.end() {
+            self.entries.skip_to(sequence);
             self.next = sequence;
+            self.acked_ahead = 0;
+            self.acked_behind = 0;
         }
         while self.end() < sequence {
-            self.entries.push_back(NO_ENTRY);
-            self.acked.push_back(true);
+            self.entries.push_done();
             self.acked_ahead += 1;
         }
-        if sequence == self.end() {
+        let is_new = sequence == self.end();
+        if is_new {
             self.push(entry);
         }
+        is_new
     }
 
     /// Ends a replay. `delivered_below` is the clean stop's word on what had been handed out; without it
@@ -241,28 +233,46 @@ impl Progress {
         };
     }
 
-    fn advance(&mut self) {
-        while self.acked.front() == Some(&true) {
-            self.entries.pop_front();
-            self.acked.pop_front();
-            if self.head < self.next {
-                self.acked_behind -= 1;
-            } else {
-                self.acked_ahead -= 1;
-                self.next += 1;
-            }
-            self.head += 1;
+    /// After a checkpoint was read back into the list: nothing is handed out, and the sizes of open entries
+    /// come to `bytes`.
+    pub(crate) fn restored(&mut self, bytes: u64) {
+        self.next = self.entries.head();
+        self.bytes = bytes;
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.acked_behind = 0;
+        self.acked_ahead = self.entries.done_between(self.next..self.end());
+    }
+
+    /// The head has moved over acked entries: they are not counted any more.
+    fn head_moved(&mut self, before: u64) {
+        let head = self.entries.head();
+        self.acked_behind -= head.min(self.next) - before;
+        if head > self.next {
+            self.acked_ahead -= head - self.next;
+            self.next = head;
         }
-        if self.entries.is_empty() && self.entries.capacity() > 1024 {
-            self.entries = VecDeque::new();
-            self.acked = VecDeque::new();
+        if self.entries.is_empty() {
+            self.bytes = 0;
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::store::pages::{ListId, Pages};
+    use crate::store::record::Position;
+    use crate::store::storage::MemoryStorage;
+
+    fn progress() -> Progress {
+        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), usize::MAX));
+        Progress::new(EntryList::new(ListId(1), &pages))
+    }
 
     fn entry(n: u64) -> Entry {
         Entry {
@@ -278,7 +288,7 @@ mod tests {
 
     #[test]
     fn released_entries_come_again_in_their_order_before_fresh_ones() {
-        let mut progress = Progress::default();
+        let mut progress = progress();
         for n in 0..6 {
             progress.push(entry(n));
         }
@@ -309,7 +319,7 @@ mod tests {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) % below
         };
-        let mut progress = Progress::default();
+        let mut progress = progress();
         let mut model: Vec<State> = Vec::new();
         for _ in 0..30_000 {
             match random(6) {

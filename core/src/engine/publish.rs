@@ -1,5 +1,6 @@
 //! One message's way in: routed, placed, encoded once, offered to queues and topics.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,7 +22,32 @@ use crate::time::Millis;
 const CATCH_ALL: &[u8] = b"catch-all";
 
 /// Routing of durable copies: queue and the sequence that the copy gets there.
-type Destinations = Vec<(u32, u64)>;
+pub(crate) type Destinations = Vec<(u32, u64)>;
+
+/// What a message's record tells of where it came from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Birth {
+    /// The publisher's address.
+    pub host: SocketAddr,
+    /// Position of the half message that it was, or 0.
+    pub prepared: u64,
+}
+
+/// Where a message goes.
+pub(crate) struct Placed {
+    route: Arc<Route>,
+    /// Topic, message queue and offset.
+    topic_queue: Option<(u32, u32, u64)>,
+    /// Queues and groups that get it.
+    pub routes: u32,
+}
+
+/// The topic that a message enters.
+pub(crate) enum TopicOf {
+    None,
+    Known(u32),
+    New { name: Bytes, queues: u32 },
+}
 
 impl State {
     /// Takes one message. Exactly one outcome follows.
@@ -38,36 +64,88 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        let placed = self.place(publish)?;
+        if placed.routes == 0 && publish.mandatory {
+            self.give_back(link, publish);
+        }
+        let birth = self.birth(link);
+        let stored = self.put(publish, birth, &placed, destinations);
+        self.tell_stored(link, publish, stored);
+        Ok(())
+    }
+
+    /// A mandatory message that nobody is there for goes back to its publisher.
+    pub(crate) fn give_back(&mut self, link: LinkId, publish: &Publish) {
+        let born_host = self.born_host(link);
+        let message = Message::from_publish(publish, born_host, self.config.store_host, self.stored_at);
+        let token = publish.token;
+        self.tell(link, Event::Returned { token, message });
+    }
+
+    /// Of what this link publishes.
+    pub(crate) fn birth(&mut self, link: LinkId) -> Birth {
+        Birth {
+            host: self.born_host(link),
+            prepared: 0,
+        }
+    }
+
+    /// Finds where a message goes. What makes a topic makes it here.
+    pub(crate) fn place(&mut self, publish: &Publish) -> Result<Placed, Reject> {
         let route = self.router.route(publish)?;
-        let topic = self.topic_of(publish, &route)?;
+        let topic = match self.topic_of(publish, &route)? {
+            TopicOf::None => None,
+            TopicOf::Known(topic) => Some(topic),
+            TopicOf::New { name, queues } => {
+                if publish.format != Format::NATIVE && name == publish.topic {
+                    self.topics_auto += 1;
+                }
+                Some(self.add_topic(name, queues))
+            }
+        };
         let routes = route.queues.len() + self.groups_on(topic, publish);
-        if routes == 0 && publish.mandatory {
-            let born_host = self.born_host(link);
-            let message = Message::from_publish(publish, born_host, self.config.store_host, self.stored_at);
-            self.tell(
-                link,
-                Event::Returned {
-                    token: publish.token,
-                    message,
-                },
-            );
+        let topic_queue = topic.map(|topic| self.message_queue_for(topic, publish)).transpose()?;
+        Ok(Placed {
+            route,
+            topic_queue,
+            routes: routes as u32,
+        })
+    }
+
+    /// Stores a message where it goes and offers it there.
+    pub(crate) fn put(
+        &mut self,
+        publish: &Publish,
+        birth: Birth,
+        placed: &Placed,
+        destinations: &mut Destinations,
+    ) -> Stored {
+        let Placed {
+            route,
+            topic_queue,
+            routes,
+        } = placed;
+        let nowhere = Stored {
+            position: Position(Position::MEMORY),
+            queue_id: 0,
+            queue_offset: 0,
+            routes: *routes,
+            weak: true,
+        };
+        if route.queues.is_empty() && topic_queue.is_none() {
+            return nowhere;
         }
-        if route.queues.is_empty() && topic.is_none() {
-            self.tell_stored(link, publish, Position(Position::MEMORY), (0, 0), 0);
-            return Ok(());
-        }
-        let topic_queue = topic.map(|topic| self.place(topic, publish)).transpose()?;
-        self.find_durable(&route, publish.persistent, destinations);
+        self.find_durable(route, publish.persistent, destinations);
         let logged =
             topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
-        let (position, message) = self.store(link, publish, topic_queue, destinations, route.exchange, logged);
+        let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
             position,
             size: message.record_len() as u32,
             word: expires_at,
         };
-        if let Some((topic, queue, _)) = topic_queue {
+        if let Some((topic, queue, _)) = *topic_queue {
             self.append_to_topic(
                 topic,
                 queue,
@@ -80,18 +158,29 @@ impl State {
         for queue in &route.queues {
             self.offer(*queue, &message, entry);
         }
-        let place = topic_queue.map_or((0, 0), |(_, queue, offset)| (queue, offset));
-        self.tell_stored(link, publish, position, place, routes as u32);
-        Ok(())
+        let (queue_id, queue_offset) = topic_queue.map_or((0, 0), |(_, queue, offset)| (queue, offset));
+        let durable = !position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
+        Stored {
+            position,
+            queue_id,
+            queue_offset,
+            weak: !durable || self.config.flush == Flush::Async,
+            ..nowhere
+        }
     }
 
-    fn check(&mut self, link: LinkId, publish: &Publish) -> Result<(), Reject> {
+    /// Whether the link may publish this at all.
+    pub(crate) fn check(&mut self, link: LinkId, publish: &Publish) -> Result<(), Reject> {
         if self.closing {
             return Err(Reject::Closed);
         }
         if !self.link(link).is_some_and(|link| link.logged_in) {
             return Err(Reject::AccessRefused);
         }
+        self.check_size(publish)
+    }
+
+    pub(crate) fn check_size(&self, publish: &Publish) -> Result<(), Reject> {
         let header = publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len();
         if publish.body.len() > self.config.body_max || header > 1 << 20 {
             return Err(Reject::TooLarge);
@@ -101,7 +190,7 @@ impl State {
 
     /// The topic that the message enters, if it enters one: every native and every persistent message
     /// does, a transient one only when a group is there for it.
-    fn topic_of(&mut self, publish: &Publish, route: &Route) -> Result<Option<u32>, Reject> {
+    pub(crate) fn topic_of(&self, publish: &Publish, route: &Route) -> Result<TopicOf, Reject> {
         let known = self.topic_ids.get(&publish.topic).copied();
         let is_native = publish.format == Format::NATIVE;
         if !is_native && !publish.persistent {
@@ -110,34 +199,35 @@ impl State {
                 .get(&publish.topic)
                 .is_some_and(|groups| !groups.is_empty());
             if !has_group {
-                return Ok(None);
+                return Ok(TopicOf::None);
             }
+        }
+        if let Some(known) = known {
+            return Ok(TopicOf::Known(known));
         }
         // What goes straight to a queue enters a topic only if that queue may be seen as one: reply
         // queues and queues that are gone leave no topics behind.
-        if publish.entry == message::Entry::Queue && known.is_none() && !route.addressed {
-            return Ok(None);
-        }
-        if known.is_some() {
-            return Ok(known);
+        if publish.entry == message::Entry::Queue && !route.addressed {
+            return Ok(TopicOf::None);
         }
         if is_native {
             let queues = publish.native.as_ref().map_or(0, |native| native.topic_queues);
             if queues == 0 || self.topics.len() >= self.config.topics_max {
                 return Err(Reject::NoTopic);
             }
-            return Ok(Some(self.add_topic(publish.topic.clone(), queues)));
+            let name = publish.topic.clone();
+            return Ok(TopicOf::New { name, queues });
         }
-        if self.topics_auto >= self.config.topics_auto_max {
-            let name = Bytes::from_static(CATCH_ALL);
-            let queues = self.config.topic_queues;
-            return Ok(Some(match self.topic_ids.get(&name) {
-                Some(topic) => *topic,
-                None => self.add_topic(name, queues),
-            }));
+        let queues = self.config.topic_queues;
+        if self.topics_auto < self.config.topics_auto_max {
+            let name = publish.topic.clone();
+            return Ok(TopicOf::New { name, queues });
         }
-        self.topics_auto += 1;
-        Ok(Some(self.add_topic(publish.topic.clone(), self.config.topic_queues)))
+        let name = Bytes::from_static(CATCH_ALL);
+        Ok(match self.topic_ids.get(&name) {
+            Some(topic) => TopicOf::Known(*topic),
+            None => TopicOf::New { name, queues },
+        })
     }
 
     fn groups_on(&self, topic: Option<u32>, publish: &Publish) -> usize {
@@ -148,7 +238,7 @@ impl State {
     }
 
     /// The message queue and offset that a message gets in its topic.
-    fn place(&mut self, id: u32, publish: &Publish) -> Result<(u32, u32, u64), Reject> {
+    fn message_queue_for(&mut self, id: u32, publish: &Publish) -> Result<(u32, u32, u64), Reject> {
         let topic = &mut self.topics[id as usize];
         let count = topic.queues.len() as u64;
         let queue = match publish.native.as_deref().and_then(|native| native.queue_id) {
@@ -181,14 +271,13 @@ impl State {
 
     fn store(
         &mut self,
-        link: LinkId,
         publish: &Publish,
+        birth: Birth,
         topic_queue: Option<(u32, u32, u64)>,
         destinations: &Destinations,
         exchange: bool,
         logged: bool,
     ) -> (Position, Message) {
-        let born_host = self.born_host(link);
         let Self {
             config,
             properties,
@@ -198,7 +287,8 @@ impl State {
             topics,
             ..
         } = self;
-        let mut new = NewMessage::of(publish, born_host, config.store_host, *stored_at, properties);
+        let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
+        new.prepared = birth.prepared;
         new.destinations = destinations;
         new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
@@ -220,20 +310,13 @@ impl State {
         (position, Message::new(record))
     }
 
-    fn tell_stored(&mut self, link: LinkId, publish: &Publish, position: Position, place: (u32, u64), routes: u32) {
-        let durable = !position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
-        let stored = Stored {
-            position,
-            queue_id: place.0,
-            queue_offset: place.1,
-            routes,
-            weak: !durable || self.config.flush == Flush::Async,
-        };
+    fn tell_stored(&mut self, link: LinkId, publish: &Publish, stored: Stored) {
         let outcome = Outcome {
             first: publish.token,
             count: 1,
             fate: Fate::Stored(stored),
         };
+        let durable = !stored.position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
         if durable {
             self.outcome_later(link, outcome, !publish.detailed);
         } else {

@@ -78,8 +78,11 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
     }
     let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
-        if let Some(queue) = state.queue(id) {
-            queue.progress.replay_push(sequence, Entry { word, ..entry });
+        let State { queues, log, .. } = state;
+        if let Some(Some(queue)) = queues.get_mut(id as usize)
+            && queue.progress.replay_push(sequence, Entry { word, ..entry })
+        {
+            log.pin(entry.position);
         }
     }
 }
@@ -89,10 +92,10 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let number = |at: usize| u32::from_le_bytes(item[at..at + 4].try_into().expect("4 bytes"));
         let (id, count) = (number(0), number(4));
         let first = u64::from_le_bytes(item[8..].try_into().expect("8 bytes"));
-        if let Some(queue) = state.queue(id) {
-            queue
-                .progress
-                .ack(first..first.saturating_add(u64::from(count)), |_| {});
+        let State { queues, log, .. } = state;
+        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+            let range = first..first.saturating_add(u64::from(count));
+            queue.progress.ack(range, |entry| log.unpin(entry.position));
         }
     }
 }
@@ -110,6 +113,7 @@ fn replay_change(state: &mut State, change: Change) {
         Change::Queue { id, queue } => state.put_queue(id, queue),
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
+                state.release_entries(&queue);
                 state.queue_ids.remove(&queue.spec.name);
                 state.router.remove_queue(&queue.topic, id);
             }
@@ -152,6 +156,13 @@ fn replay_change(state: &mut State, change: Change) {
                 queue.had_consumer = true;
             }
         }
+        Change::QueueAltered { id, limit, policy } => {
+            if let Some(queue) = state.queue(id) {
+                queue.spec.limit = limit;
+                queue.spec.policy = policy;
+            }
+        }
+        Change::Attempts { .. } | Change::Purged { .. } => {}
         Change::Stopped { .. } => {}
     }
 }

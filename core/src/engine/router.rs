@@ -382,6 +382,7 @@ impl Walk<'_> {
                 let words: Vec<&[u8]> = key_words(key).collect();
                 state.patterns.find(&words, &mut |target| next.push(target));
             }
+            ExchangeKind::Hash => {}
             ExchangeKind::Headers => {
                 self.cacheable = false;
                 let found = collect_user(self.publish);

@@ -11,8 +11,12 @@ use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Subscriptio
 use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
+use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::Holder;
+use crate::engine::progress::Entry;
+use crate::engine::publish::Destinations;
+use crate::engine::republish::{Done, Revived};
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
@@ -20,6 +24,7 @@ use crate::message::Message;
 use crate::request::{Refusal, Reply};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
+use crate::store::pages::{ListId, Owner, Pages};
 use crate::store::record::{Kind, Position};
 use crate::time::{Millis, Now};
 
@@ -92,6 +97,8 @@ pub(crate) struct State {
     pub stored_at: Millis,
     pub log: Log,
     pub memory: Memory,
+    /// Files of index entries.
+    pub pages: Arc<Pages>,
     pub router: Router,
     pub queues: Vec<Option<Box<Queue>>>,
     pub queue_ids: Map<Bytes, QueueId>,
@@ -124,6 +131,11 @@ pub(crate) struct State {
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
+    /// Scratch of publishes that no link makes.
+    pub destinations: Destinations,
+    /// A message is being published again; those that it causes wait in `republishes`.
+    pub republishing: bool,
+    pub republishes: VecDeque<(Revived, Done)>,
     /// The request at hand changed something durable.
     pub changed: bool,
     /// The broker is going down: nothing new is taken.
@@ -142,13 +154,14 @@ pub(crate) struct After {
 }
 
 impl State {
-    pub(crate) fn new(config: Arc<Config>, log: Log, now: Now) -> Self {
+    pub(crate) fn new(config: Arc<Config>, log: Log, pages: Arc<Pages>, now: Now) -> Self {
         Self {
             config,
             now,
             stored_at: now.wall,
             log,
             memory: Memory::new(),
+            pages,
             router: Router::default(),
             queues: Vec::new(),
             queue_ids: Map::default(),
@@ -174,6 +187,9 @@ impl State {
             steps: 0,
             properties: Vec::new(),
             payload: Vec::new(),
+            destinations: Vec::new(),
+            republishing: false,
+            republishes: VecDeque::new(),
             changed: false,
             closing: false,
         }
@@ -407,6 +423,65 @@ impl State {
         self.payload = payload;
     }
 
+    /// What is written until [`end_batch`](Self::end_batch) is recovered whole or not at all. Batches may be
+    /// nested: the outermost counts.
+    pub(crate) fn begin_batch(&mut self) {
+        self.write_settled();
+        self.log.begin_batch();
+    }
+
+    /// Ends a batch. Its last record is the one of what was settled meanwhile, be it nothing.
+    pub(crate) fn end_batch(&mut self) {
+        if self.log.end_batch() {
+            if self.settled.is_empty() {
+                self.log.append_payload(Kind::Settle, &[], self.stored_at);
+            }
+            self.write_settled();
+        }
+    }
+
+    /// An entry that somebody keeps: its record stays until [`release_entry`](Self::release_entry).
+    pub(crate) fn hold_entry(&mut self, entry: Entry) {
+        if entry.position.is_memory() {
+            self.memory.hold(entry.position);
+        } else {
+            self.log.pin(entry.position);
+        }
+    }
+
+    /// The entry is not needed any more by one who held it.
+    pub(crate) fn release_entry(&mut self, entry: Entry) {
+        if entry.position.is_memory() {
+            self.memory.release(entry.position);
+        } else {
+            self.log.unpin(entry.position);
+        }
+    }
+
+    /// Index pages beyond what the memory may hold go to their files.
+    fn store_pages(&mut self) {
+        while let Some((list, page)) = self.pages.next_to_store() {
+            let stored = self.list(list).map_or(Ok(()), |entries| entries.store_page(page));
+            if let Err(error) = stored {
+                // The log is the truth: the page stays in memory and is tried again.
+                tracing::error!(%error, "cannot write an index page");
+                self.pages.note_resident(list, page);
+                return;
+            }
+        }
+    }
+
+    /// A list of entries by its number.
+    pub(crate) fn list(&mut self, id: ListId) -> Option<&mut EntryList> {
+        match id.owner() {
+            Owner::Queue(queue) => Some(self.queue(queue)?.progress.list_mut()),
+            Owner::MessageQueue(topic, queue) => {
+                let topic = self.topics.get_mut(topic as usize)?;
+                Some(&mut topic.queues.get_mut(queue as usize)?.entries)
+            }
+        }
+    }
+
     /// The message behind an index entry, if it is still there.
     pub(crate) fn message(&mut self, position: Position, size: u32) -> Option<Message> {
         let record = if position.is_memory() {
@@ -438,6 +513,7 @@ impl State {
         self.deliver_dirty();
         self.answer_pulls();
         self.write_settled();
+        self.store_pages();
         let mut wakers = Vec::new();
         for id in std::mem::take(&mut self.touched) {
             let Some(link) = self.link(id) else { continue };

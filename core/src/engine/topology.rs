@@ -5,11 +5,14 @@ use bytes::Bytes;
 use crate::address::encode_name;
 use crate::engine::change::Change;
 use crate::engine::consume::Queue;
+use crate::engine::entries::EntryList;
 use crate::engine::group::limit;
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::LEVELS_MAX;
+use crate::policy::{Limit, Policy};
 use crate::request::{self, Binding, Destination, Exchange, Matcher, QueueState, Refusal, Reply, Source};
+use crate::store::pages::ListId;
 
 fn no_exchange(name: &Bytes) -> Refusal {
     Refusal::NotFound {
@@ -132,8 +135,28 @@ impl State {
         }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
+        let entries = EntryList::new(ListId::queue(id), &self.pages);
         self.router.add_queue(topic.clone(), id, spec.addressable);
-        self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic)));
+        self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
+    }
+
+    /// Gives a queue another limit and policy.
+    pub(crate) fn alter_queue(
+        &mut self,
+        link: LinkId,
+        name: &Bytes,
+        limit: Limit,
+        policy: Option<Box<Policy>>,
+    ) -> Result<Reply, Refusal> {
+        let id = self.queue_for(link, name)?;
+        let queue = self.queue(id).expect("just found");
+        queue.spec.limit = limit;
+        queue.spec.policy.clone_from(&policy);
+        if queue.spec.durable {
+            self.change(&Change::QueueAltered { id, limit, policy });
+        }
+        self.enforce_limit(id);
+        Ok(Reply::Done)
     }
 
     pub(crate) fn find_queue(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {

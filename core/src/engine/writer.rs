@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::engine::config::Flush;
 use crate::store::chunk::Slice;
 use crate::store::record::Position;
-use crate::store::storage::Storage;
+use crate::store::storage::{FileId, Storage};
 
 /// How long written or unwritten bytes that nobody waits for may stay unsynced.
 const SYNC_INTERVAL: Duration = Duration::from_millis(500);
@@ -106,12 +106,13 @@ impl Writer {
         for (position, _) in &writing.pieces {
             let segment = position.0 / self.segment_size;
             if writing.claimed.insert(segment) {
-                self.storage.claim(segment, self.segment_size)?;
+                self.storage.claim(FileId::segment(segment), self.segment_size)?;
             }
         }
         for (position, piece) in writing.pieces.drain(..) {
             let segment = position.0 / self.segment_size;
-            self.storage.write(segment, position.0 % self.segment_size, &piece)?;
+            self.storage
+                .write(FileId::segment(segment), position.0 % self.segment_size, &piece)?;
         }
         Ok(())
     }
@@ -119,7 +120,7 @@ impl Writer {
     fn sync_segments(&self, writing: &Writing) -> io::Result<()> {
         let last = (writing.written.0 - 1) / self.segment_size;
         for segment in writing.synced.0 / self.segment_size..=last {
-            self.storage.sync(segment)?;
+            self.storage.sync(FileId::segment(segment))?;
         }
         Ok(())
     }
@@ -130,7 +131,7 @@ impl Writer {
         if at % self.segment_size > self.segment_size / 2 {
             let next = at / self.segment_size + 1;
             if writing.claimed.insert(next) {
-                self.storage.claim(next, self.segment_size)?;
+                self.storage.claim(FileId::segment(next), self.segment_size)?;
             }
         }
         writing.claimed.retain(|segment| *segment >= at / self.segment_size);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position, framed_len};
-use crate::store::storage::Storage;
+use crate::store::storage::{FileId, Storage};
 use crate::time::Millis;
 
 /// Version of everything in a data folder; a newer one is refused.
@@ -38,6 +38,35 @@ impl LogChunk {
     }
 }
 
+/// How many entries point into each segment: queues', timers' and others' that need the record, not topics'.
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    /// Number of `counts[0]`.
+    first: u64,
+    counts: VecDeque<i64>,
+}
+
+impl Pins {
+    fn change(&mut self, segment: u64, by: i64) {
+        if self.counts.is_empty() {
+            self.first = segment;
+        }
+        while segment < self.first {
+            self.counts.push_front(0);
+            self.first -= 1;
+        }
+        let index = (segment - self.first) as usize;
+        while self.counts.len() <= index {
+            self.counts.push_back(0);
+        }
+        self.counts[index] += by;
+        debug_assert!(
+            self.counts[index] >= 0,
+            "segment {segment} is released more often than held"
+        );
+    }
+}
+
 /// The log's tail in memory and the way to everything before it.
 pub(crate) struct Log {
     storage: Arc<dyn Storage>,
@@ -52,6 +81,9 @@ pub(crate) struct Log {
     /// Told by the sync thread; goes into every record.
     synced: Position,
     blocks: VecDeque<(u64, Slice)>,
+    /// Batches that were begun and not ended: one in another is part of it.
+    batches: u32,
+    pins: Pins,
 }
 
 impl Log {
@@ -74,9 +106,19 @@ impl Log {
             taken: start,
             synced: Position(start),
             blocks: VecDeque::new(),
+            batches: 0,
+            pins: Pins::default(),
         };
         log.append_head(now);
         log
+    }
+
+    /// As [`new`](Self::new), with what the log before counted for each segment.
+    pub(crate) fn going_on(self, before: &mut Self) -> Self {
+        Self {
+            pins: std::mem::take(&mut before.pins),
+            ..self
+        }
     }
 
     /// Where the next record goes: everything durable is before it.
@@ -131,6 +173,29 @@ impl Log {
         self.append(len, stored_at, fill).0
     }
 
+    /// What is appended until [`end_batch`](Self::end_batch) is recovered whole or not at all.
+    pub(crate) fn begin_batch(&mut self) {
+        self.batches += 1;
+    }
+
+    /// Ends a batch; gives whether it was the outermost one, whose last record is to be appended now.
+    #[must_use]
+    pub(crate) fn end_batch(&mut self) -> bool {
+        debug_assert!(self.batches > 0);
+        self.batches -= 1;
+        self.batches == 0
+    }
+
+    /// One more entry points to a record in the log.
+    pub(crate) fn pin(&mut self, position: Position) {
+        self.pins.change(position.0 / self.segment_size, 1);
+    }
+
+    /// One entry fewer does.
+    pub(crate) fn unpin(&mut self, position: Position) {
+        self.pins.change(position.0 / self.segment_size, -1);
+    }
+
     fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
         let fits = self
             .chunks
@@ -146,7 +211,13 @@ impl Log {
         }
         let chunk = self.chunks.back_mut().expect("a chunk was just made sure of");
         let (position, synced) = (Position(self.end), self.synced);
-        let slice = chunk.writer.append(len, |record| fill(record, position, synced));
+        let more = self.batches > 0;
+        let slice = chunk.writer.append(len, |record| {
+            fill(record, position, synced);
+            if more {
+                record::mark_more(record);
+            }
+        });
         self.end += len as u64;
         (position, slice)
     }
@@ -237,7 +308,9 @@ impl Log {
         let readable = (self.segment_size - offset).min(in_memory.saturating_sub(at));
         let size = len.max(READ_SIZE.min(readable as usize));
         let mut read = Ok(0);
-        let block = ChunkWriter::new(size).append(size, |buffer| read = self.storage.read(segment, offset, buffer));
+        let block = ChunkWriter::new(size).append(size, |buffer| {
+            read = self.storage.read(FileId::segment(segment), offset, buffer)
+        });
         if read? < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

@@ -4,6 +4,7 @@
 pub(crate) mod chunk;
 pub(crate) mod log;
 pub(crate) mod memory;
+pub(crate) mod pages;
 pub mod record;
 pub mod recovery;
 pub mod storage;

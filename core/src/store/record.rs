@@ -61,6 +61,9 @@ impl Kind {
     }
 }
 
+/// Flag of every record of a batch but the last: recovery takes all of them or none.
+pub(crate) const FLAG_MORE: u8 = 0x80;
+
 /// Bytes in front of every record's payload.
 pub(crate) const HEADER: usize = 40;
 /// Records begin at multiples of this.
@@ -101,6 +104,13 @@ pub(crate) enum RecordError {
 /// Writes the header, with length and checksum, over the front of a record whose payload is in place.
 pub(crate) fn seal(record: &mut [u8], header: Header) {
     put_header(record, header);
+    let crc = crc32fast::hash(&record[8..]) ^ record.len() as u32;
+    record[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Says in a sealed record that the next one belongs to the same batch.
+pub(crate) fn mark_more(record: &mut [u8]) {
+    record[9] |= FLAG_MORE;
     let crc = crc32fast::hash(&record[8..]) ^ record.len() as u32;
     record[4..8].copy_from_slice(&crc.to_le_bytes());
 }
@@ -191,6 +201,8 @@ pub(crate) struct NewMessage<'a> {
     pub born_host: SocketAddr,
     pub store_host: SocketAddr,
     pub reconsume_times: i32,
+    /// RocketMQ's prepared transaction offset: the position of the half message it was.
+    pub prepared: u64,
     pub properties: &'a [u8],
     pub body: &'a [u8],
 }
@@ -227,6 +239,7 @@ impl<'a> NewMessage<'a> {
             born_host,
             store_host,
             reconsume_times: native.map_or(0, |n| n.reconsume_times),
+            prepared: 0,
             properties: if is_native { &publish.origin } else { properties },
             body: &publish.body,
         }
@@ -322,7 +335,7 @@ impl<'a> NewMessage<'a> {
         at.put_u64(stored_at.0);
         put_host(at, self.store_host);
         at.put_i32(self.reconsume_times);
-        at.put_u64(0);
+        at.put_u64(self.prepared);
         at.put_u32(self.body.len() as u32);
         at.put_slice(self.body);
         at.put_u8(self.topic.len() as u8);
@@ -334,6 +347,19 @@ impl<'a> NewMessage<'a> {
 
 fn is_v6(host: &SocketAddr) -> bool {
     host.ip().to_canonical().is_ipv6()
+}
+
+fn host_len(sys_flag: i32, bit: i32) -> usize {
+    if sys_flag & bit != 0 { 20 } else { 8 }
+}
+
+fn host(at: &[u8]) -> SocketAddr {
+    let (ip, port) = at.split_at(at.len() - 4);
+    let port = u32::from_be_bytes(port.try_into().expect("4 bytes")) as u16;
+    match <[u8; 4]>::try_from(ip) {
+        Ok(ip) => (ip, port).into(),
+        Err(_) => (<[u8; 16]>::try_from(ip).expect("4 or 16 bytes"), port).into(),
+    }
 }
 
 fn put_host(at: &mut &mut [u8], host: SocketAddr) {
@@ -422,9 +448,24 @@ impl<'a> MessageRecord<'a> {
         self.big_u32(self.native_start() + 36) as i32
     }
 
+    /// The user's flag.
+    pub(crate) fn flag(self) -> i32 {
+        self.big_u32(self.native_start() + 16) as i32
+    }
+
+    pub(crate) fn born_host(self) -> SocketAddr {
+        let start = self.native_start() + 48;
+        host(&self.record[start..start + host_len(self.sys_flag(), SYS_FLAG_BORN_V6)])
+    }
+
+    /// Earlier attempts at consuming it.
+    pub(crate) fn reconsume_times(self) -> i32 {
+        self.big_u32(self.body_length_at() - 12) as i32
+    }
+
     fn body_length_at(self) -> usize {
-        let v6 = |bit| if self.sys_flag() & bit != 0 { 12 } else { 0 };
-        self.native_start() + 84 + v6(SYS_FLAG_BORN_V6) + v6(SYS_FLAG_STORE_V6)
+        let flag = self.sys_flag();
+        self.native_start() + 68 + host_len(flag, SYS_FLAG_BORN_V6) + host_len(flag, SYS_FLAG_STORE_V6)
     }
 
     pub(crate) fn body(self) -> Range<usize> {
@@ -528,6 +569,7 @@ mod tests {
             born_host: born_host.parse().unwrap(),
             store_host: "127.0.0.1:10911".parse().unwrap(),
             reconsume_times: 0,
+            prepared: 0,
             properties: b"TAGS\x0142.cmd\x02",
             body,
         };

@@ -7,7 +7,7 @@ use std::io;
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::log::{END_LEN, FORMAT_VERSION};
 use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position};
-use crate::store::storage::Storage;
+use crate::store::storage::{Area, FileId, Storage};
 use crate::time::Millis;
 
 /// Why a log cannot be read back.
@@ -53,7 +53,7 @@ pub(crate) fn replay(
     unwritten_max: u64,
     mut apply: impl FnMut(Header, Slice),
 ) -> Result<Recovered, RecoveryError> {
-    let segments = storage.segments()?;
+    let segments = storage.files(Area::Log)?;
     let mut recovered = Recovered {
         // Consumers may have seen records of segments that were never claimed: those are skipped too.
         next_segment: segments
@@ -64,27 +64,79 @@ pub(crate) fn replay(
     let mut synced = Position(0);
     let mut current = segments.first().copied();
     let mut reached = HashSet::new();
+    let mut batch = Batch::default();
     while let Some(segment) = current {
         reached.insert(segment);
-        let scan = scan_segment(storage, segment, segment_size, &mut synced, &mut recovered, &mut apply)?;
-        match scan {
-            Scan::Ended { next } if segments.contains(&next) => current = Some(next),
+        let scan = scan_segment(
+            storage,
+            segment,
+            segment_size,
+            &mut synced,
+            &mut recovered,
+            &mut |header, record| {
+                batch.take(header, record, &mut apply);
+            },
+        )?;
+        let end = match scan {
+            Scan::Ended { next } if segments.contains(&next) => {
+                current = Some(next);
+                continue;
+            }
+            // A crash came between the seal and the claim: nobody saw anything of that life.
             Scan::Ended { next } => {
-                // A crash came between the seal and the claim: nobody saw anything of that life.
                 recovered.next_segment = next;
-                current = None;
+                None
             }
-            Scan::Stopped { offset } => {
-                seal_tail(storage, segment, segment_size, offset, recovered.next_segment)?;
-                current = None;
-            }
+            Scan::Stopped { offset } => Some(segment * segment_size + offset),
+        };
+        current = None;
+        let end = match batch.start() {
+            Some(start) if start < synced => return Err(cut_batch(start, segment_size)),
+            // A batch is recovered whole or not at all: the log ends before it.
+            Some(start) => Some(start.0),
+            None => end,
+        };
+        if let Some(end) = end {
+            let (last, offset) = (end / segment_size, end % segment_size);
+            reached.retain(|segment| *segment <= last);
+            seal_tail(storage, last, segment_size, offset, recovered.next_segment)?;
         }
     }
     for unreached in segments.into_iter().filter(|segment| !reached.contains(segment)) {
-        storage.remove(unreached)?;
+        storage.remove(FileId::segment(unreached))?;
     }
-    storage.claim(recovered.next_segment, segment_size)?;
+    storage.claim(FileId::segment(recovered.next_segment), segment_size)?;
     Ok(recovered)
+}
+
+/// Records of a batch whose last one was not read yet.
+#[derive(Default)]
+struct Batch(Vec<(Header, Slice)>);
+
+impl Batch {
+    /// Takes the next record of the log; applies it with the others of its batch when that is whole.
+    fn take(&mut self, header: Header, record: Slice, apply: &mut impl FnMut(Header, Slice)) {
+        if header.flags & record::FLAG_MORE != 0 {
+            self.0.push((header, record));
+            return;
+        }
+        for (header, record) in self.0.drain(..) {
+            apply(header, record);
+        }
+        apply(header, record);
+    }
+
+    fn start(&self) -> Option<Position> {
+        self.0.first().map(|(header, _)| header.position)
+    }
+}
+
+fn cut_batch(start: Position, segment_size: u64) -> RecoveryError {
+    RecoveryError::Damaged {
+        segment: start.0 / segment_size * segment_size,
+        offset: start.0 % segment_size,
+        why: "the end of the batch that begins here is missing".to_owned(),
+    }
 }
 
 enum Scan {
@@ -104,7 +156,7 @@ fn scan_segment(
 ) -> Result<Scan, RecoveryError> {
     let base = segment * segment_size;
     // Most of a claimed segment was never written: a start must not pay for reading that.
-    let written_end = storage.written_end(segment)?.min(segment_size);
+    let written_end = storage.written_end(FileId::segment(segment))?.min(segment_size);
     let mut reader = Reader {
         storage,
         segment,
@@ -194,7 +246,7 @@ impl Reader<'_> {
         let size = count.max(BLOCK);
         let mut read = Ok(0);
         let block = ChunkWriter::new(size).append(size, |buffer| {
-            read = self.storage.read(self.segment, self.offset, buffer)
+            read = self.storage.read(FileId::segment(self.segment), self.offset, buffer)
         });
         let read = read?;
         if read < count {
@@ -220,7 +272,7 @@ fn later_synced_mark(
     let mut at = bad + ALIGN as u64;
     let mut buffer = vec![0; BLOCK];
     while at < written_end {
-        let read = storage.read(segment, at, &mut buffer)?;
+        let read = storage.read(FileId::segment(segment), at, &mut buffer)?;
         let mut skip = 0;
         while skip + HEADER <= read {
             let position = Position(base + at + skip as u64);
@@ -229,7 +281,7 @@ fn later_synced_mark(
                 let len = u32::from_le_bytes(buffer[skip..skip + 4].try_into().expect("4 bytes")) as usize;
                 if (HEADER..=record::RECORD_MAX).contains(&len) {
                     let mut bytes = vec![0; len];
-                    let got = storage.read(segment, at + skip as u64, &mut bytes)?;
+                    let got = storage.read(FileId::segment(segment), at + skip as u64, &mut bytes)?;
                     if let Ok((header, _)) = record::check(&bytes[..got.min(len)], position) {
                         highest = highest.max(Some(header.synced));
                     }
@@ -267,8 +319,8 @@ fn seal_tail(
             stored_at: Millis(0),
         },
     );
-    storage.truncate(segment, offset)?;
-    storage.write(segment, offset, &end)?;
-    storage.sync(segment)?;
+    storage.truncate(FileId::segment(segment), offset)?;
+    storage.write(FileId::segment(segment), offset, &end)?;
+    storage.sync(FileId::segment(segment))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The one seam between the log and a disk: numbered segments that are claimed, written and synced.
+//! The one seam between the store and a disk: numbered files that are claimed, written and synced.
 //!
 //! [`FileStorage`] is a folder of files. Tests implement [`Storage`] to fail, tear, reorder and lose
 //! unsynced writes.
@@ -13,45 +13,149 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
 use rustix::io::Errno;
 
-/// Numbered segments of bytes. Several threads may call it; the log never writes one byte twice.
-pub trait Storage: Send + Sync + 'static {
-    /// The segments there are, in rising order.
-    fn segments(&self) -> io::Result<Vec<u64>>;
+/// What a file is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Area {
+    /// Segments of the commit log. No byte of them is written twice.
+    Log,
+    /// Pages of index entries, written again when they are free.
+    Pages,
+    /// Checkpoints, each written once.
+    Checkpoints,
+}
 
-    /// Makes a segment of `size` zero bytes, if there is none, so that writing to it cannot run out of
+/// A file: its area and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId {
+    /// What it is for.
+    pub area: Area,
+    /// Its number; of a segment, its place in the log in units of the segment size.
+    pub number: u64,
+}
+
+impl FileId {
+    /// The file of that segment of the log.
+    pub const fn segment(number: u64) -> Self {
+        Self {
+            area: Area::Log,
+            number,
+        }
+    }
+}
+
+/// Numbered files of bytes. Several threads may call it.
+pub trait Storage: Send + Sync + 'static {
+    /// The numbers of the area's files, in rising order.
+    fn files(&self, area: Area) -> io::Result<Vec<u64>>;
+
+    /// Makes a file of `size` zero bytes, if there is none, so that writing to it cannot run out of
     /// space; it exists after a power cut when this returns.
-    fn claim(&self, segment: u64, size: u64) -> io::Result<()>;
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()>;
 
     /// Writes bytes; they are durable after [`sync`](Self::sync).
-    fn write(&self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Reads up to `buffer.len()` bytes; fewer only at the segment's end.
-    fn read(&self, segment: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Reads up to `buffer.len()` bytes; fewer only at the file's end.
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// An offset from which on nothing was ever written. A storage that cannot tell gives `u64::MAX`.
     ///
-    /// To be asked before the segment is read: a file system takes what it has read ahead for written.
-    fn written_end(&self, _segment: u64) -> io::Result<u64> {
+    /// To be asked before the file is read: a file system takes what it has read ahead for written.
+    fn written_end(&self, _file: FileId) -> io::Result<u64> {
         Ok(u64::MAX)
     }
 
-    /// Makes everything written to the segment before this call durable.
-    fn sync(&self, segment: u64) -> io::Result<()>;
+    /// Makes everything written to the file before this call durable.
+    fn sync(&self, file: FileId) -> io::Result<()>;
 
-    /// Ends the segment at `size`, giving back the space behind it.
-    fn truncate(&self, segment: u64, size: u64) -> io::Result<()>;
+    /// Ends the file at `size`, giving back the space behind it.
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()>;
 
-    /// Removes a segment.
-    fn remove(&self, segment: u64) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, file: FileId) -> io::Result<()>;
 }
 
-/// Segments as files of a folder, named by the 20-digit position at which each starts.
+/// Files in memory, for tests.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct MemoryStorage(Mutex<HashMap<FileId, Vec<u8>>>);
+
+#[cfg(test)]
+impl MemoryStorage {
+    fn with<R>(&self, file: FileId, act: impl FnOnce(&mut Vec<u8>) -> R) -> io::Result<R> {
+        let mut files = self.0.lock().unwrap();
+        Ok(act(files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?))
+    }
+}
+
+#[cfg(test)]
+impl Storage for MemoryStorage {
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        let files = self.0.lock().unwrap();
+        let mut numbers: Vec<u64> = files
+            .keys()
+            .filter(|file| file.area == area)
+            .map(|file| file.number)
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.0
+            .lock()
+            .unwrap()
+            .entry(file)
+            .or_insert_with(|| vec![0; size as usize]);
+        Ok(())
+    }
+
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.with(file, |content| {
+            let end = offset as usize + bytes.len();
+            content.resize(content.len().max(end), 0);
+            content[offset as usize..end].copy_from_slice(bytes);
+        })
+    }
+
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.with(file, |content| {
+            let bytes = content.get(offset as usize..).unwrap_or_default();
+            let count = bytes.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&bytes[..count]);
+            count
+        })
+    }
+
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        self.with(file, |_| ())
+    }
+
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.with(file, |content| content.truncate(size as usize))
+    }
+
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.0.lock().unwrap().remove(&file);
+        Ok(())
+    }
+}
+
+/// Files of a folder, named by their 20-digit number; segments by the position at which each starts.
 pub struct FileStorage {
     folder: PathBuf,
     segment_size: u64,
-    files: Mutex<HashMap<u64, Arc<File>>>,
+    files: Mutex<HashMap<FileId, Arc<File>>>,
     /// Held for the process's life: one broker a folder.
     _lock: File,
+}
+
+const fn folder_name(area: Area) -> &'static str {
+    match area {
+        Area::Log => "commitlog",
+        Area::Pages => "index",
+        Area::Checkpoints => "checkpoint",
+    }
 }
 
 impl FileStorage {
@@ -60,8 +164,9 @@ impl FileStorage {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when another process has it open.
     pub fn open(folder: &Path, segment_size: u64) -> io::Result<Self> {
-        let log = folder.join("commitlog");
-        fs::create_dir_all(&log)?;
+        for area in [Area::Log, Area::Pages, Area::Checkpoints] {
+            fs::create_dir_all(folder.join(folder_name(area)))?;
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -69,75 +174,88 @@ impl FileStorage {
             .open(folder.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Self {
-            folder: log,
+            folder: folder.to_owned(),
             segment_size,
             files: Mutex::default(),
             _lock: lock,
         })
     }
 
-    fn path(&self, segment: u64) -> PathBuf {
-        self.folder.join(format!("{:020}", segment * self.segment_size))
+    /// What a file's name counts in.
+    fn unit(&self, area: Area) -> u64 {
+        match area {
+            Area::Log => self.segment_size,
+            Area::Pages | Area::Checkpoints => 1,
+        }
     }
 
-    fn file(&self, segment: u64) -> io::Result<Arc<File>> {
+    fn path(&self, file: FileId) -> PathBuf {
+        let name = format!("{:020}", file.number * self.unit(file.area));
+        self.folder.join(folder_name(file.area)).join(name)
+    }
+
+    fn sync_folder(&self, area: Area) -> io::Result<()> {
+        File::open(self.folder.join(folder_name(area)))?.sync_all()
+    }
+
+    fn file(&self, id: FileId) -> io::Result<Arc<File>> {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = files.get(&segment) {
+        if let Some(file) = files.get(&id) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(OpenOptions::new().read(true).write(true).open(self.path(segment))?);
-        files.insert(segment, Arc::clone(&file));
+        let file = Arc::new(OpenOptions::new().read(true).write(true).open(self.path(id))?);
+        files.insert(id, Arc::clone(&file));
         Ok(file)
     }
 
-    fn forget(&self, segment: u64) {
-        self.files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&segment);
+    fn forget(&self, file: FileId) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&file);
     }
 }
 
 impl Storage for FileStorage {
-    fn segments(&self) -> io::Result<Vec<u64>> {
-        let mut segments = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        let mut numbers = Vec::new();
+        let unit = self.unit(area);
+        for entry in fs::read_dir(self.folder.join(folder_name(area)))? {
             let name = entry?.file_name();
             let start = name
                 .to_str()
                 .filter(|name| name.len() == 20)
                 .and_then(|name| name.parse::<u64>().ok());
-            if let Some(start) = start.filter(|start| start.is_multiple_of(self.segment_size)) {
-                segments.push(start / self.segment_size);
+            if let Some(start) = start.filter(|start| start.is_multiple_of(unit)) {
+                numbers.push(start / unit);
             }
         }
-        segments.sort_unstable();
-        Ok(segments)
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
-    fn claim(&self, segment: u64, size: u64) -> io::Result<()> {
-        let path = self.path(segment);
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
+        let path = self.path(file);
         if path.exists() {
             return Ok(());
         }
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        if let Err(error) = fallocate(&file, FallocateFlags::empty(), 0, size) {
+        let made = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        if size > 0
+            && let Err(error) = fallocate(&made, FallocateFlags::empty(), 0, size)
+        {
             if error != Errno::OPNOTSUPP {
                 let _ = fs::remove_file(&path);
                 return Err(error.into());
             }
-            file.set_len(size)?;
+            made.set_len(size)?;
         }
-        file.sync_all()?;
-        File::open(&self.folder)?.sync_all()
+        made.sync_all()?;
+        self.sync_folder(file.area)
     }
 
-    fn write(&self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file(segment)?.write_all_at(bytes, offset)
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file(file)?.write_all_at(bytes, offset)
     }
 
-    fn read(&self, segment: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = self.file(segment)?;
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file = self.file(file)?;
         let mut read = 0;
         while read < buffer.len() {
             match file.read_at(&mut buffer[read..], offset + read as u64) {
@@ -150,8 +268,8 @@ impl Storage for FileStorage {
         Ok(read)
     }
 
-    fn written_end(&self, segment: u64) -> io::Result<u64> {
-        let file = self.file(segment)?;
+    fn written_end(&self, file: FileId) -> io::Result<u64> {
+        let file = self.file(file)?;
         let mut end = 0;
         loop {
             let hole = seek(&*file, SeekFrom::Data(end)).and_then(|data| seek(&*file, SeekFrom::Hole(data)));
@@ -165,20 +283,20 @@ impl Storage for FileStorage {
         }
     }
 
-    fn sync(&self, segment: u64) -> io::Result<()> {
-        self.file(segment)?.sync_data()
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        self.file(file)?.sync_data()
     }
 
-    fn truncate(&self, segment: u64, size: u64) -> io::Result<()> {
-        let file = self.file(segment)?;
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
+        let file = self.file(file)?;
         file.set_len(size)?;
         file.sync_all()
     }
 
-    fn remove(&self, segment: u64) -> io::Result<()> {
-        self.forget(segment);
-        fs::remove_file(self.path(segment))?;
-        File::open(&self.folder)?.sync_all()
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.forget(file);
+        fs::remove_file(self.path(file))?;
+        self.sync_folder(file.area)
     }
 }
 
@@ -192,10 +310,11 @@ mod tests {
     fn everything_written_is_before_the_written_end() {
         let folder = std::env::temp_dir().join(format!("rocketbridge-storage-{}", std::process::id()));
         let storage = FileStorage::open(&folder, SEGMENT).expect("a folder of its own");
-        storage.claim(0, SEGMENT).expect("there is room");
+        let file = FileId::segment(0);
+        storage.claim(file, SEGMENT).expect("there is room");
         for offset in [0, 1 << 16, 3 << 20, SEGMENT - 8] {
-            storage.write(0, offset, b"written!").expect("there is room");
-            let end = storage.written_end(0).expect("it can be asked");
+            storage.write(file, offset, b"written!").expect("there is room");
+            let end = storage.written_end(file).expect("it can be asked");
             assert!(end >= offset + 8, "{end} after a write at {offset}");
         }
         fs::remove_dir_all(folder).expect("it is ours");

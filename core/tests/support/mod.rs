@@ -14,7 +14,7 @@ use rocketbridge_core::engine::{Config, Engine, EngineLink, Flush, OpenError};
 use rocketbridge_core::inbox::Inbox;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
-use rocketbridge_core::store::storage::Storage;
+use rocketbridge_core::store::storage::{Area, FileId, Storage};
 use rocketbridge_core::time::{Clock, Millis, Now};
 
 /// A small segment, so that tests cross from one to the next.
@@ -69,7 +69,7 @@ impl Segment {
 
 #[derive(Default)]
 struct Disk {
-    segments: BTreeMap<u64, Segment>,
+    files: BTreeMap<FileId, Segment>,
     /// Writes, syncs and claims still allowed before everything fails.
     steps_left: Option<u64>,
     writes: u64,
@@ -111,7 +111,7 @@ impl CrashStorage {
     pub fn after_power_cut(&self, random: &mut Random) -> Self {
         let disk = self.0.lock().unwrap();
         let mut after = Disk::default();
-        for (number, segment) in &disk.segments {
+        for (number, segment) in &disk.files {
             let mut bytes = segment.synced.clone();
             for (offset, data) in &segment.unsynced {
                 let kept = match random.below(4) {
@@ -127,7 +127,7 @@ impl CrashStorage {
                 current: bytes,
                 unsynced: Vec::new(),
             };
-            after.segments.insert(*number, settled);
+            after.files.insert(*number, settled);
         }
         Self(Arc::new(Mutex::new(after)))
     }
@@ -135,31 +135,37 @@ impl CrashStorage {
     /// The disk as it is when only the process dies.
     pub fn after_kill(&self) -> Self {
         let mut after = Disk {
-            segments: self.0.lock().unwrap().segments.clone(),
+            files: self.0.lock().unwrap().files.clone(),
             ..Disk::default()
         };
-        after.segments.values_mut().for_each(Segment::settle);
+        after.files.values_mut().for_each(Segment::settle);
         Self(Arc::new(Mutex::new(after)))
     }
 
     /// Changes one stored byte.
     pub fn damage(&self, segment: u64, offset: usize) {
         let mut disk = self.0.lock().unwrap();
-        let segment = disk.segments.get_mut(&segment).unwrap();
+        let segment = disk.files.get_mut(&FileId::segment(segment)).unwrap();
         segment.current[offset] ^= 0x55;
         segment.settle();
     }
 }
 
 impl Storage for CrashStorage {
-    fn segments(&self) -> io::Result<Vec<u64>> {
-        Ok(self.0.lock().unwrap().segments.keys().copied().collect())
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        let disk = self.0.lock().unwrap();
+        Ok(disk
+            .files
+            .keys()
+            .filter(|file| file.area == area)
+            .map(|file| file.number)
+            .collect())
     }
 
-    fn claim(&self, segment: u64, size: u64) -> io::Result<()> {
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
-        disk.segments.entry(segment).or_insert_with(|| Segment {
+        disk.files.entry(file).or_insert_with(|| Segment {
             synced: vec![0; size as usize],
             current: vec![0; size as usize],
             unsynced: Vec::new(),
@@ -167,11 +173,11 @@ impl Storage for CrashStorage {
         Ok(())
     }
 
-    fn write(&self, segment: u64, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
         disk.writes += 1;
-        let segment = disk.segments.get_mut(&segment).ok_or(io::ErrorKind::NotFound)?;
+        let segment = disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
         let end = offset as usize + bytes.len();
         if segment.current.len() < end {
             segment.current.resize(end, 0);
@@ -182,33 +188,33 @@ impl Storage for CrashStorage {
         Ok(())
     }
 
-    fn read(&self, segment: u64, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let disk = self.0.lock().unwrap();
-        let segment = disk.segments.get(&segment).ok_or(io::ErrorKind::NotFound)?;
+        let segment = disk.files.get(&file).ok_or(io::ErrorKind::NotFound)?;
         let bytes = segment.current.get(offset as usize..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
         buffer[..count].copy_from_slice(&bytes[..count]);
         Ok(count)
     }
 
-    fn sync(&self, segment: u64) -> io::Result<()> {
+    fn sync(&self, file: FileId) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
         disk.syncs += 1;
-        disk.segments.get_mut(&segment).ok_or(io::ErrorKind::NotFound)?.settle();
+        disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?.settle();
         Ok(())
     }
 
-    fn truncate(&self, segment: u64, size: u64) -> io::Result<()> {
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
-        let segment = disk.segments.get_mut(&segment).ok_or(io::ErrorKind::NotFound)?;
+        let segment = disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
         segment.current.truncate(size as usize);
         segment.settle();
         Ok(())
     }
 
-    fn remove(&self, segment: u64) -> io::Result<()> {
-        self.0.lock().unwrap().segments.remove(&segment);
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.0.lock().unwrap().files.remove(&file);
         Ok(())
     }
 }
@@ -298,9 +304,7 @@ pub fn message(entry: Entry, topic: &str, key: &str, body: &str) -> Publish {
         format: Format(9),
         origin: Bytes::new(),
         persistent: true,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 
@@ -311,7 +315,8 @@ pub fn queue(name: &str) -> Queue {
         exclusive: false,
         auto_delete: false,
         addressable: true,
-        limit: Limit::default(),
+        limit: Limit::NONE,
+        policy: None,
         arguments: Bytes::new(),
     }
 }
@@ -323,6 +328,8 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }
@@ -364,6 +371,7 @@ impl Client {
             acknowledge: Acknowledge::Always,
             window,
             exclusive: false,
+            priority: 0,
         }));
         subscription
     }

@@ -117,13 +117,13 @@ pub fn check_queue(name: &[u8], arguments: Table<'_>) -> Result<Limit, Failure> 
 }
 
 /// Core's zero is "no limit"; AMQP's is a queue that only serves consumers who are waiting.
-fn limit(arguments: Table<'_>, name: &str) -> Result<u64, Failure> {
+fn limit(arguments: Table<'_>, name: &str) -> Result<Option<u64>, Failure> {
     match arguments.get(name.as_bytes()).and_then(|value| value.as_integer()) {
-        None => Ok(0),
+        None => Ok(None),
         Some(0) => Err(Failure::not_implemented(format!(
             "queue argument '{name}' of 0 is not implemented"
         ))),
-        Some(limit) => Ok(limit.unsigned_abs()),
+        Some(limit) => Ok(Some(limit.unsigned_abs())),
     }
 }
 
@@ -492,7 +492,7 @@ mod tests {
             assert_eq!(check(name, value), Ok(Limit::default()), "{name}");
         }
         let limit = check("x-max-length", Value::UnsignedShort(7)).expect("valid");
-        assert_eq!((limit.messages, limit.bytes), (7, 0));
+        assert_eq!((limit.messages, limit.bytes), (Some(7), None));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use rocketbridge_core::boundary::{
     Delivery, Event, Fate, Notice, Outcome, Peer, Publish, Reject, RequestId, Stored, SubscriptionId,
 };
 use rocketbridge_core::message::Message;
-use rocketbridge_core::request::{Exchange, ExchangeKind, Got, QueueState, Refusal, Reply, Request};
+use rocketbridge_core::request::{Exchange, ExchangeKind, Got, HashOn, QueueState, Refusal, Reply, Request};
 use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Order, Outbox, Session as _};
@@ -230,6 +230,8 @@ impl Core {
                 durable: true,
                 auto_delete: false,
                 internal: false,
+                alternate: None,
+                hash_on: HashOn::Key,
                 arguments: Bytes::new(),
             }))),
             Request::DeclareQueue(queue) => Ok(Reply::Queue(Box::new(QueueState {
@@ -275,6 +277,7 @@ impl Core {
             subscription,
             sequence: self.sequence,
             redelivered: false,
+            attempts: 0,
             leased: true,
             message: message(&publish),
         }

@@ -194,6 +194,7 @@ impl Core {
             subscription: SubscriptionId(1),
             sequence: self.sequence,
             redelivered: self.control & 16 != 0,
+            attempts: 0,
             leased: publish.persistent,
             message: Message::from_publish(publish, host, host, Millis(1)),
         })

@@ -325,9 +325,7 @@ mod tests {
             format: Format(1),
             origin: Bytes::new(),
             persistent: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         };
         Message::from_publish(&publish, host, host, Millis(0))
     }

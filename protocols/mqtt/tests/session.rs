@@ -49,7 +49,10 @@ fn connack_follows_login_attach_and_consume() {
     };
     assert_eq!(wanted.holder, "c");
     assert_eq!((wanted.clean, wanted.durable, wanted.keep), (true, false, Millis(0)));
-    assert_eq!((wanted.limit.messages, wanted.limit.bytes), (100_000, 64 << 20));
+    assert_eq!(
+        (wanted.limit.messages, wanted.limit.bytes),
+        (Some(100_000), Some(64 << 20))
+    );
     assert_eq!(subscribe.queue, "\0c");
     assert_eq!(subscribe.acknowledge, Acknowledge::Persistent);
     assert_eq!(subscribe.window, Some(1024));

@@ -94,6 +94,7 @@ impl Refused {
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
+            Refusal::Rejected { reject, .. } => return (*reject).into(),
             Refusal::NotFound { what: "topic", name } => return Self::no_topic(name),
             Refusal::NotFound { what: "group", .. } => ResponseCode::SubscriptionGroupNotExist,
             Refusal::NotFound { what: "message", .. } => ResponseCode::SystemError,

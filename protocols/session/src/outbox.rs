@@ -152,6 +152,11 @@ impl Outbox {
         self.orders.push_front(Order::Publish(publishes));
     }
 
+    /// Puts back a request that core does not take now, in front of everything else.
+    pub fn put_back_request(&mut self, id: RequestId, request: Box<Request>) {
+        self.orders.push_front(Order::Request(id, request));
+    }
+
     /// Gives an emptied run back for its memory.
     pub fn recycle(&mut self, order: Order) {
         const SPARE_MAX: usize = 1024;

@@ -137,7 +137,9 @@ pub fn matcher(
     arguments: Table<'_>,
 ) -> Result<Matcher, ChannelError> {
     Ok(match kind {
-        ExchangeKind::Fanout | ExchangeKind::Direct => Matcher::Key(Bytes::copy_from_slice(routing_key)),
+        ExchangeKind::Fanout | ExchangeKind::Direct | ExchangeKind::Hash => {
+            Matcher::Key(Bytes::copy_from_slice(routing_key))
+        }
         ExchangeKind::Pattern if exchange.route == Route::Topics => Matcher::Pattern(topics_pattern(routing_key)),
         ExchangeKind::Pattern => Matcher::Pattern(Pattern::from_key_pattern(routing_key)),
         ExchangeKind::Headers => Matcher::Headers(headers(arguments)?),
@@ -212,6 +214,7 @@ pub fn exchange_type(kind: ExchangeKind) -> &'static str {
         ExchangeKind::Direct => "direct",
         ExchangeKind::Pattern => "topic",
         ExchangeKind::Headers => "headers",
+        ExchangeKind::Hash => "x-consistent-hash",
     }
 }
 

@@ -225,9 +225,7 @@ mod tests {
             format: Format(9),
             origin: Bytes::new(),
             persistent: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         }
     }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use rocketbridge_core::address::encode_name;
-use rocketbridge_core::request::{Exchange, ExchangeKind};
+use rocketbridge_core::request::{Exchange, ExchangeKind, HashOn};
 
 /// `amq.direct`, `amq.fanout`, `amq.headers` and `amq.match`, for the engine to make at its first start.
 /// The default exchange and `amq.topic` are not among them: they are the address space itself.
@@ -13,6 +13,8 @@ pub fn predeclared_exchanges() -> Vec<Exchange> {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     };
     vec![

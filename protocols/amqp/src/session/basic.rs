@@ -80,6 +80,7 @@ impl Context<'_> {
             },
             window: (prefetch > 0 && !consume.no_ack).then_some(prefetch),
             exclusive: consume.exclusive,
+            priority: 0,
         });
         let what = What::Consume {
             subscription,

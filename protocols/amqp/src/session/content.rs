@@ -193,8 +193,7 @@ impl Context<'_> {
             origin: message.origin,
             persistent: message.persistent,
             mandatory: message.mandatory,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         });
     }
 

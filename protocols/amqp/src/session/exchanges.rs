@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use rocketbridge_core::address::encode_name;
-use rocketbridge_core::request::{Exchange, ExchangeKind, Refusal, Reply, Request};
+use rocketbridge_core::request::{Exchange, ExchangeKind, HashOn, Refusal, Reply, Request};
 
 use super::shared::{Context, What};
 use crate::arguments::check_exchange;
@@ -42,6 +42,8 @@ impl Context<'_> {
             durable: declare.durable,
             auto_delete: declare.auto_delete,
             internal: declare.internal,
+            alternate: None,
+            hash_on: HashOn::Key,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         });
         if exchange.route == Route::Topics {
@@ -161,7 +163,9 @@ impl Context<'_> {
             Refusal::Invalid(why) => ChannelError::Invalid(why).into(),
             Refusal::NotSupported(what) => Failure::not_implemented(what),
             Refusal::Closed => ConnectionError::Forced("shutdown").into(),
-            Refusal::NoSubscription | Refusal::Ended => ConnectionError::Internal(refusal.to_string()).into(),
+            Refusal::NoSubscription | Refusal::Ended | Refusal::Rejected { .. } => {
+                ConnectionError::Internal(refusal.to_string()).into()
+            }
         }
     }
 }
@@ -174,6 +178,8 @@ fn topic_exchange(name: Bytes) -> Exchange {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }
 }

@@ -51,6 +51,7 @@ impl Context<'_> {
             auto_delete: declare.auto_delete,
             addressable: !server_named && !declare.exclusive,
             limit,
+            policy: None,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         };
         self.channel.last_queue = Some(name);

@@ -13,7 +13,7 @@ use rocketbridge_core::boundary::{
     Delivery, Event, Fate, Notice, Outcome, Peer, Publish, RequestId, Settle, Settlement, Stored, SubscriptionId,
 };
 use rocketbridge_core::message::{Entry, Format, Message};
-use rocketbridge_core::request::{Exchange, ExchangeKind, Got, Queue, QueueState, Refusal, Reply, Request};
+use rocketbridge_core::request::{Exchange, ExchangeKind, Got, HashOn, Queue, QueueState, Refusal, Reply, Request};
 use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Order, Outbox, Session as _};
@@ -554,14 +554,13 @@ fn handed_out(subscription: SubscriptionId, sequence: u64, leased: bool, body: &
         format: Format(9),
         origin: Bytes::new(),
         persistent: false,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     };
     Delivery {
         subscription,
         sequence,
         redelivered: false,
+        attempts: 0,
         leased,
         message: message(&publish),
     }
@@ -605,6 +604,8 @@ pub fn exchange(name: &'static str, kind: ExchangeKind) -> Reply {
         durable: true,
         auto_delete: false,
         internal: false,
+        alternate: None,
+        hash_on: HashOn::Key,
         arguments: Bytes::new(),
     }))
 }

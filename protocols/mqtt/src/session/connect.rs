@@ -224,8 +224,8 @@ impl Connecting {
                 durable: keep > Millis(0),
                 keep,
                 limit: Limit {
-                    messages: config.session_messages_max,
-                    bytes: config.session_bytes_max,
+                    messages: Some(config.session_messages_max).filter(|max| *max > 0),
+                    bytes: Some(config.session_bytes_max).filter(|max| *max > 0),
                 },
             }),
         );
@@ -237,6 +237,7 @@ impl Connecting {
                 acknowledge: Acknowledge::Persistent,
                 window: Some(u32::from(self.window)),
                 exclusive: false,
+                priority: 0,
             }),
         );
     }

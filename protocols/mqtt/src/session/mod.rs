@@ -182,7 +182,12 @@ impl MqttSession {
                 Err(Close::Silently)
             }
             // Nothing is published as mandatory, and the driver itself goes on when there is room again.
-            (_, Event::Notice(Notice::GroupChanged(_)) | Event::Returned { .. } | Event::Writable) => Ok(()),
+            (
+                _,
+                Event::Notice(Notice::GroupChanged(_) | Notice::Blocked(_) | Notice::Unblocked)
+                | Event::Returned { .. }
+                | Event::Writable,
+            ) => Ok(()),
             (State::Opening | State::Connecting(_) | State::Closed, _) => Ok(()),
         };
         if let Err(close) = result {

@@ -108,9 +108,7 @@ impl Client {
             format: FORMAT,
             origin,
             persistent: publish.qos > 0,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..CorePublish::default()
         }
     }
 

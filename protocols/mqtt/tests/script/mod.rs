@@ -241,9 +241,7 @@ pub fn publish(topic: &[u8], qos: u8) -> Publish {
         format: Format(2),
         origin: Bytes::from(origin),
         persistent: qos > 0,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     }
 }
 
@@ -253,6 +251,7 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
         subscription: SubscriptionId(1),
         sequence,
         redelivered: false,
+        attempts: 0,
         leased,
         message: Message::from_publish(publish, host, host, Millis(1)),
     }

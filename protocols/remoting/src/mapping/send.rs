@@ -1,7 +1,6 @@
 //! Sends: header, properties and batch body to publishes.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::{Native, Publish};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::properties::{PROPERTIES_MAX, TAGS, UNIQUE_KEY};
@@ -338,11 +337,9 @@ impl Envelope {
             topic: self.topic.clone(),
             key: properties.tag.clone(),
             body,
-            attributes: Attributes::EMPTY,
             format: Format::NATIVE,
             origin: properties.origin.clone(),
             persistent: true,
-            mandatory: false,
             detailed,
             native: Some(Box::new(Native {
                 queue_id: self.queue_id,
@@ -352,6 +349,7 @@ impl Envelope {
                 reconsume_times: self.reconsume_times,
                 topic_queues: self.topic_queues,
             })),
+            ..Publish::default()
         }
     }
 }

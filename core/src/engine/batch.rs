@@ -1,0 +1,75 @@
+//! Atomic batches: publishes and settlements of one link that take effect together.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use crate::boundary::{Publish, Reject};
+use crate::engine::group::limit;
+use crate::engine::publish::TopicOf;
+use crate::engine::state::{LinkId, State};
+use crate::message::Format;
+use crate::request::{Commit, Refusal, Reply};
+
+impl State {
+    /// All of it or nothing: every publish is checked before the first takes effect.
+    pub(crate) fn commit(&mut self, link: LinkId, commit: Commit) -> Result<Reply, Refusal> {
+        if commit.publishes.len() + commit.settlements.len() > Commit::ITEMS_MAX {
+            return Err(limit("publishes and settlements in one batch", Commit::ITEMS_MAX));
+        }
+        if commit.publishes.iter().map(Commit::size_of).sum::<usize>() > Commit::BYTES_MAX {
+            return Err(limit("bytes in one batch", Commit::BYTES_MAX));
+        }
+        let mut new_topics = HashSet::new();
+        for (index, publish) in commit.publishes.iter().enumerate() {
+            self.check_part(link, publish, &mut new_topics)
+                .map_err(|reject| Refusal::Rejected { index, reject })?;
+        }
+        if commit.publishes.is_empty() && commit.settlements.is_empty() {
+            return Ok(Reply::Done);
+        }
+        self.begin_batch();
+        let birth = self.birth(link);
+        let mut destinations = std::mem::take(&mut self.destinations);
+        for publish in &commit.publishes {
+            match self.place(publish) {
+                Ok(placed) => {
+                    if placed.routes == 0 && publish.mandatory {
+                        self.give_back(link, publish);
+                    }
+                    self.put(publish, birth, &placed, &mut destinations);
+                }
+                Err(reject) => debug_assert!(false, "what was checked is rejected: {reject:?}"),
+            }
+        }
+        self.destinations = destinations;
+        for settlement in commit.settlements {
+            self.settle_one(link, settlement);
+        }
+        self.end_batch();
+        self.changed = true;
+        Ok(Reply::Done)
+    }
+
+    /// Whether a publish can be taken, should those before it have been. Changes nothing.
+    fn check_part(&mut self, link: LinkId, publish: &Publish, new_topics: &mut HashSet<Bytes>) -> Result<(), Reject> {
+        self.check(link, publish)?;
+        let route = self.router.route(publish)?;
+        let chosen = publish.native.as_deref().and_then(|native| native.queue_id);
+        let queues = match self.topic_of(publish, &route)? {
+            TopicOf::None => return Ok(()),
+            TopicOf::Known(topic) => self.topics[topic as usize].queues.len() as u32,
+            TopicOf::New { name, queues } => {
+                new_topics.insert(name);
+                if publish.format == Format::NATIVE && self.topics.len() + new_topics.len() > self.config.topics_max {
+                    return Err(Reject::NoTopic);
+                }
+                queues
+            }
+        };
+        match chosen {
+            Some(queue) if queue >= queues => Err(Reject::NoQueue),
+            _ => Ok(()),
+        }
+    }
+}
