@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use rocketbridge_core::boundary::Reject;
 use rocketbridge_core::request::Refusal;
 

@@ -301,7 +301,7 @@ impl Scan {
         if !is_logged_in && end > limits.before_login {
             return Err(Fault::FrameTooLarge(limits.before_login));
         }
-        if line > limits.header_line + 1 {
+        if self.lines > 0 && line > limits.header_line + 1 {
             return Err(Fault::HeaderTooLong(limits.header_line));
         }
         if end > limits.head {

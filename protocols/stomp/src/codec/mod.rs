@@ -16,7 +16,7 @@ pub use encode::{
 };
 pub use head::{Header, Headers};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 
 /// A version of the protocol. Later ones are greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +149,27 @@ impl Frame {
             let is_repeated = self.headers[..at].iter().any(|earlier| earlier.name(&self.head) == name);
             (!is_repeated).then(|| (name, header.value(&self.head)))
         })
+    }
+
+    /// Every header, also those that repeat an earlier one.
+    pub fn all_headers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.headers.iter().map(|h| (h.name(&self.head), h.value(&self.head)))
+    }
+
+    /// Writes the frame as it was read.
+    pub fn encode(&self, version: Version, out: &mut BytesMut) {
+        out.put_slice(self.command_text());
+        out.put_u8(b'\n');
+        for (name, value) in self.all_headers() {
+            if self.command.is_unescaped() {
+                out.put_slice(&[name, b":", value, b"\n"].concat());
+            } else {
+                put_header(out, version, name, value);
+            }
+        }
+        out.put_u8(b'\n');
+        out.put_slice(&self.body);
+        out.put_slice(END_OF_FRAME);
     }
 
     /// A copy of a header's value that does not keep the frame's memory.

@@ -266,6 +266,9 @@ pub fn exchange_binding(name: &Bytes, kind: ExchangeKind, key: &Bytes) -> (Sourc
     let source = Source::Exchange(encode_name(name));
     let matcher = match kind {
         ExchangeKind::Fanout | ExchangeKind::Direct => Matcher::Key(key.clone()),
+        // There the key is the weight of a binding.
+        ExchangeKind::Hash if key.is_empty() => Matcher::Key(Bytes::from_static(b"1")),
+        ExchangeKind::Hash => Matcher::Key(key.clone()),
         ExchangeKind::Pattern => Matcher::Pattern(Pattern::from_key_pattern(key)),
         // A subscription brings no headers to compare: it takes everything.
         ExchangeKind::Headers => Matcher::Headers(Headers {
