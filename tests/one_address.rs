@@ -46,9 +46,7 @@ fn message(entry: Entry, topic: &Bytes, key: &[u8], original: Option<&[u8]>) -> 
         format: Format(77),
         origin: Bytes::new(),
         persistent: true,
-        mandatory: false,
-        detailed: false,
-        native: None,
+        ..Publish::default()
     };
     let host = SocketAddr::from(([127, 0, 0, 1], 1));
     Message::from_publish(&publish, host, host, Millis(1))

@@ -161,7 +161,13 @@ impl Lines {
                 count: 1,
                 action: Settle::Ack,
             }),
-            "request" => out.request(RequestId(number), Request::Detach { keep: Millis(0) }),
+            "request" => out.request(
+                RequestId(number),
+                Request::Detach {
+                    keep: Millis(0),
+                    keep_will: true,
+                },
+            ),
             "cancel" => out.cancel(RequestId(number)),
             "wake" => self.timeout = Some(now.mono + Millis(number)),
             "close" => {
@@ -218,7 +224,13 @@ impl Session for Lines {
 
     fn handle_eof(&mut self, _now: Now, out: &mut Outbox) {
         self.journal.note("eof");
-        out.request(RequestId(99), Request::Detach { keep: Millis(0) });
+        out.request(
+            RequestId(99),
+            Request::Detach {
+                keep: Millis(0),
+                keep_will: true,
+            },
+        );
     }
 
     fn handle_shutdown(&mut self, _now: Now, out: &mut Outbox) {

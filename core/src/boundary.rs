@@ -108,6 +108,9 @@ pub struct Publish {
     pub origin: Bytes,
     /// Kept over a restart wherever a durable queue or a topic takes it.
     pub persistent: bool,
+    /// It becomes the last value of its address, whatever else happens to it; with an empty body the address
+    /// has no last value any more.
+    pub retain: bool,
     /// Give it back with [`Event::Returned`] when no queue, live subscription or group is there for it.
     pub mandatory: bool,
     /// The outcome must tell position, queue and offset; others are merged with their neighbours.
@@ -234,7 +237,7 @@ pub enum Reject {
     NoQueue,
     /// Larger than the limit.
     TooLarge,
-    /// A queue on the way is full and refuses.
+    /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
     /// Not logged in, or no permission.
     AccessRefused,
@@ -255,6 +258,10 @@ pub struct Delivery {
     pub attempts: u32,
     /// It is leased and must be settled.
     pub leased: bool,
+    /// It was there already: a last value that [`Request::Recall`] asked for.
+    pub recalled: bool,
+    /// What the holder noted on this lease earlier, 0 for nothing.
+    pub note: u32,
     /// The message.
     pub message: Message,
 }

@@ -2,6 +2,7 @@
 
 use crate::attributes::Iter;
 use crate::engine::decode_change;
+use crate::filter::{Names, Sql};
 use crate::properties;
 use crate::store::record::{self, MessageRecord, Position};
 
@@ -23,4 +24,20 @@ pub fn fuzz(data: &[u8]) {
     decode_change(data);
     Iter::new(data).for_each(drop);
     properties::attributes(data).for_each(drop);
+}
+
+/// Reads bytes as an expression and, behind a newline at the end of it, a property string; nothing may panic.
+pub fn fuzz_filter(data: &[u8]) {
+    let at = data.iter().rposition(|byte| *byte == b'\n').unwrap_or(data.len());
+    let (text, properties) = data.split_at(at);
+    let text = String::from_utf8_lossy(text);
+    for names in [Names::Native, Names::Jms] {
+        match Sql::compile(&text, names) {
+            Ok(sql) => {
+                let first = sql.matches(properties::pairs(properties));
+                assert_eq!(sql.matches(properties::pairs(properties)), first);
+            }
+            Err(error) => assert!(error.position >= 1 && error.position <= text.chars().count() + 1),
+        }
+    }
 }

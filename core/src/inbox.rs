@@ -242,6 +242,8 @@ mod tests {
             redelivered: false,
             attempts: 0,
             leased: false,
+            recalled: false,
+            note: 0,
             message: Message::new(record),
         })
     }

@@ -9,6 +9,7 @@ pub mod attributes;
 pub mod boundary;
 mod compression;
 pub mod engine;
+pub mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod inbox;

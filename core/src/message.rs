@@ -102,6 +102,11 @@ impl Message {
         self.view().is_persistent()
     }
 
+    /// Whether its publisher made it the last value of its address.
+    pub fn is_retained(&self) -> bool {
+        self.view().is_retained()
+    }
+
     /// Whether an exchange had the topic's name when the message was routed.
     pub fn has_exchange(&self) -> bool {
         self.view().has_exchange()
@@ -158,6 +163,11 @@ impl Message {
     /// The RocketMQ V1 record, byte for byte what a native pull returns.
     pub fn native_record(&self) -> &[u8] {
         &self.record[self.view().native()]
+    }
+
+    /// The property string as native consumers see it: of a foreign message the mapped view.
+    pub fn native_properties(&self) -> &[u8] {
+        self.view().properties()
     }
 
     /// RocketMQ's sysFlag of the record (compression, IPv6 hosts).

@@ -1,12 +1,15 @@
 //! Requests and replies: the control plane of a [`Link`](crate::boundary::Link).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::address::Pattern;
+use crate::attributes::Attributes;
 use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
-use crate::message::Message;
+use crate::filter::Sql;
+use crate::message::{Entry, Format, Message};
 pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::store::record::Position;
 use crate::time::Millis;
@@ -79,9 +82,22 @@ pub enum Request {
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
     Attach(Attach),
-    /// Gives the session up in good order: it lives on for `keep`, or ends now when that is zero.
-    /// [`Reply::Done`].
-    Detach { keep: Millis },
+    /// Gives the session up in good order: it lives on for `keep`, or ends now when that is zero. With
+    /// `keep_will` its will is published as if the connection were lost, else never. [`Reply::Done`].
+    Detach { keep: Millis, keep_will: bool },
+    /// Writes a number on each of these leases of a named session's queue (sequence, note): when the session
+    /// is taken again, they come back with it. 0 takes a note away. [`Reply::Done`].
+    Note {
+        subscription: SubscriptionId,
+        notes: Vec<(u64, u32)>,
+    },
+    /// Makes this link's session a member of a queue that sessions share. [`Reply::Done`].
+    Share(Share),
+    /// Ends that; a shared queue goes with its last member. [`Reply::Done`].
+    Unshare { queue: Bytes },
+    /// Puts the last values whose address the pattern matches into a queue, in the order of their addresses.
+    /// [`Reply::Done`], at once; what is published meanwhile may come between them.
+    Recall { queue: Bytes, pattern: Pattern },
 
     // --- topics and native groups -------------------------------------------------------------
     /// [`Reply::Topic`], or [`Refusal::NotFound`].
@@ -259,6 +275,8 @@ pub enum Destination {
     Queue(Bytes),
     /// The exchange of that (encoded) name.
     Exchange(Bytes),
+    /// The root exchange: by what the key says as a whole address.
+    Topics,
 }
 
 /// A binding. Its identity is all of it but `cookie`: binding again replaces the cookie.
@@ -319,6 +337,49 @@ pub struct Attach {
     pub keep: Millis,
     /// How much its queue may hold.
     pub limit: Limit,
+    /// What is published when the connection is lost; it replaces an earlier one.
+    pub will: Option<Box<Will>>,
+}
+
+/// What is published for a client that is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Will {
+    /// How long to wait for the client before: at most until its session ends.
+    pub delay: Millis,
+    /// How it enters.
+    pub entry: Entry,
+    /// Encoded topic name.
+    pub topic: Bytes,
+    /// The key.
+    pub key: Bytes,
+    /// The payload.
+    pub body: Bytes,
+    /// Neutral properties.
+    pub attributes: Attributes,
+    /// Whose header bytes `origin` is.
+    pub format: Format,
+    /// The publisher's own header bytes.
+    pub origin: Bytes,
+    /// See [`Publish::persistent`](crate::boundary::Publish::persistent).
+    pub persistent: bool,
+    /// See [`Publish::retain`](crate::boundary::Publish::retain).
+    pub retain: bool,
+}
+
+/// Membership of a named session in a queue that sessions share. It lasts as long as the session: whoever of
+/// them is connected and consumes from the queue gets a part of its messages.
+#[derive(Clone, Debug)]
+pub struct Share {
+    /// The queue's name, behind two NUL bytes. It is made with its first member.
+    pub queue: Bytes,
+    /// How much the queue may hold.
+    pub limit: Limit,
+    /// Which messages it gets.
+    pub source: Source,
+    /// Which of them.
+    pub matcher: Matcher,
+    /// The session's own words, given back by [`Reply::Attached`]. A new one replaces the old one.
+    pub cookie: Bytes,
 }
 
 /// A member of a consumer group.
@@ -354,6 +415,8 @@ pub enum Filter {
     /// Those whose tag has one of these hashes (Java's `String.hashCode`), as RocketMQ filters: the
     /// client compares the tags themselves.
     Tags(Vec<i32>),
+    /// Those whose properties fit the expression.
+    Sql(Arc<Sql>),
 }
 
 /// A native pull.
@@ -422,6 +485,8 @@ pub enum Reply {
         present: bool,
         /// The cookies of its queue's bindings.
         cookies: Vec<Bytes>,
+        /// The shared queues it is a member of, each with its cookie.
+        shares: Vec<(Bytes, Bytes)>,
     },
     /// A topic as it is.
     Topic(Topic),

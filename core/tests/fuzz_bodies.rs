@@ -3,7 +3,7 @@
 mod support;
 
 use rocketbridge_core::boundary::Publish;
-use rocketbridge_core::fuzzing::fuzz;
+use rocketbridge_core::fuzzing::{fuzz, fuzz_filter};
 use rocketbridge_core::message::{Entry, Message};
 use rocketbridge_core::store::storage::{Area, FileId, Storage};
 use rocketbridge_core::time::Millis;
@@ -32,5 +32,68 @@ fn no_bytes_make_a_decoder_panic() {
             }
         }
         fuzz(&data);
+    }
+}
+
+#[test]
+fn no_expression_makes_the_filter_panic() {
+    let pieces = [
+        "a",
+        "b",
+        "$c",
+        "TAGS",
+        "1",
+        "2.5",
+        "3000000000",
+        "1e3",
+        ".5",
+        "9L",
+        "'x'",
+        "''",
+        "'it''s'",
+        "'",
+        "TRUE",
+        "null",
+        " and ",
+        " OR ",
+        "not ",
+        "=",
+        "<>",
+        "<",
+        "<=",
+        ">",
+        ">=",
+        "(",
+        ")",
+        ",",
+        " in ",
+        " between ",
+        " is ",
+        " contains ",
+        " startswith ",
+        " endswith ",
+        "-",
+        "+",
+        "--",
+        "\n",
+        "/*",
+        "*/",
+        " ",
+        "é",
+        "\u{0}",
+        "#",
+        "e",
+        ".",
+    ];
+    let properties = "a\u{1}1\u{2}b\u{1}x\u{2}$c\u{1}2.5\u{2}TAGS\u{1}é\u{2}";
+    let mut random = Random(2);
+    for _ in 0..200_000 {
+        let mut data = String::new();
+        for _ in 0..random.below(24) {
+            data += pieces[random.below(pieces.len() as u64) as usize];
+        }
+        data.push('\n');
+        data += properties;
+        fuzz_filter(data.as_bytes());
     }
 }

@@ -16,7 +16,8 @@ fn attach(clean: bool, keep: u64) -> Request {
         clean,
         durable: keep > 0,
         keep: Millis(keep),
-        limit: Limit::default(),
+        limit: Limit::NONE,
+        will: None,
     })
 }
 

@@ -3,9 +3,17 @@
 use bytes::{BufMut, Bytes};
 
 use crate::address::{Level, Pattern};
+use crate::attributes::Attributes;
 use crate::engine::policy_codec::{put_alternate, put_hash_on, put_limit, put_policy};
+use crate::engine::progress::Entry;
+use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source};
+use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
+use crate::store::record::Position;
+use crate::time::Millis;
+
+/// Stands for no queue.
+const NO_QUEUE: u32 = u32::MAX;
 
 /// One durable change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +27,15 @@ pub(crate) enum Change {
     QueueGone {
         id: u32,
     },
-    Bound(Binding),
-    Unbound(Binding),
+    /// With the number of the queue it leads to, if it leads to one: names are used again.
+    Bound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
+    Unbound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
     Topic {
         name: Bytes,
         queues: u32,
@@ -46,6 +61,40 @@ pub(crate) enum Change {
     Consumed {
         id: u32,
     },
+    /// What a named session wrote on a lease; 0 takes it away.
+    Note {
+        id: u32,
+        sequence: u64,
+        note: u32,
+    },
+    /// What is published when a named session's client is lost.
+    Will {
+        holder: Bytes,
+        will: Box<Will>,
+    },
+    /// It was published, or is not to be any more.
+    WillGone(Bytes),
+    /// A named session is a member of a shared queue.
+    Member {
+        holder: Bytes,
+        id: u32,
+        cookie: Bytes,
+    },
+    MemberGone {
+        holder: Bytes,
+        id: u32,
+    },
+    /// A queue got last values that were there already, one after the other from that sequence on.
+    Recalled {
+        id: u32,
+        first: u64,
+        entries: Vec<Entry>,
+    },
+    /// The last value of an address, for records that do not say it themselves and for checkpoints.
+    Retained {
+        address: Bytes,
+        entry: Entry,
+    },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
         delivered: Vec<(u32, u64)>,
@@ -65,6 +114,42 @@ pub(crate) enum Change {
     Purged {
         id: u32,
         ranges: Vec<(u64, u64)>,
+    },
+    /// Checkpoint: a full page of a list of entries. Either the number of a page in the index files, or the
+    /// entries.
+    Page {
+        list: u64,
+        number: u64,
+        done: u64,
+        first: u64,
+        mixed: bool,
+        stored: Option<u32>,
+        entries: Bytes,
+    },
+    /// Checkpoint: what is behind a list's pages, with the sizes of its open entries and its head.
+    Tail {
+        list: u64,
+        head: u64,
+        start: u64,
+        done: u64,
+        bytes: u64,
+        entries: Bytes,
+    },
+    /// Checkpoint: the number that the next queue gets.
+    Numbers {
+        next_queue: u32,
+    },
+    /// Checkpoint: until when topics want the messages of a segment, and how many entries ever needed it.
+    Segment {
+        number: u64,
+        keep_until: u64,
+        pinned: u64,
+    },
+    /// Checkpoint: a topic at its place in the table of topics.
+    TopicAt {
+        id: u32,
+        name: Bytes,
+        queues: u32,
     },
 }
 
@@ -101,12 +186,14 @@ impl Change {
                 out.put_u8(4);
                 out.put_u32_le(*id);
             }
-            Self::Bound(binding) => {
+            Self::Bound { queue, binding } => {
                 out.put_u8(5);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
-            Self::Unbound(binding) => {
+            Self::Unbound { queue, binding } => {
                 out.put_u8(6);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
             Self::Topic { name, queues } => {
@@ -144,6 +231,44 @@ impl Change {
                 out.put_u8(12);
                 out.put_u32_le(*id);
             }
+            Self::Note { id, sequence, note } => {
+                out.put_u8(50);
+                out.put_u32_le(*id);
+                out.put_u64_le(*sequence);
+                out.put_u32_le(*note);
+            }
+            Self::Will { holder, will } => {
+                out.put_u8(51);
+                put_bytes(out, holder);
+                put_will(out, will);
+            }
+            Self::WillGone(holder) => {
+                out.put_u8(52);
+                put_bytes(out, holder);
+            }
+            Self::Member { holder, id, cookie } => {
+                out.put_u8(53);
+                put_bytes(out, holder);
+                out.put_u32_le(*id);
+                put_bytes(out, cookie);
+            }
+            Self::MemberGone { holder, id } => {
+                out.put_u8(54);
+                put_bytes(out, holder);
+                out.put_u32_le(*id);
+            }
+            Self::Recalled { id, first, entries } => {
+                out.put_u8(55);
+                out.put_u32_le(*id);
+                out.put_u64_le(*first);
+                out.put_u32_le(entries.len() as u32);
+                entries.iter().for_each(|entry| put_entry(out, *entry));
+            }
+            Self::Retained { address, entry } => {
+                out.put_u8(56);
+                put_bytes(out, address);
+                put_entry(out, *entry);
+            }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
                 out.put_u32_le(delivered.len() as u32);
@@ -176,6 +301,57 @@ impl Change {
                     out.put_u64_le(*first);
                     out.put_u64_le(*count);
                 }
+            }
+            Self::Page {
+                list,
+                number,
+                done,
+                first,
+                mixed,
+                stored,
+                entries,
+            } => {
+                out.put_u8(60);
+                for field in [*list, *number, *done, *first] {
+                    out.put_u64_le(field);
+                }
+                put_bools(out, &[*mixed]);
+                out.put_u32_le(stored.unwrap_or(u32::MAX));
+                put_bytes(out, entries);
+            }
+            Self::Tail {
+                list,
+                head,
+                start,
+                done,
+                bytes,
+                entries,
+            } => {
+                out.put_u8(61);
+                for field in [*list, *head, *start, *done, *bytes] {
+                    out.put_u64_le(field);
+                }
+                put_bytes(out, entries);
+            }
+            Self::Numbers { next_queue } => {
+                out.put_u8(62);
+                out.put_u32_le(*next_queue);
+            }
+            Self::Segment {
+                number,
+                keep_until,
+                pinned,
+            } => {
+                out.put_u8(63);
+                out.put_u64_le(*number);
+                out.put_u64_le(*keep_until);
+                out.put_u64_le(*pinned);
+            }
+            Self::TopicAt { id, name, queues } => {
+                out.put_u8(64);
+                out.put_u32_le(*id);
+                put_bytes(out, name);
+                out.put_u32_le(*queues);
             }
         }
     }
@@ -216,8 +392,14 @@ impl Change {
                 },
             },
             4 => Self::QueueGone { id: at.u32()? },
-            5 => Self::Bound(at.binding()?),
-            6 => Self::Unbound(at.binding()?),
+            5 => Self::Bound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
+            6 => Self::Unbound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
             7 => Self::Topic {
                 name: at.bytes()?,
                 queues: at.u32()?,
@@ -244,6 +426,38 @@ impl Change {
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }
+            50 => Self::Note {
+                id: at.u32()?,
+                sequence: at.u64()?,
+                note: at.u32()?,
+            },
+            51 => Self::Will {
+                holder: at.bytes()?,
+                will: Box::new(at.will()?),
+            },
+            52 => Self::WillGone(at.bytes()?),
+            53 => Self::Member {
+                holder: at.bytes()?,
+                id: at.u32()?,
+                cookie: at.bytes()?,
+            },
+            54 => Self::MemberGone {
+                holder: at.bytes()?,
+                id: at.u32()?,
+            },
+            55 => {
+                let (id, first, count) = (at.u32()?, at.u64()?, at.u32()?);
+                let entries: Option<Vec<_>> = (0..count).map(|_| at.entry()).collect();
+                Self::Recalled {
+                    id,
+                    first,
+                    entries: entries?,
+                }
+            }
+            56 => Self::Retained {
+                address: at.bytes()?,
+                entry: at.entry()?,
+            },
             20 => Self::QueueAltered {
                 id: at.u32()?,
                 limit: at.limit()?,
@@ -259,9 +473,54 @@ impl Change {
                 let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
                 Self::Purged { id, ranges: ranges? }
             }
+            60 => Self::Page {
+                list: at.u64()?,
+                number: at.u64()?,
+                done: at.u64()?,
+                first: at.u64()?,
+                mixed: at.bool()?,
+                stored: Some(at.u32()?).filter(|stored| *stored != u32::MAX),
+                entries: at.bytes()?,
+            },
+            61 => Self::Tail {
+                list: at.u64()?,
+                head: at.u64()?,
+                start: at.u64()?,
+                done: at.u64()?,
+                bytes: at.u64()?,
+                entries: at.bytes()?,
+            },
+            62 => Self::Numbers { next_queue: at.u32()? },
+            63 => Self::Segment {
+                number: at.u64()?,
+                keep_until: at.u64()?,
+                pinned: at.u64()?,
+            },
+            64 => Self::TopicAt {
+                id: at.u32()?,
+                name: at.bytes()?,
+                queues: at.u32()?,
+            },
             _ => return None,
         })
     }
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: Entry) {
+    out.put_u64_le(entry.position.0);
+    out.put_u32_le(entry.size);
+    out.put_u64_le(entry.word);
+}
+
+fn put_will(out: &mut Vec<u8>, will: &Will) {
+    out.put_u64_le(will.delay.0);
+    out.put_u8(will.entry as u8);
+    out.put_u8(will.format.0);
+    put_bools(out, &[will.persistent, will.retain]);
+    for bytes in [&will.topic, &will.key, &will.body, &will.origin] {
+        put_bytes(out, bytes);
+    }
+    put_bytes(out, will.attributes.as_bytes());
 }
 
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -317,6 +576,7 @@ fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
             out.put_u8(1);
             put_bytes(out, name);
         }
+        Destination::Topics => out.put_u8(2),
     }
     put_bytes(out, &binding.arguments);
     put_bytes(out, &binding.cookie);
@@ -379,6 +639,7 @@ impl Reader<'_> {
         let destination = match self.u8()? {
             0 => Destination::Queue(self.bytes()?),
             1 => Destination::Exchange(self.bytes()?),
+            2 => Destination::Topics,
             _ => return None,
         };
         Some(Binding {
@@ -387,6 +648,39 @@ impl Reader<'_> {
             destination,
             arguments: self.bytes()?,
             cookie: self.bytes()?,
+        })
+    }
+
+    fn entry(&mut self) -> Option<Entry> {
+        Some(Entry {
+            position: Position(self.u64()?),
+            size: self.u32()?,
+            word: self.u64()?,
+        })
+    }
+
+    fn will(&mut self) -> Option<Will> {
+        let delay = Millis(self.u64()?);
+        let entry = match self.u8()? {
+            0 => message::Entry::Exchange,
+            1 => message::Entry::Queue,
+            2 => message::Entry::Topic,
+            3 => message::Entry::Native,
+            _ => return None,
+        };
+        let format = Format(self.u8()?);
+        let (persistent, retain) = (self.bool()?, self.bool()?);
+        Some(Will {
+            delay,
+            entry,
+            format,
+            persistent,
+            retain,
+            topic: self.bytes()?,
+            key: self.bytes()?,
+            body: self.bytes()?,
+            origin: self.bytes()?,
+            attributes: Attributes::encoded(self.bytes()?),
         })
     }
 
@@ -438,6 +732,11 @@ mod tests {
             arguments: name("args"),
             cookie: name("cookie"),
         };
+        let entry = Entry {
+            position: Position(8),
+            size: 80,
+            word: 9,
+        };
         let headers = Binding {
             source: Source::Exchange(name("e")),
             matcher: Matcher::Headers(Headers {
@@ -476,8 +775,14 @@ mod tests {
                 },
             },
             Change::QueueGone { id: 7 },
-            Change::Bound(binding.clone()),
-            Change::Unbound(headers),
+            Change::Bound {
+                queue: Some(7),
+                binding: binding.clone(),
+            },
+            Change::Unbound {
+                queue: None,
+                binding: headers,
+            },
             Change::Topic {
                 name: name("t"),
                 queues: 4,
@@ -498,6 +803,45 @@ mod tests {
             },
             Change::HolderGone(name("c")),
             Change::Consumed { id: 3 },
+            Change::Note {
+                id: 1,
+                sequence: 2,
+                note: 3,
+            },
+            Change::Will {
+                holder: name("c"),
+                will: Box::new(Will {
+                    delay: Millis(5),
+                    entry: message::Entry::Topic,
+                    topic: name("t"),
+                    key: name("k"),
+                    body: name("gone"),
+                    attributes: Attributes::encoded(name("attributes")),
+                    format: Format(2),
+                    origin: name("origin"),
+                    persistent: true,
+                    retain: false,
+                }),
+            },
+            Change::WillGone(name("c")),
+            Change::Member {
+                holder: name("c"),
+                id: 4,
+                cookie: name("cookie"),
+            },
+            Change::MemberGone {
+                holder: name("c"),
+                id: 4,
+            },
+            Change::Recalled {
+                id: 4,
+                first: 5,
+                entries: vec![entry; 2],
+            },
+            Change::Retained {
+                address: name("t"),
+                entry,
+            },
             Change::Stopped {
                 delivered: vec![(1, 2), (3, 4)],
             },

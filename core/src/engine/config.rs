@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use crate::request::Exchange;
+use crate::time::Millis;
 
 /// When a persistent message counts as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Config {
     pub exchanges_max: usize,
     /// Most bindings, subscriptions to patterns included.
     pub bindings_max: usize,
+    /// Most addresses with a last value.
+    pub retained_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
     /// Most bytes that may wait for the disk before publishes are held back.
@@ -66,6 +69,10 @@ pub struct Config {
     pub tail_cache: usize,
     /// Bytes of full index pages kept in memory before they go to the index files.
     pub index_cache: usize,
+    /// How long topics keep messages.
+    pub retention: Millis,
+    /// Bytes by which the log grows until the next checkpoint, at most.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for Config {
@@ -88,11 +95,14 @@ impl Default for Config {
             queues_max: 2_000_000,
             exchanges_max: 100_000,
             bindings_max: 10_000_000,
+            retained_max: 1_000_000,
             body_max: 16 << 20,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
             tail_cache: 64 << 20,
             index_cache: 16 << 20,
+            retention: Millis::from_secs(72 * 3600),
+            checkpoint_bytes: 256 << 20,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Queues and their consumers: offering, delivering, settling, getting.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -31,6 +32,10 @@ pub(crate) struct Queue {
     pub had_consumer: bool,
     /// Belongs to a named session: transient messages are not kept while nobody is there.
     pub of_holder: bool,
+    /// Sessions that share it; a queue with members goes with the last one.
+    pub members: u32,
+    /// What a named session wrote on its leases, by sequence.
+    pub notes: BTreeMap<u64, u32>,
     /// Already among the queues to be looked at in this hold.
     dirty: bool,
 }
@@ -47,7 +52,17 @@ impl Queue {
             exclusive_consumer: false,
             had_consumer: false,
             of_holder: false,
+            members: 0,
+            notes: BTreeMap::new(),
             dirty: false,
+        }
+    }
+
+    pub(crate) fn set_note(&mut self, sequence: u64, note: u32) {
+        if note == 0 {
+            self.notes.remove(&sequence);
+        } else {
+            self.notes.insert(sequence, note);
         }
     }
 
@@ -82,6 +97,14 @@ impl Subscription {
             Acknowledge::Always => true,
             Acknowledge::Persistent => persistent,
         }
+    }
+}
+
+/// Forgets what was written on leases that are done with.
+pub(crate) fn drop_notes(notes: &mut BTreeMap<u64, u32>, range: &Range<u64>) {
+    while let Some((at, _)) = notes.range(range.clone()).next() {
+        let at = *at;
+        notes.remove(&at);
     }
 }
 
@@ -123,7 +146,7 @@ impl State {
     }
 
     /// Appends an entry to a queue.
-    fn keep(&mut self, id: QueueId, entry: Entry) -> u64 {
+    pub(crate) fn keep(&mut self, id: QueueId, entry: Entry) -> u64 {
         self.hold_entry(entry);
         let queue = self.queue(id).expect("the caller looked");
         queue.progress.push(entry)
@@ -162,6 +185,8 @@ impl State {
                 redelivered: false,
                 attempts: 0,
                 leased,
+                recalled: false,
+                note: 0,
                 message,
             }),
         );
@@ -199,6 +224,9 @@ impl State {
         let (Some(sequence), Some(entry)) = (sequence, entry) else {
             return;
         };
+        if let Some(queue) = self.queue(id) {
+            queue.notes.remove(&sequence);
+        }
         self.release_entry(entry);
         if durable && !entry.position.is_memory() {
             self.settled_one(id, sequence);
@@ -308,8 +336,11 @@ impl State {
         let persistent = message.is_persistent();
         let state = self.link(link).and_then(|l| l.subscriptions.get(&subscription));
         let leased = state.is_some_and(|s| s.leases_message(persistent));
+        let mut note = 0;
         if leased {
             self.lease(link, subscription, taken.sequence);
+            let notes = self.queue(id).map(|queue| &queue.notes);
+            note = notes.and_then(|notes| notes.get(&taken.sequence)).copied().unwrap_or(0);
         } else {
             self.done(id, taken.sequence..taken.sequence + 1);
         }
@@ -319,6 +350,8 @@ impl State {
             redelivered: taken.redelivered,
             attempts: 0,
             leased,
+            recalled: taken.entry.is_recalled(),
+            note,
             message,
         }
     }
@@ -336,6 +369,9 @@ impl State {
             return;
         };
         let mut stored = false;
+        if !queue.notes.is_empty() {
+            drop_notes(&mut queue.notes, &range);
+        }
         queue.progress.ack(range.clone(), |entry| {
             if entry.position.is_memory() {
                 memory.release(entry.position);
@@ -352,6 +388,37 @@ impl State {
             Some((last, first, n)) if *last == id && *first + u64::from(*n) == range.start => *n += count,
             _ => settled.push((id, range.start, count)),
         }
+    }
+
+    /// A named session's words on its leases, for when it comes back. Notes on other sequences are not kept.
+    pub(crate) fn note(
+        &mut self,
+        link: LinkId,
+        subscription: SubscriptionId,
+        notes: &[(u64, u32)],
+    ) -> Result<Reply, Refusal> {
+        let Some(leases) = self.link(link).and_then(|link| link.subscriptions.get(&subscription)) else {
+            return Ok(Reply::Done);
+        };
+        let id = leases.queue;
+        let kept: Vec<_> = notes
+            .iter()
+            .copied()
+            .filter(|(at, _)| leases.leases.contains(*at))
+            .collect();
+        let Some(queue) = self.queue(id).filter(|queue| queue.of_holder && queue.members == 0) else {
+            return Ok(Reply::Done);
+        };
+        let durable = queue.spec.durable;
+        for (sequence, note) in kept {
+            if let Some(queue) = self.queue(id) {
+                queue.set_note(sequence, note);
+            }
+            if durable {
+                self.change(&Change::Note { id, sequence, note });
+            }
+        }
+        Ok(Reply::Done)
     }
 
     // --- settling ---------------------------------------------------------------------------------

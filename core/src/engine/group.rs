@@ -12,6 +12,7 @@ use crate::engine::entries::EntryList;
 use crate::engine::progress::Entry;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::Map;
+use crate::filter::Sql;
 use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
 use crate::store::pages::ListId;
 use crate::store::record::Position;
@@ -22,6 +23,12 @@ const TOPIC_QUEUES_MAX: u32 = 1024;
 
 /// Entries one pull looks at before it says that none matched (RocketMQ: 16,000 bytes of entries).
 const PULL_SCAN_MAX: usize = 800;
+
+/// Bytes of properties that the expression of one pull looks at before it says that none matched.
+const FILTER_COST_MAX: usize = 8 << 20;
+
+/// Entries that a pull with an expression takes at a time.
+const FILTER_AHEAD: usize = 32;
 
 /// Most topics of one group's subscription.
 const SUBSCRIPTIONS_MAX: usize = 1024;
@@ -107,11 +114,18 @@ pub fn tag_hash(tag: &[u8]) -> i32 {
     }
 }
 
+/// Whether the filter takes an entry, as far as the entry tells.
 fn takes(filter: &Filter, entry: Entry) -> bool {
     match filter {
-        Filter::All => true,
+        Filter::All | Filter::Sql(_) => true,
         Filter::Tags(hashes) => hashes.contains(&(entry.word as i32)),
     }
+}
+
+/// Whether a pull that found so much has no room for that entry.
+fn is_full(pull: &Pull, messages: usize, bytes: u64, entry: Entry) -> bool {
+    let too_much = bytes + u64::from(entry.size) > u64::from(pull.bytes_max);
+    messages >= pull.messages_max.max(1) as usize || (too_much && messages > 0)
 }
 
 impl State {
@@ -186,6 +200,8 @@ impl State {
     }
 
     pub(crate) fn append_to_topic(&mut self, topic: u32, queue: u32, entry: Entry) {
+        self.log
+            .keep_until(entry.position, self.stored_at + self.config.retention);
         let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
         message_queue.entries.push(entry);
         if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
@@ -246,8 +262,9 @@ impl State {
                     continue;
                 };
                 match self.try_pull(&pull) {
-                    // Others' messages do not end the wait, as in RocketMQ, but are not looked at again.
-                    Ok(pulled) if pulled.status != PullStatus::Found => {
+                    // Others' messages do not end the wait, as in RocketMQ, but are not looked at again. What one
+                    // look does not get through goes on at the client's next pull.
+                    Ok(pulled) if pulled.status != PullStatus::Found && pulled.next_offset >= pulled.bounds.end => {
                         pull.offset = pulled.next_offset;
                         self.hold_pull(link, id, pull);
                     }
@@ -287,13 +304,28 @@ impl State {
             pulled.status = PullStatus::NotFound;
             return Ok(pulled);
         }
+        if let Filter::Sql(sql) = &filter {
+            self.pull_by_expression(pull, sql, &mut pulled)?;
+        } else {
+            self.pull_by_entry(pull, &filter, &mut pulled)?;
+        }
+        pulled.status = if pulled.messages.is_empty() {
+            PullStatus::NoneMatched
+        } else {
+            PullStatus::Found
+        };
+        Ok(pulled)
+    }
+
+    /// The entry tells whether the message is wanted: only wanted ones are read.
+    fn pull_by_entry(&mut self, pull: &Pull, filter: &Filter, pulled: &mut Pulled) -> Result<(), Refusal> {
         let mut wanted: Vec<Entry> = Vec::new();
         let mut bytes = 0u64;
+        let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
         let scan_max = PULL_SCAN_MAX.max(pull.messages_max as usize);
         for (offset, entry) in message_queue.entries.iter_from(pull.offset).take(scan_max) {
-            if takes(&filter, entry) {
-                let too_much = bytes + u64::from(entry.size) > u64::from(pull.bytes_max);
-                if wanted.len() >= pull.messages_max.max(1) as usize || (too_much && !wanted.is_empty()) {
+            if takes(filter, entry) {
+                if is_full(pull, wanted.len(), bytes, entry) {
                     break;
                 }
                 bytes += u64::from(entry.size);
@@ -305,12 +337,36 @@ impl State {
         for entry in wanted {
             pulled.messages.extend(self.message(entry.position, entry.size));
         }
-        pulled.status = if pulled.messages.is_empty() {
-            PullStatus::NoneMatched
-        } else {
-            PullStatus::Found
-        };
-        Ok(pulled)
+        Ok(())
+    }
+
+    /// Every message is looked at where it lies.
+    fn pull_by_expression(&mut self, pull: &Pull, sql: &Sql, pulled: &mut Pulled) -> Result<(), Refusal> {
+        let (mut bytes, mut cost, mut seen) = (0u64, 0, 0);
+        while seen < PULL_SCAN_MAX {
+            let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
+            let ahead = message_queue.entries.iter_from(pulled.next_offset);
+            let entries: Vec<_> = ahead.take(FILTER_AHEAD).collect();
+            if entries.is_empty() {
+                pulled.next_offset = pulled.bounds.end;
+                break;
+            }
+            for (offset, entry) in entries {
+                if is_full(pull, pulled.messages.len(), bytes, entry) || cost > FILTER_COST_MAX {
+                    return Ok(());
+                }
+                if let Some(message) = self.message(entry.position, entry.size) {
+                    cost += sql.cost(message.native_properties().len());
+                    if sql.matches_message(&message) {
+                        bytes += u64::from(entry.size);
+                        pulled.messages.push(message);
+                    }
+                }
+                pulled.next_offset = offset + 1;
+                seen += 1;
+            }
+        }
+        Ok(())
     }
 
     // --- offsets ----------------------------------------------------------------------------------

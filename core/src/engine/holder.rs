@@ -1,13 +1,17 @@
 //! Holders: named sessions that outlive their connection. Each has one queue, named by a NUL byte and the
-//! session's name, so that no client can meet it by chance.
+//! session's name, so that no client can meet it by chance; and it may be a member of queues that sessions
+//! share, named by two NUL bytes. What is published when a client is lost, its will, is kept here too, so that
+//! it is published whatever became of the connection.
 
 use bytes::Bytes;
 
-use crate::boundary::Notice;
+use crate::boundary::{Notice, Publish};
 use crate::engine::change::Change;
+use crate::engine::republish::{Done, Revived};
 use crate::engine::router::QueueId;
-use crate::engine::state::{LinkId, State};
-use crate::request::{self, Attach, Refusal, Reply};
+use crate::engine::state::{LinkId, STEPS_MAX, State};
+use crate::engine::topology::check_pattern;
+use crate::request::{self, Attach, Binding, Destination, Refusal, Reply, Share, Will};
 use crate::time::Millis;
 
 /// A named session.
@@ -19,6 +23,15 @@ pub(crate) struct Holder {
     keep: Millis,
     /// When it ends, while nobody has it.
     ends_at: Option<Millis>,
+    /// The shared queues it is a member of, each with its cookie.
+    shares: Vec<(QueueId, Bytes)>,
+}
+
+/// What is published for a client that is lost.
+pub(crate) struct PendingWill {
+    pub will: Box<Will>,
+    /// When, if it is lost already.
+    pub at: Option<Millis>,
 }
 
 /// The name of a session's queue.
@@ -27,23 +40,39 @@ pub(crate) fn queue_name(holder: &[u8]) -> Bytes {
 }
 
 impl State {
-    pub(crate) fn attach(&mut self, link: LinkId, attach: Attach) -> Result<Reply, Refusal> {
+    pub(crate) fn attach(&mut self, link: LinkId, mut attach: Attach) -> Result<Reply, Refusal> {
+        if attach.holder.first() == Some(&0) {
+            return Err(Refusal::Invalid("a session's name begins with no zero byte".to_owned()));
+        }
         self.release_holder(link);
         self.take_from_other(&attach.holder);
         let resumed = self.holders.get(&attach.holder).is_some_and(|holder| holder.durable) && !attach.clean;
-        if !resumed {
+        if resumed {
+            // Its client is back in time.
+            self.forget_will(&attach.holder);
+        } else {
             self.check_queue_limit()?;
             self.end_holder(&attach.holder);
             self.make_holder(&attach);
+        }
+        if let Some(will) = attach.will.take() {
+            let holder = attach.holder.clone();
+            self.change(&Change::Will {
+                holder: holder.clone(),
+                will: will.clone(),
+            });
+            self.wills.insert(holder, PendingWill { will, at: None });
         }
         let holder = self.holders.get_mut(&attach.holder).expect("resumed or just made");
         // A durable session that its client now wants to end with the connection is kept for no time.
         let changed = holder.keep != attach.keep;
         holder.link = Some(link);
         holder.keep = attach.keep;
-        holder.ends_at = None;
-        let queue = holder.queue;
-        if changed && holder.durable {
+        if let Some(at) = holder.ends_at.take() {
+            self.holder_ends.remove(&(at, attach.holder.clone()));
+        }
+        let (queue, durable, shares) = (holder.queue, holder.durable, holder.shares.clone());
+        if changed && durable {
             self.change(&Change::Holder {
                 name: attach.holder.clone(),
                 keep: attach.keep.0,
@@ -60,19 +89,27 @@ impl State {
             .bindings_of(queue)
             .map(|(_, cookie)| cookie.clone())
             .collect();
+        let shares = shares
+            .into_iter()
+            .filter_map(|(id, cookie)| Some((self.queue(id)?.spec.name.clone(), cookie)))
+            .collect();
         Ok(Reply::Attached {
             present: resumed,
             cookies,
+            shares,
         })
     }
 
-    pub(crate) fn detach(&mut self, link: LinkId, keep: Millis) -> Reply {
+    pub(crate) fn detach(&mut self, link: LinkId, keep: Millis, keep_will: bool) -> Reply {
         let Some(name) = self.link(link).and_then(|link| link.holder.clone()) else {
             return Reply::Done;
         };
+        if !keep_will {
+            self.forget_will(&name);
+        }
         if let Some(holder) = self.holders.get_mut(&name) {
-            holder.keep = keep;
-            if holder.durable && keep.0 > 0 {
+            let changed = std::mem::replace(&mut holder.keep, keep) != keep;
+            if holder.durable && keep.0 > 0 && changed {
                 self.change(&Change::Holder { name, keep: keep.0 });
             }
         }
@@ -104,14 +141,19 @@ impl State {
         }
         self.put_queue(queue, spec);
         self.queue(queue).expect("just made").of_holder = true;
+        self.put_holder(attach.holder.clone(), queue, attach.durable, attach.keep);
+    }
+
+    fn put_holder(&mut self, name: Bytes, queue: QueueId, durable: bool, keep: Millis) {
         let holder = Holder {
             queue,
             link: None,
-            durable: attach.durable,
-            keep: attach.keep,
+            durable,
+            keep,
             ends_at: None,
+            shares: Vec::new(),
         };
-        self.holders.insert(attach.holder.clone(), holder);
+        self.holders.insert(name, holder);
     }
 
     /// Another connection has it: that one is told and loses it.
@@ -133,16 +175,23 @@ impl State {
             return;
         };
         holder.link = None;
-        let queue = holder.queue;
-        let lives_on = holder.durable && holder.keep.0 > 0;
-        holder.ends_at = Some(now + holder.keep);
-        self.end_subscriptions_to(link, queue);
+        let (queue, keep) = (holder.queue, holder.keep);
+        let lives_on = holder.durable && keep.0 > 0;
+        let ends_at = now + keep;
+        holder.ends_at = Some(ends_at);
+        let shares = holder.shares.clone();
+        for (queue, _) in [(queue, Bytes::new())].into_iter().chain(shares) {
+            self.end_subscriptions_to(link, queue);
+        }
         if let Some(queue) = self.queue(queue) {
             queue.owner = None;
         }
         if !lives_on {
             self.end_holder(&name);
+            return;
         }
+        self.holder_ends.insert((ends_at, name.clone()));
+        self.fire_will_in_time(&name);
     }
 
     fn end_subscriptions_to(&mut self, link: LinkId, queue: QueueId) {
@@ -164,25 +213,191 @@ impl State {
         let Some(holder) = self.holders.remove(name) else {
             return;
         };
+        if let Some(at) = holder.ends_at {
+            self.holder_ends.remove(&(at, name.clone()));
+        }
         if holder.durable {
             self.change(&Change::HolderGone(name.clone()));
         }
+        for (queue, _) in holder.shares {
+            self.lose_member(queue);
+        }
         self.delete_queue(holder.queue);
+        self.fire_will(name);
     }
 
-    /// Sessions that nobody came back for end. Called about once a second.
-    pub(crate) fn end_expired_holders(&mut self) {
+    /// Sessions that nobody came back for end, and wills whose time has come are published. Gives whether
+    /// there is more to do. Called about once a second.
+    pub(crate) fn end_expired_holders(&mut self) -> bool {
         let now = self.now.mono;
-        let expired: Vec<Bytes> = self
-            .holders
-            .iter()
-            .filter(|(_, holder)| holder.link.is_none() && holder.ends_at.is_some_and(|at| at <= now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in expired {
-            self.end_holder(&name);
+        for _ in 0..STEPS_MAX / 8 {
+            let due = [self.will_times.first(), self.holder_ends.first()];
+            let [will, end] = due.map(|first| first.filter(|(at, _)| *at <= now).cloned());
+            match (will, end) {
+                (Some((_, name)), _) => self.fire_will(&name),
+                (None, Some((_, name))) => self.end_holder(&name),
+                (None, None) => {
+                    self.changed = false;
+                    return false;
+                }
+            }
         }
         self.changed = false;
+        true
+    }
+
+    // --- wills ------------------------------------------------------------------------------------
+
+    fn fire_will_in_time(&mut self, name: &Bytes) {
+        let now = self.now.mono;
+        let Some(pending) = self.wills.get_mut(name) else {
+            return;
+        };
+        if pending.will.delay == Millis(0) {
+            return self.fire_will(name);
+        }
+        let at = now + pending.will.delay;
+        pending.at = Some(at);
+        self.will_times.insert((at, name.clone()));
+    }
+
+    fn forget_will(&mut self, name: &Bytes) {
+        if self.take_will(name).is_some() {
+            self.change(&Change::WillGone(name.clone()));
+        }
+    }
+
+    fn take_will(&mut self, name: &Bytes) -> Option<PendingWill> {
+        let pending = self.wills.remove(name)?;
+        if let Some(at) = pending.at {
+            self.will_times.remove(&(at, name.clone()));
+        }
+        Some(pending)
+    }
+
+    /// Publishes the will of a client that is lost. While the broker goes down it stays in the log and is
+    /// published after the next start.
+    fn fire_will(&mut self, name: &Bytes) {
+        if self.closing {
+            return;
+        }
+        let Some(pending) = self.take_will(name) else { return };
+        let gone = Change::WillGone(name.clone());
+        let revived = Revived::new(publish_of(*pending.will), self.config.store_host);
+        if let Err(reject) = self.republish(revived, Done::Change(gone.clone())) {
+            tracing::warn!(session = %name.escape_ascii(), ?reject, "a will cannot be published");
+            self.change_quietly(&gone);
+        }
+    }
+
+    // --- shared queues ----------------------------------------------------------------------------
+
+    /// Makes the link's session a member of a shared queue, and the queue if it is the first.
+    pub(crate) fn share(&mut self, link: LinkId, share: Share) -> Result<Reply, Refusal> {
+        let name = self.link(link).and_then(|link| link.holder.clone());
+        let Some(name) = name.filter(|name| self.holders.contains_key(name)) else {
+            return Err(Refusal::Invalid("only a named session shares queues".to_owned()));
+        };
+        if !share.queue.starts_with(b"\0\0") {
+            return Err(Refusal::Invalid(
+                "a shared queue's name begins with two zero bytes".to_owned(),
+            ));
+        }
+        check_pattern(&share.matcher)?;
+        let id = match self.queue_ids.get(&share.queue).copied() {
+            Some(id) => id,
+            None => self.make_shared(&share)?,
+        };
+        let holder = self.holders.get_mut(&name).expect("just seen");
+        let durable = holder.durable;
+        match holder.shares.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, cookie)) => *cookie = share.cookie.clone(),
+            None => {
+                holder.shares.push((id, share.cookie.clone()));
+                if let Some(queue) = self.queue(id) {
+                    queue.members += 1;
+                }
+            }
+        }
+        if durable {
+            self.change(&Change::Member {
+                holder: name,
+                id,
+                cookie: share.cookie,
+            });
+        }
+        Ok(Reply::Done)
+    }
+
+    fn make_shared(&mut self, share: &Share) -> Result<QueueId, Refusal> {
+        self.check_queue_limit()?;
+        self.check_binding_limit()?;
+        let spec = request::Queue {
+            name: share.queue.clone(),
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            addressable: false,
+            limit: share.limit,
+            policy: None,
+            arguments: Bytes::new(),
+        };
+        let id = self.new_queue_id();
+        self.change(&Change::Queue {
+            id,
+            queue: spec.clone(),
+        });
+        self.put_queue(id, spec);
+        self.queue(id).expect("just made").of_holder = true;
+        let binding = Binding {
+            source: share.source.clone(),
+            matcher: share.matcher.clone(),
+            destination: Destination::Queue(share.queue.clone()),
+            arguments: Bytes::new(),
+            cookie: Bytes::new(),
+        };
+        self.router.bind(&binding, Some(id));
+        self.change(&Change::Bound {
+            queue: Some(id),
+            binding,
+        });
+        Ok(id)
+    }
+
+    pub(crate) fn unshare(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
+        let holder = self.link(link).and_then(|link| link.holder.clone());
+        let (Some(holder), Some(id)) = (holder, self.queue_ids.get(name).copied()) else {
+            return Ok(Reply::Done);
+        };
+        self.end_subscriptions_to(link, id);
+        if self.holders.get(&holder).is_some_and(|holder| holder.durable) {
+            self.change(&Change::MemberGone {
+                holder: holder.clone(),
+                id,
+            });
+        }
+        self.leave_shared(&holder, id);
+        Ok(Reply::Done)
+    }
+
+    /// The session is no member of the queue any more.
+    pub(crate) fn leave_shared(&mut self, name: &Bytes, id: QueueId) {
+        let Some(holder) = self.holders.get_mut(name) else {
+            return;
+        };
+        let before = holder.shares.len();
+        holder.shares.retain(|(queue, _)| *queue != id);
+        if holder.shares.len() < before {
+            self.lose_member(id);
+        }
+    }
+
+    fn lose_member(&mut self, id: QueueId) {
+        let Some(queue) = self.queue(id) else { return };
+        queue.members = queue.members.saturating_sub(1);
+        if queue.members == 0 && !self.replaying {
+            self.delete_queue(id);
+        }
     }
 
     // --- replay -----------------------------------------------------------------------------------
@@ -194,22 +409,114 @@ impl State {
         }
         if let Some(queue) = self.queue_ids.get(&queue_name(&name)).copied() {
             self.queue(queue).expect("it has a name").of_holder = true;
-            let holder = Holder {
-                queue,
-                link: None,
-                durable: true,
-                keep,
-                ends_at: None,
-            };
-            self.holders.insert(name, holder);
+            self.put_holder(name, queue, true, keep);
         }
     }
 
-    /// After a replay every session waits for its client, as long as it may.
+    pub(crate) fn replay_holder_gone(&mut self, name: &Bytes) {
+        if let Some(holder) = self.holders.remove(name) {
+            for (queue, _) in holder.shares {
+                self.lose_member(queue);
+            }
+        }
+    }
+
+    pub(crate) fn replay_member(&mut self, name: &Bytes, id: QueueId, cookie: Bytes) {
+        let Some(holder) = self.holders.get_mut(name) else {
+            return;
+        };
+        match holder.shares.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, known)) => *known = cookie,
+            None => {
+                holder.shares.push((id, cookie));
+                if let Some(queue) = self.queue(id) {
+                    queue.members += 1;
+                }
+            }
+        }
+    }
+
+    /// After a replay every session waits for its client, as long as it may. Sessions that were not to
+    /// outlive their connections are gone: so are shared queues that had no other members, and their wills
+    /// are published.
     pub(crate) fn replay_holders_done(&mut self) {
         let now = self.now.mono;
-        for holder in self.holders.values_mut() {
-            holder.ends_at = Some(now + holder.keep);
+        for (name, holder) in &mut self.holders {
+            let ends_at = now + holder.keep;
+            holder.ends_at = Some(ends_at);
+            self.holder_ends.insert((ends_at, name.clone()));
         }
+        for (name, pending) in &mut self.wills {
+            let is_kept = self.holders.contains_key(name);
+            let at = now + if is_kept { pending.will.delay } else { Millis(0) };
+            pending.at = Some(at);
+            self.will_times.insert((at, name.clone()));
+        }
+        for queue in self.queues.iter_mut().flatten() {
+            queue.of_holder |= queue.spec.name.starts_with(b"\0\0");
+        }
+    }
+
+    /// Shared queues whose members were all gone with the last life of the broker go.
+    pub(crate) fn drop_deserted(&mut self) {
+        let deserted: Vec<QueueId> = (0..)
+            .zip(&self.queues)
+            .filter_map(|(id, queue)| Some((id, queue.as_ref()?)))
+            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members == 0)
+            .map(|(id, _)| id)
+            .collect();
+        for id in deserted {
+            self.delete_queue(id);
+        }
+    }
+
+    // --- checkpoint -------------------------------------------------------------------------------
+
+    /// Sessions with their memberships, wills and notes, as changes that make them again.
+    pub(crate) fn checkpoint_holders(&self, put: &mut dyn FnMut(&Change)) {
+        for (name, holder) in self.holders.iter().filter(|(_, holder)| holder.durable) {
+            let name = name.clone();
+            put(&Change::Holder {
+                name: name.clone(),
+                keep: holder.keep.0,
+            });
+            for (id, cookie) in &holder.shares {
+                put(&Change::Member {
+                    holder: name.clone(),
+                    id: *id,
+                    cookie: cookie.clone(),
+                });
+            }
+            let queue = self.queues.get(holder.queue as usize).and_then(Option::as_ref);
+            for (sequence, note) in queue.iter().flat_map(|queue| &queue.notes) {
+                put(&Change::Note {
+                    id: holder.queue,
+                    sequence: *sequence,
+                    note: *note,
+                });
+            }
+        }
+        for (holder, pending) in &self.wills {
+            put(&Change::Will {
+                holder: holder.clone(),
+                will: pending.will.clone(),
+            });
+        }
+    }
+}
+
+fn publish_of(will: Will) -> Publish {
+    Publish {
+        token: 0,
+        entry: will.entry,
+        topic: will.topic,
+        key: will.key,
+        body: will.body,
+        attributes: will.attributes,
+        format: will.format,
+        origin: will.origin,
+        persistent: will.persistent,
+        retain: will.retain,
+        ..Publish::default()
     }
 }

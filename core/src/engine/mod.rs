@@ -6,6 +6,7 @@
 
 mod batch;
 mod change;
+mod checkpoint;
 mod config;
 mod consume;
 mod entries;
@@ -17,12 +18,15 @@ mod publish;
 mod ranges;
 mod replay;
 mod republish;
+mod retained;
 mod router;
 mod state;
+mod targets;
 mod topology;
 mod trie;
 mod writer;
 
+pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use writer::StoreFailed;
@@ -33,7 +37,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
-use crate::engine::change::Change;
+use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
@@ -41,6 +45,7 @@ use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
+use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
 use crate::time::Clock;
@@ -77,6 +82,11 @@ pub struct Engine(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    /// Where this life of the broker began to write.
+    log_begin: Position,
+    maintenance: Mutex<Maintenance>,
     clock: Arc<dyn Clock>,
     writer: Writer,
 }
@@ -106,15 +116,28 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let pages = Arc::new(Pages::new(
+            Arc::clone(&storage),
+            segment_size,
+            config.index_cache / PAGE_LEN,
+        ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
+        state.replaying = true;
+        let checkpoint = checkpoint::find(&*storage)?;
+        let mut maintenance = Maintenance::default();
+        if let Some((number, trailer)) = checkpoint {
+            maintenance = Maintenance::recovered(number, trailer.start);
+            state.read_checkpoint(&*storage, number, &trailer)?;
+        }
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
-        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
+        let from = checkpoint.map(|(_, trailer)| trailer);
+        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, from, |header, record| {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
+        state.replaying = false;
         let stored_at = now.wall.max(recovered.last_stored_at);
         state.stored_at = stored_at;
         let log = Log::new(
@@ -125,13 +148,18 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
         state.changed = false;
-        let writer = Writer::new(storage, segment_size, config.flush, state.log.synced());
+        let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
+            log_begin: state.log.end(),
             state: Mutex::new(state),
+            storage,
+            segment_size,
+            maintenance: Mutex::new(maintenance),
             clock,
             writer,
         })))
@@ -139,6 +167,10 @@ impl Engine {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maintenance(&self) -> MutexGuard<'_, Maintenance> {
+        self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One hold of the engine's lock, and what follows from it.
@@ -156,8 +188,10 @@ impl Engine {
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            if let Some(Work::Deliver(queue)) = state.work.pop_front() {
-                state.deliver(queue);
+            match state.work.pop_front() {
+                Some(Work::Deliver(queue)) => state.deliver(queue),
+                Some(Work::Recall) => state.go_on_recalling(),
+                None => {}
             }
             after = state.finish();
         }
@@ -172,9 +206,15 @@ impl Engine {
         }
     }
 
-    /// Sessions whose time is up end. To be called about once a second.
+    /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
-        self.hold(State::end_expired_holders);
+        while self.hold(State::end_expired_holders) {}
+        self.hold(State::sweep_retained);
+    }
+
+    /// How many addresses have a last value.
+    pub fn retained_count(&self) -> usize {
+        self.lock().retained.len()
     }
 
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
@@ -322,7 +362,11 @@ impl State {
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
             Request::Attach(attach) => self.attach(link, attach),
-            Request::Detach { keep } => Ok(self.detach(link, keep)),
+            Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
+            Request::Note { subscription, notes } => self.note(link, subscription, &notes),
+            Request::Share(share) => self.share(link, share),
+            Request::Unshare { queue } => self.unshare(link, &queue),
+            Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
             Request::JoinProducers { .. } => Ok(Reply::Done),

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::engine::entries::EntryList;
 use crate::engine::ranges::Ranges;
-pub(crate) use crate::store::pages::Entry;
+pub(crate) use crate::store::pages::{EXPIRES, Entry, RECALLED};
 
 /// Entries of one queue from the head on and what became of them.
 pub(crate) struct Progress {
@@ -270,7 +270,7 @@ mod tests {
     use crate::store::storage::MemoryStorage;
 
     fn progress() -> Progress {
-        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), usize::MAX));
+        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, usize::MAX));
         Progress::new(EntryList::new(ListId(1), &pages))
     }
 

@@ -10,7 +10,7 @@ use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
 use crate::engine::group::tag_hash;
-use crate::engine::progress::Entry;
+use crate::engine::progress::{EXPIRES, Entry};
 use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
@@ -40,6 +40,8 @@ pub(crate) struct Placed {
     topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
     pub routes: u32,
+    /// It changes the last value of its address.
+    is_retained: bool,
 }
 
 /// The topic that a message enters.
@@ -93,6 +95,7 @@ impl State {
     /// Finds where a message goes. What makes a topic makes it here.
     pub(crate) fn place(&mut self, publish: &Publish) -> Result<Placed, Reject> {
         let route = self.router.route(publish)?;
+        let is_retained = self.check_retained(publish)?;
         let topic = match self.topic_of(publish, &route)? {
             TopicOf::None => None,
             TopicOf::Known(topic) => Some(topic),
@@ -109,6 +112,7 @@ impl State {
             route,
             topic_queue,
             routes: routes as u32,
+            is_retained,
         })
     }
 
@@ -124,6 +128,7 @@ impl State {
             route,
             topic_queue,
             routes,
+            is_retained,
         } = placed;
         let nowhere = Stored {
             position: Position(Position::MEMORY),
@@ -132,12 +137,14 @@ impl State {
             routes: *routes,
             weak: true,
         };
-        if route.queues.is_empty() && topic_queue.is_none() {
+        if route.queues.is_empty() && topic_queue.is_none() && !is_retained {
             return nowhere;
         }
         self.find_durable(route, publish.persistent, destinations);
-        let logged =
-            topic_queue.is_some() || !destinations.is_empty() || self.memory.held() > self.config.transient_max;
+        let logged = topic_queue.is_some()
+            || !destinations.is_empty()
+            || *is_retained
+            || self.memory.held() > self.config.transient_max;
         let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
@@ -154,6 +161,9 @@ impl State {
                     ..entry
                 },
             );
+        }
+        if *is_retained {
+            self.retain(publish, topic_queue.map(|(topic, ..)| topic), entry);
         }
         for queue in &route.queues {
             self.offer(*queue, &message, entry);
@@ -334,7 +344,9 @@ pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, stored_at: Millis
         (Name::Known(Attribute::TimeToLive), Value::Uint(millis)) => Some(millis),
         _ => None,
     });
-    lives.next().map_or(0, |millis| stored_at.0.saturating_add(millis))
+    lives
+        .next()
+        .map_or(0, |millis| stored_at.0.saturating_add(millis).min(EXPIRES))
 }
 
 /// What keeps messages of one topic in one message queue: the ordering key, else the key.

@@ -21,6 +21,11 @@ impl Ranges {
         self.count == 0
     }
 
+    pub(crate) fn contains(&self, number: u64) -> bool {
+        let below = self.ranges.range(..=number).next_back();
+        below.is_some_and(|(_, end)| number < *end)
+    }
+
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|(start, end)| *start..*end)
     }

@@ -2,12 +2,15 @@
 
 use crate::attributes::Iter;
 use crate::engine::change::Change;
+use crate::engine::consume::drop_notes;
 use crate::engine::group::tag_hash;
+use crate::engine::holder::PendingWill;
 use crate::engine::progress::Entry;
 use crate::engine::publish::expires_at;
+use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
-use crate::request::Destination;
+use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
 use crate::store::record::{HEADER, Header, Kind, MessageRecord};
 use crate::time::Millis;
@@ -32,7 +35,7 @@ impl Replay {
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
-            Kind::SegmentHead | Kind::SegmentEnd => {}
+            Kind::SegmentHead | Kind::SegmentEnd | Kind::CheckpointEnd => {}
         }
     }
 
@@ -75,6 +78,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
                 ..entry
             },
         );
+        state
+            .log
+            .keep_until(header.position, header.stored_at + state.config.retention);
     }
     let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
@@ -84,6 +90,10 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         {
             log.pin(entry.position);
         }
+    }
+    if view.is_retained() {
+        let is_empty = view.body().is_empty();
+        state.replay_retained(index_key(view.topic(), view.key()), Entry { word, ..entry }, is_empty);
     }
 }
 
@@ -95,12 +105,22 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let State { queues, log, .. } = state;
         if let Some(Some(queue)) = queues.get_mut(id as usize) {
             let range = first..first.saturating_add(u64::from(count));
+            drop_notes(&mut queue.notes, &range);
             queue.progress.ack(range, |entry| log.unpin(entry.position));
         }
     }
 }
 
-fn replay_change(state: &mut State, change: Change) {
+/// Whether the queue that a binding leads to is still the one of that name.
+fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
+    match &binding.destination {
+        Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
+        Destination::Exchange(_) | Destination::Topics => true,
+    }
+}
+
+/// Applies a change; once more if need be.
+pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
@@ -114,19 +134,21 @@ fn replay_change(state: &mut State, change: Change) {
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
                 state.release_entries(&queue);
-                state.queue_ids.remove(&queue.spec.name);
+                if state.queue_ids.get(&queue.spec.name) == Some(&id) {
+                    state.queue_ids.remove(&queue.spec.name);
+                }
                 state.router.remove_queue(&queue.topic, id);
             }
         }
-        Change::Bound(binding) => {
-            let queue = match &binding.destination {
-                Destination::Queue(name) => state.queue_ids.get(name).copied(),
-                Destination::Exchange(_) => None,
-            };
-            state.router.bind(&binding, queue);
+        Change::Bound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.bind(&binding, queue);
+            }
         }
-        Change::Unbound(binding) => {
-            state.router.unbind(&binding);
+        Change::Unbound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.unbind(&binding);
+            }
         }
         Change::Topic { name, queues } => {
             state.put_topic(name, queues);
@@ -148,14 +170,37 @@ fn replay_change(state: &mut State, change: Change) {
                 .insert((topic, queue_id), offset);
         }
         Change::Holder { name, keep } => state.replay_holder(name, Millis(keep)),
-        Change::HolderGone(name) => {
-            state.holders.remove(&name);
-        }
+        Change::HolderGone(name) => state.replay_holder_gone(&name),
         Change::Consumed { id } => {
             if let Some(queue) = state.queue(id) {
                 queue.had_consumer = true;
             }
         }
+        Change::Note { id, sequence, note } => {
+            if let Some(queue) = state.queue(id) {
+                queue.set_note(sequence, note);
+            }
+        }
+        Change::Will { holder, will } => {
+            state.wills.insert(holder, PendingWill { will, at: None });
+        }
+        Change::WillGone(holder) => {
+            state.wills.remove(&holder);
+        }
+        Change::Member { holder, id, cookie } => state.replay_member(&holder, id, cookie),
+        Change::MemberGone { holder, id } => state.leave_shared(&holder, id),
+        Change::Recalled { id, first, entries } => {
+            let State { queues, log, .. } = state;
+            let Some(Some(queue)) = queues.get_mut(id as usize) else {
+                return;
+            };
+            for (sequence, entry) in (first..).zip(entries) {
+                if queue.progress.replay_push(sequence, entry) {
+                    log.pin(entry.position);
+                }
+            }
+        }
+        Change::Retained { address, entry } => state.replay_retained(address.to_vec(), entry, entry.size == 0),
         Change::QueueAltered { id, limit, policy } => {
             if let Some(queue) = state.queue(id) {
                 queue.spec.limit = limit;
@@ -163,7 +208,12 @@ fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
-        Change::Stopped { .. } => {}
+        Change::Stopped { .. }
+        | Change::Page { .. }
+        | Change::Tail { .. }
+        | Change::Numbers { .. }
+        | Change::Segment { .. }
+        | Change::TopicAt { .. } => {}
     }
 }
 

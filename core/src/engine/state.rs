@@ -1,6 +1,6 @@
 //! All of core's state, one struct behind one lock; and what happens at the end of each hold of it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Waker;
@@ -13,10 +13,11 @@ use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
-use crate::engine::holder::Holder;
+use crate::engine::holder::{Holder, PendingWill};
 use crate::engine::progress::Entry;
 use crate::engine::publish::Destinations;
 use crate::engine::republish::{Done, Revived};
+use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
@@ -82,6 +83,8 @@ struct Waiting {
 pub(crate) enum Work {
     /// Deliver what is ready in a queue.
     Deliver(QueueId),
+    /// Go on with the first of the last values asked for.
+    Recall,
 }
 
 /// Memory for events that is kept for the next hold.
@@ -110,6 +113,13 @@ pub(crate) struct State {
     /// Groups that ever registered on a topic, by topic name.
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
+    /// When named sessions without a connection end.
+    pub holder_ends: BTreeSet<(Millis, Bytes)>,
+    /// Wills by the names of their sessions, which may be gone after a crash.
+    pub wills: Map<Bytes, PendingWill>,
+    /// When the wills of clients that are gone are published.
+    pub will_times: BTreeSet<(Millis, Bytes)>,
+    pub retained: Retained,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -138,6 +148,8 @@ pub(crate) struct State {
     pub republishes: VecDeque<(Revived, Done)>,
     /// The request at hand changed something durable.
     pub changed: bool,
+    /// Records of an earlier life are being applied: nothing follows from them but what they say.
+    pub replaying: bool,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
 }
@@ -171,6 +183,10 @@ impl State {
             groups: Map::default(),
             topic_groups: Map::default(),
             holders: Map::default(),
+            holder_ends: BTreeSet::new(),
+            wills: Map::default(),
+            will_times: BTreeSet::new(),
+            retained: Retained::default(),
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -191,6 +207,7 @@ impl State {
             republishing: false,
             republishes: VecDeque::new(),
             changed: false,
+            replaying: false,
             closing: false,
         }
     }

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Settle = 4,
     /// A change to topology or offsets, see `engine/change.rs`.
     Change = 5,
+    /// Last record of a checkpoint; not in the log.
+    CheckpointEnd = 6,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             3 => Self::Message,
             4 => Self::Settle,
             5 => Self::Change,
+            6 => Self::CheckpointEnd,
             _ => return None,
         })
     }
@@ -171,6 +174,7 @@ const MESSAGE_FIXED: usize = 32;
 const DESTINATION: usize = 12;
 const FLAG_PERSISTENT: u8 = 1;
 const FLAG_EXCHANGE: u8 = 2;
+const FLAG_RETAIN: u8 = 4;
 const NO_QUEUE: u32 = u32::MAX;
 
 /// Fixed part of a native V1 record with IPv4 hosts, without body, topic and properties.
@@ -182,6 +186,8 @@ const SYS_FLAG_STORE_V6: i32 = 0x20;
 /// A message record about to be written.
 pub(crate) struct NewMessage<'a> {
     pub persistent: bool,
+    /// It is the last value of its address.
+    pub retain: bool,
     /// An exchange has the topic's name.
     pub exchange: bool,
     pub entry: Entry,
@@ -224,6 +230,7 @@ impl<'a> NewMessage<'a> {
         }
         Self {
             persistent: publish.persistent,
+            retain: publish.retain,
             exchange: publish.entry == Entry::Exchange,
             entry: publish.entry,
             destinations: &[],
@@ -301,7 +308,8 @@ impl<'a> NewMessage<'a> {
         let header = Header {
             kind: Kind::Message,
             flags: (if self.persistent { FLAG_PERSISTENT } else { 0 })
-                | (if self.exchange { FLAG_EXCHANGE } else { 0 }),
+                | (if self.exchange { FLAG_EXCHANGE } else { 0 })
+                | (if self.retain { FLAG_RETAIN } else { 0 }),
             position,
             synced,
             stored_at,
@@ -513,6 +521,10 @@ impl<'a> MessageRecord<'a> {
         self.record[9] & FLAG_PERSISTENT != 0
     }
 
+    pub(crate) fn is_retained(self) -> bool {
+        self.record[9] & FLAG_RETAIN != 0
+    }
+
     pub(crate) fn has_exchange(self) -> bool {
         self.record[9] & FLAG_EXCHANGE != 0
     }
@@ -554,6 +566,7 @@ mod tests {
     fn message(body: &[u8], born_host: &str) -> Vec<u8> {
         let new = NewMessage {
             persistent: true,
+            retain: false,
             exchange: false,
             entry: Entry::Topic,
             destinations: &[(7, 1), (9, u64::MAX - 1)],

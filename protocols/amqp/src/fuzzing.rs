@@ -269,9 +269,7 @@ impl Core {
             format: rocketbridge_core::message::Format(9),
             origin: Bytes::new(),
             persistent: true,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         };
         Delivery {
             subscription,
@@ -279,6 +277,8 @@ impl Core {
             redelivered: false,
             attempts: 0,
             leased: true,
+            recalled: false,
+            note: 0,
             message: message(&publish),
         }
     }

@@ -271,8 +271,6 @@ fn a_channel_is_opened_once_and_first() {
 #[test]
 fn methods_that_are_not_built_end_the_connection_with_540() {
     for method in [
-        Method::TxSelect {},
-        Method::TxCommit {},
         Method::ChannelFlow { active: false },
         Method::BasicRecover { requeue: false },
         Method::BasicQos {

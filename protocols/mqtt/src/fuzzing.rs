@@ -157,6 +157,7 @@ impl Core {
                     Request::Attach(attach) => Ok(Reply::Attached {
                         present: !attach.clean,
                         cookies: vec![Bytes::from_static(b"\x01\0\0\0\x05+/+"), attach.holder],
+                        shares: Vec::new(),
                     }),
                     Request::Bind(_) if self.control & 2 != 0 => Err(Refusal::AccessRefused),
                     _ => Ok(Reply::Done),
@@ -196,6 +197,8 @@ impl Core {
             redelivered: self.control & 16 != 0,
             attempts: 0,
             leased: publish.persistent,
+            recalled: false,
+            note: 0,
             message: Message::from_publish(publish, host, host, Millis(1)),
         })
     }
@@ -214,9 +217,7 @@ impl Core {
             format: Format::NATIVE,
             origin: Bytes::copy_from_slice(properties),
             persistent: true,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         })
     }
 }

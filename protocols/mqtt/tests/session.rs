@@ -835,7 +835,7 @@ fn disconnect_may_change_the_session_expiry() {
     script.send(b"\xE0\x07\0\x05\x11\0\0\0\x05");
     assert!(matches!(
         &script.requests()[..],
-        [(_, Request::Detach { keep: Millis(5000) })]
+        [(_, Request::Detach { keep: Millis(5000), .. })]
     ));
     script.expect_closed(b"");
     let mut script = Script::connected(CONNECT_5);

@@ -578,13 +578,36 @@ fn a_pull_that_makes_no_sense_is_refused() {
         ("queueId", "x", 1),
         ("topic", "a.b", 29),
         ("consumerGroup", "", 29),
-        ("expressionType", "SQL92", 23),
+        ("expressionType", "SQL", 23),
         ("subscription", "||", 23),
     ] {
         script.send(11, &with(pull_header("4"), name, value), b"");
         assert_eq!(script.answer().code, code, "{name}={value}");
     }
     assert!(script.orders().is_empty());
+}
+
+#[test]
+fn a_pull_may_bring_an_expression() {
+    let mut script = Script::new();
+    let expression = |text| {
+        let header = with(pull_header("4"), "expressionType", "SQL92");
+        with(header, "subscription", text)
+    };
+    script.send(11, &expression("price > 5 AND TAGS = 'a'"), b"");
+    let (_, request) = script.one_request();
+    let Request::Pull(pull) = request else {
+        panic!("{request:?}")
+    };
+    assert!(matches!(pull.filter, Some(Filter::Sql(sql)) if sql.text() == "price > 5 AND TAGS = 'a'"));
+    script.send(11, &expression("price > "), b"");
+    let answer = script.answer();
+    assert_eq!(answer.code, 23);
+    assert!(
+        answer.remark.starts_with("Invalid MessageSelector. character 9"),
+        "{}",
+        answer.remark
+    );
 }
 
 #[test]

@@ -323,14 +323,15 @@ fn a_heartbeat_makes_members_and_the_retry_topic() {
 #[test]
 fn a_heartbeat_that_is_refused_in_part_says_so() {
     let mut script = Script::new();
-    let body = br#"{"clientID":"c","consumerDataSet":[{"groupName":"g","subscriptionDataSet":[{"topic":"T","subString":"a = 1","expressionType":"SQL92"}]},{"groupName":"h"}]}"#;
+    let body = br#"{"clientID":"c","consumerDataSet":[{"groupName":"g","subscriptionDataSet":[{"topic":"T","subString":"a = ","expressionType":"SQL92"}]},{"groupName":"h"}]}"#;
     let requests = beat(&mut script, body);
     assert!(matches!(&requests[1], Request::JoinConsumers(join) if join.group == "h"));
     let answer = script.answer();
     assert_eq!(answer.code, 23);
-    assert_eq!(
-        answer.remark,
-        "filtering messages by SQL92 is not supported by this version"
+    assert!(
+        answer.remark.starts_with("Invalid MessageSelector. character 5"),
+        "{}",
+        answer.remark
     );
 
     script.send(34, &[], HEARTBEAT);
@@ -463,7 +464,7 @@ fn message_queues_are_locked_and_unlocked() {
 }
 
 #[test]
-fn only_tags_are_filtered_by() {
+fn a_client_s_check_compiles_its_expression() {
     let mut script = Script::new();
     script.send(
         46,
@@ -476,12 +477,22 @@ fn only_tags_are_filtered_by() {
         &[],
         br#"{"subscriptionData":{"expressionType":"SQL92","subString":"a > 1"}}"#,
     );
-    let answer = script.answer();
-    assert_eq!(answer.code, 1);
-    assert_eq!(
-        answer.remark,
-        "The broker does not support consumer to filter message by SQL92"
-    );
+    assert_eq!(script.answer().code, 0);
+    for (body, remark) in [
+        (
+            r#"{"subscriptionData":{"expressionType":"SQL92","subString":"a > 1 AND"}}"#,
+            "Invalid MessageSelector. character 10: ",
+        ),
+        (
+            r#"{"subscriptionData":{"expressionType":"OTHER","subString":"a > 1"}}"#,
+            "filtering messages by OTHER is not supported",
+        ),
+    ] {
+        script.send(46, &[], body.as_bytes());
+        let answer = script.answer();
+        assert_eq!(answer.code, 23);
+        assert!(answer.remark.starts_with(remark), "{}", answer.remark);
+    }
 }
 
 // --- what is not built ------------------------------------------------------------------------------

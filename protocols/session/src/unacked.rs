@@ -80,14 +80,26 @@ impl Unacked {
         self.runs.get(at).is_some_and(|run| run.tag <= tag)
     }
 
+    /// Puts back deliveries that were taken out, the first of which has that tag.
+    pub fn restore(&mut self, tag: u64, settlement: &Settlement) {
+        let at = self.runs.partition_point(|run| run.tag < tag);
+        let run = Run {
+            tag,
+            count: settlement.count,
+            subscription: settlement.subscription,
+            sequence: settlement.first,
+        };
+        self.runs.insert(at, run);
+    }
+
     /// Takes out one delivery. `false` when that tag is not unsettled.
     #[must_use]
-    pub fn settle_one(&mut self, tag: u64, action: Settle, each: impl FnOnce(Settlement)) -> bool {
+    pub fn settle_one(&mut self, tag: u64, action: Settle, each: impl FnOnce(u64, Settlement)) -> bool {
         let at = self.runs.partition_point(|run| run.end() <= tag);
         let Some(run) = self.runs.get_mut(at).filter(|run| run.tag <= tag) else {
             return false;
         };
-        each(run.tail(tag).head(1).settlement(action));
+        each(tag, run.tail(tag).head(1).settlement(action));
         let before = tag - run.tag;
         let after = run.end() - tag - 1;
         if before == 0 && after == 0 {
@@ -108,17 +120,17 @@ impl Unacked {
     /// Takes out all deliveries up to and with that tag. `false`, with nothing taken, when that tag is not
     /// unsettled.
     #[must_use]
-    pub fn settle_up_to(&mut self, tag: u64, action: Settle, mut each: impl FnMut(Settlement)) -> bool {
+    pub fn settle_up_to(&mut self, tag: u64, action: Settle, mut each: impl FnMut(u64, Settlement)) -> bool {
         let at = self.runs.partition_point(|run| run.end() <= tag);
         if self.runs.get(at).is_none_or(|run| run.tag > tag) {
             return false;
         }
         for run in self.runs.drain(..at) {
-            each(run.settlement(action));
+            each(run.tag, run.settlement(action));
         }
         if let Some(first) = self.runs.front_mut() {
             let count = tag + 1 - first.tag;
-            each(first.head(count).settlement(action));
+            each(first.tag, first.head(count).settlement(action));
             if first.end() == tag + 1 {
                 self.runs.pop_front();
             } else {
@@ -130,9 +142,9 @@ impl Unacked {
     }
 
     /// Takes out everything.
-    pub fn settle_all(&mut self, action: Settle, mut each: impl FnMut(Settlement)) {
+    pub fn settle_all(&mut self, action: Settle, mut each: impl FnMut(u64, Settlement)) {
         for run in std::mem::take(&mut self.runs) {
-            each(run.settlement(action));
+            each(run.tag, run.settlement(action));
         }
     }
 
@@ -170,9 +182,23 @@ mod tests {
         let mut unacked = pushed(1_000_000);
         assert_eq!(unacked.runs.len(), 1);
         let mut all = Vec::new();
-        assert!(unacked.settle_up_to(1_000_000, Settle::Ack, |s| all.push(s)));
+        assert!(unacked.settle_up_to(1_000_000, Settle::Ack, |_, s| all.push(s)));
         assert_eq!(all, [settled(ONE, 101, 1_000_000)]);
         assert_eq!(unacked.runs.len(), 0);
+    }
+
+    #[test]
+    fn what_is_put_back_is_settled_as_if_nothing_had_been() {
+        let mut unacked = pushed(6);
+        let mut taken = Vec::new();
+        assert!(unacked.settle_one(5, Settle::Ack, |tag, s| taken.push((tag, s))));
+        assert!(unacked.settle_up_to(3, Settle::Ack, |tag, s| taken.push((tag, s))));
+        for (tag, settlement) in taken {
+            unacked.restore(tag, &settlement);
+        }
+        let mut all = Vec::new();
+        unacked.settle_all(Settle::Ack, |tag, s| all.push((tag, s.first, s.count)));
+        assert_eq!(all, [(1, 101, 3), (4, 104, 1), (5, 105, 1), (6, 106, 1)]);
     }
 
     #[test]
@@ -180,12 +206,12 @@ mod tests {
         let mut unacked = pushed(5);
         let mut all = Vec::new();
         for tag in [3, 1, 5, 2, 4] {
-            assert!(unacked.settle_one(tag, Settle::Ack, |s| all.push(s.first)));
-            assert!(!unacked.settle_one(tag, Settle::Ack, |_| panic!("settled twice")));
+            assert!(unacked.settle_one(tag, Settle::Ack, |_, s| all.push(s.first)));
+            assert!(!unacked.settle_one(tag, Settle::Ack, |_, _| panic!("settled twice")));
         }
         assert_eq!(all, [103, 101, 105, 102, 104]);
-        assert!(!unacked.settle_one(0, Settle::Ack, |_| panic!("tag 0")));
-        assert!(!unacked.settle_one(6, Settle::Ack, |_| panic!("tag 6")));
+        assert!(!unacked.settle_one(0, Settle::Ack, |_, _| panic!("tag 0")));
+        assert!(!unacked.settle_one(6, Settle::Ack, |_, _| panic!("tag 6")));
         assert!(!unacked.contains(5) && pushed(5).contains(5) && !pushed(5).contains(6));
     }
 
@@ -194,12 +220,12 @@ mod tests {
         let mut unacked = pushed(3);
         unacked.push(5, TWO, 7);
         unacked.push(6, TWO, 8);
-        assert!(!unacked.settle_up_to(4, Settle::Ack, |_| panic!("tag 4 was never leased")));
+        assert!(!unacked.settle_up_to(4, Settle::Ack, |_, _| panic!("tag 4 was never leased")));
         let mut all = Vec::new();
-        assert!(unacked.settle_up_to(5, Settle::Ack, |s| all.push(s)));
+        assert!(unacked.settle_up_to(5, Settle::Ack, |_, s| all.push(s)));
         assert_eq!(all, [settled(ONE, 101, 3), settled(TWO, 7, 1)]);
         all.clear();
-        unacked.settle_all(Settle::Ack, |s| all.push(s));
+        unacked.settle_all(Settle::Ack, |_, s| all.push(s));
         assert_eq!(all, [settled(TWO, 8, 1)]);
     }
 }

@@ -61,11 +61,18 @@ pub enum Error {
     #[error("'{rest}' is not a valid {kind} destination\n")]
     InvalidDestination { kind: &'static str, rest: Text },
     #[error("{command} must include a '{header}' header\n")]
-    NoHeader { command: &'static str, header: &'static str },
+    NoHeader {
+        command: &'static str,
+        header: &'static str,
+    },
     #[error("'message-id' is not allowed on 'SEND'.\n")]
     MessageId,
     #[error("'{value}' is not a valid value of header '{header}': {expected}\n")]
-    InvalidHeader { header: &'static str, value: Text, expected: &'static str },
+    InvalidHeader {
+        header: &'static str,
+        value: Text,
+        expected: &'static str,
+    },
     #[error("header '{0}' is not UTF-8 text\n")]
     NotText(&'static str),
     #[error("Invalid subscription identifier '{0}': it may not begin with /temp-queue/\n")]
@@ -154,9 +161,14 @@ impl Error {
     /// What core's refusal of a request means; `name` is what the request was about.
     pub fn of_refusal(refusal: &Refusal, name: &[u8]) -> Self {
         match refusal {
-            Refusal::NotFound { what, name } => Self::NotFound { what, name: Text::from(&name[..]) },
+            Refusal::NotFound { what, name } => Self::NotFound {
+                what,
+                name: Text::from(&name[..]),
+            },
             Refusal::Locked => Self::Locked(name.into()),
-            Refusal::InUse => Self::AccessRefused(format!("queue '{}' in vhost '/' in exclusive use", Text::from(name))),
+            Refusal::InUse => {
+                Self::AccessRefused(format!("queue '{}' in vhost '/' in exclusive use", Text::from(name)))
+            }
             Refusal::AccessRefused => Self::AccessRefused(format!("access to '{}' refused", Text::from(name))),
             Refusal::NotSupported(what) => Self::NotSupported((*what).to_owned()),
             Refusal::Closed => Self::ShuttingDown,
@@ -172,7 +184,10 @@ impl Error {
             Reject::InternalExchange => Self::AccessRefused(format!("exchange '{name}' in vhost '/' is internal")),
             Reject::AccessRefused => Self::AccessRefused(format!("access to '{name}' refused")),
             Reject::NoTopic => Self::NotFound { what: "topic", name },
-            Reject::NoQueue => Self::NotFound { what: "message queue of topic", name },
+            Reject::NoQueue => Self::NotFound {
+                what: "message queue of topic",
+                name,
+            },
             Reject::TooLarge => Self::Malformed(Fault::BodyTooLarge(body_max)),
             Reject::QueueFull => Self::Resource(format!("a queue that '{name}' leads to is full")),
             Reject::Closed => Self::ShuttingDown,

@@ -99,6 +99,7 @@ fn fuzz_session(data: &[u8], control: u8, version: Version) {
     let mut core = Core {
         control,
         out: Outbox::new(),
+        input: BytesMut::new(),
         events: Vec::new(),
         subscriptions: Vec::new(),
         sequence: 0,
@@ -108,8 +109,16 @@ fn fuzz_session(data: &[u8], control: u8, version: Version) {
     if control & 8 == 0 {
         let connect = format!("CONNECT\naccept-version:{}\nheart-beat:1,1\n\n\0", version.name());
         core.feed(&mut session, now, connect.as_bytes());
-        core.feed(&mut session, now, b"SUBSCRIBE\nid:1\ndestination:/queue/a\nack:client\n\n\0");
-        core.feed(&mut session, now, b"SUBSCRIBE\nid:2\ndestination:/exchange/e/#\n\n\0BEGIN\ntransaction:t\n\n\0");
+        core.feed(
+            &mut session,
+            now,
+            b"SUBSCRIBE\nid:1\ndestination:/queue/a\nack:client\n\n\0",
+        );
+        core.feed(
+            &mut session,
+            now,
+            b"SUBSCRIBE\nid:2\ndestination:/exchange/e/#\n\n\0BEGIN\ntransaction:t\n\n\0",
+        );
     }
     let step = match control >> 5 {
         0 => data.len().max(1),
@@ -135,6 +144,8 @@ fn fuzz_session(data: &[u8], control: u8, version: Version) {
 struct Core {
     control: u8,
     out: Outbox,
+    /// What the session left.
+    input: BytesMut,
     events: Vec<Event>,
     subscriptions: Vec<SubscriptionId>,
     sequence: u64,
@@ -142,13 +153,13 @@ struct Core {
 
 impl Core {
     fn feed(&mut self, session: &mut Session, now: Now, bytes: &[u8]) {
-        let mut input = BytesMut::from(bytes);
-        // As the driver does: what a session leaves comes again, as long as it takes some.
+        // As the driver does: what a session leaves comes again with more behind it.
+        self.input.extend_from_slice(bytes);
         loop {
-            let before = input.len();
-            session.handle_bytes(now, &mut input, &mut self.out);
+            let before = self.input.len();
+            session.handle_bytes(now, &mut self.input, &mut self.out);
             self.carry_out(session, now);
-            if input.is_empty() || input.len() == before {
+            if self.input.is_empty() || self.input.len() == before {
                 return;
             }
         }
@@ -173,7 +184,11 @@ impl Core {
             Order::Publish(run) => {
                 for publish in run {
                     self.deliver(&publish);
-                    let fate = if self.control & 0x30 == 0x30 { Fate::Rejected(Reject::QueueFull) } else { stored() };
+                    let fate = if self.control & 0x30 == 0x30 {
+                        Fate::Rejected(Reject::QueueFull)
+                    } else {
+                        stored()
+                    };
                     self.events.push(Event::Outcome(Outcome {
                         first: publish.token,
                         count: 1,
@@ -199,6 +214,8 @@ impl Core {
                 sequence: self.sequence,
                 redelivered: self.control & 1 == 0,
                 attempts: 0,
+                note: 0,
+                recalled: false,
                 leased: self.control & 2 == 0,
                 message: message.clone(),
             }));

@@ -58,7 +58,18 @@ mod tests {
         assert_eq!(agreed(b"0,0"), Some((0, 0)));
         assert_eq!(agreed(b"1000, 20000"), Some((1000, 20_000)));
         assert_eq!(agreed(b"1,0"), Some((250, 0)));
-        for wrong in [&b""[..], b"1", b"1,", b",1", b"-1,0", b"1.5,0", b"a,b", b"1,2,3", b"+1,0", b"\xff,0"] {
+        for wrong in [
+            &b""[..],
+            b"1",
+            b"1,",
+            b",1",
+            b"-1,0",
+            b"1.5,0",
+            b"a,b",
+            b"1,2,3",
+            b"+1,0",
+            b"\xff,0",
+        ] {
             assert_eq!(agreed(wrong), None, "{}", wrong.escape_ascii());
         }
         assert!(agreed(b"99999999999999999999999,0").is_some_and(|(expect, _)| expect > 1 << 60));

@@ -45,7 +45,9 @@ fn every_row_is_what_it_says_in_pieces_of_any_size() {
         for piece in [bytes.len(), 1, 2, 3, 7] {
             let decoded = decode(*version, bytes, piece).map(|frames| frames.iter().map(plain).collect::<Vec<_>>());
             let expected = expected.map(|(command, headers, body)| {
-                let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+                let headers = headers
+                    .iter()
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
                 vec![(command.to_owned(), headers.collect(), body.to_vec())]
             });
             assert_eq!(decoded, expected, "{name}, {piece} octets at a time");
@@ -93,7 +95,10 @@ fn frames_follow_each_other_without_anything_between() {
     for piece in 1..bytes.len() {
         let frames = decode(Some(Version::V12), bytes, piece).expect("valid");
         let commands: Vec<_> = frames.iter().map(|frame| frame.command).collect();
-        assert_eq!(commands, [Command::Send, Command::Send, Command::Ack, Command::Disconnect]);
+        assert_eq!(
+            commands,
+            [Command::Send, Command::Send, Command::Ack, Command::Disconnect]
+        );
         assert_eq!((&frames[0].body[..], &frames[1].body[..]), (&b"x"[..], &b"\0"[..]));
     }
 }
@@ -118,38 +123,66 @@ fn each_limit_holds_below_at_and_above() {
     };
     let fault = |version, bytes: &[u8]| {
         let mut input = BytesMut::from(bytes);
-        decoder(version, limits).decode(&mut input).map(|frame| frame.is_some()).map_err(|r| r.fault)
+        decoder(version, limits)
+            .decode(&mut input)
+            .map(|frame| frame.is_some())
+            .map_err(|r| r.fault)
     };
     let v12 = Some(Version::V12);
     assert_eq!(fault(v12, b"DISCONNECT\n\n\0"), Ok(true));
     assert_eq!(fault(v12, b"DISCONNECTED\n"), Err(Fault::CommandTooLong(10)));
-    assert_eq!(fault(v12, b"DISCONNECTED"), Err(Fault::CommandTooLong(10)), "without waiting for the line's end");
+    assert_eq!(
+        fault(v12, b"DISCONNECTED"),
+        Err(Fault::CommandTooLong(10)),
+        "without waiting for the line's end"
+    );
     assert_eq!(fault(v12, b"SEND\na:\na:\na:\n\n\0"), Ok(true));
     assert_eq!(fault(v12, b"SEND\na:\na:\na:\na:\n"), Err(Fault::TooManyHeaders(3)));
     assert_eq!(fault(v12, b"SEND\na:345678\n\n\0"), Ok(true));
     assert_eq!(fault(v12, b"SEND\na:34567890"), Err(Fault::HeaderTooLong(8)));
-    assert_eq!(fault(v12, b"SEND\na:345678\nb:345678\nc:345678\n\n\0"), Err(Fault::HeadersTooLong(30)));
+    assert_eq!(
+        fault(v12, b"SEND\na:345678\nb:345678\nc:345678\n\n\0"),
+        Err(Fault::HeadersTooLong(30))
+    );
     assert_eq!(fault(v12, b"SEND\n\n12345\0"), Ok(true));
     assert_eq!(fault(v12, b"SEND\n\n123456"), Err(Fault::BodyTooLarge(5)));
     assert_eq!(fault(v12, b"SEND\ncontent-length:6\n\n"), Err(Fault::HeaderTooLong(8)));
-    let large = Limits { header_line: 20, ..limits };
+    let large = Limits {
+        header_line: 20,
+        ..limits
+    };
     let mut input = BytesMut::from(&b"SEND\ncontent-length:6\n\n"[..]);
-    let refused = decoder(v12, large).decode(&mut input).expect_err("too large, before any of it is there");
-    assert_eq!((refused.fault, refused.command), (Fault::BodyTooLarge(5), Some(Command::Send)));
+    let refused = decoder(v12, large)
+        .decode(&mut input)
+        .expect_err("too large, before any of it is there");
+    assert_eq!(
+        (refused.fault, refused.command),
+        (Fault::BodyTooLarge(5), Some(Command::Send))
+    );
     assert_eq!(fault(None, b"CONNECT\na:\n\n\0"), Ok(true));
     let waits = [&b"CONNECT\n\n"[..], &[b'x'; 40]].concat();
     assert_eq!(fault(None, &waits), Err(Fault::BodyTooLarge(30)));
-    let tight = Limits { before_login: 12, ..limits };
+    let tight = Limits {
+        before_login: 12,
+        ..limits
+    };
     let mut input = BytesMut::from(&b"CONNECT\na:12\nb"[..]);
-    let refused = decoder(None, tight).decode(&mut input).expect_err("too much before login");
+    let refused = decoder(None, tight)
+        .decode(&mut input)
+        .expect_err("too much before login");
     assert_eq!(refused.fault, Fault::FrameTooLarge(12));
 }
 
 #[test]
 fn a_refused_frame_says_what_it_was_and_its_receipt() {
-    for bytes in [&b"SEND\nreceipt:r1\ncontent-length:x\n\n"[..], b"SEND\nreceipt:r1\na:\\q\n\n\0"] {
+    for bytes in [
+        &b"SEND\nreceipt:r1\ncontent-length:x\n\n"[..],
+        b"SEND\nreceipt:r1\na:\\q\n\n\0",
+    ] {
         let mut input = BytesMut::from(bytes);
-        let refused = decoder(Some(Version::V12), limits()).decode(&mut input).expect_err("malformed");
+        let refused = decoder(Some(Version::V12), limits())
+            .decode(&mut input)
+            .expect_err("malformed");
         assert_eq!(refused.command, Some(Command::Send));
         assert_eq!(refused.receipt.as_deref(), Some(&b"r1"[..]));
     }

@@ -113,7 +113,6 @@ func amqpErrorChecks(s *Suite) {
 		t.closesConnection(540, "recover", func(ch *amqp.Channel) error { return ch.Recover(false) })
 	})
 	s.Check("amqp_what_is_not_built_is_540", func(t *T) {
-		t.closesConnection(540, "tx.select", func(ch *amqp.Channel) error { return ch.Tx() })
 		for name, value := range map[string]any{"x-message-ttl": int32(1000), "x-expires": int32(1000),
 			"x-dead-letter-exchange": "amq.fanout", "x-max-priority": int32(5), "x-single-active-consumer": true,
 			"x-queue-type": "quorum"} {

@@ -201,8 +201,11 @@ impl Context<'_> {
             multiple,
             action,
         } = settling;
-        let out = &mut *self.out;
-        let each = |settlement: Settlement| out.settle(settlement);
+        let (out, tx) = (&mut *self.out, &mut self.channel.tx);
+        let each = |tag: u64, settlement: Settlement| match tx {
+            Some(tx) => tx.settle(tag, settlement),
+            None => out.settle(settlement),
+        };
         let unacked = &mut self.channel.unacked;
         let is_known = match (delivery_tag, multiple) {
             (0, true) => {
@@ -227,7 +230,7 @@ impl Context<'_> {
         let out = &mut *self.out;
         self.channel
             .unacked
-            .settle_all(Settle::Release, |settlement| out.settle(settlement));
+            .settle_all(Settle::Release, |_, settlement| out.settle(settlement));
         if answers {
             self.answer(&Method::BasicRecoverOk {});
         }

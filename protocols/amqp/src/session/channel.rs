@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::SubscriptionId;
+use rocketbridge_session::Unacked;
 
 use super::confirms::Confirms;
 use super::publishes::ChannelKey;
-use rocketbridge_session::Unacked;
+use super::tx::Tx;
 use crate::codec::{FRAME_BODY, FRAME_HEADER, MethodId};
 use crate::mapping::{ExchangeName, Target};
 use crate::reply_code::ConnectionError;
@@ -163,6 +164,8 @@ pub struct Channel {
     pub unacked: Unacked,
     /// In confirm mode.
     pub confirms: Option<Confirms>,
+    /// In transaction mode.
+    pub tx: Option<Tx>,
     /// Answers that wait for core, also those that only wait for their turn.
     pub waiting: u32,
     /// Set while nothing of this channel may be handled.
@@ -182,6 +185,7 @@ impl Channel {
             next_delivery_tag: 1,
             unacked: Unacked::default(),
             confirms: None,
+            tx: None,
             waiting: 0,
             backlog: None,
         }

@@ -180,10 +180,7 @@ impl Context<'_> {
     }
 
     fn submit(&mut self, message: Headed, body: Bytes) {
-        let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
-        let token = self.shared.publishes.push(self.channel.key, tag, &message.exchange);
-        self.out.publish(Publish {
-            token,
+        let publish = Publish {
             entry: message.target.entry,
             topic: message.target.topic,
             key: message.target.key,
@@ -194,7 +191,13 @@ impl Context<'_> {
             persistent: message.persistent,
             mandatory: message.mandatory,
             ..Publish::default()
-        });
+        };
+        if self.channel.tx.is_some() {
+            return self.hold(message.exchange, publish);
+        }
+        let tag = self.channel.confirms.as_mut().map_or(0, |confirms| confirms.open());
+        let token = self.shared.publishes.push(self.channel.key, tag, &message.exchange);
+        self.out.publish(Publish { token, ..publish });
     }
 
     /// `basic.get-ok`

@@ -234,6 +234,7 @@ impl Session {
                 context.exchange_met(message, body, result)
             }
             What::Bind(bind) => context.bound(&bind, result),
+            What::Commit { tokens, exchanges } => context.committed(tokens, &exchanges, result),
             What::Consume {
                 subscription,
                 tag,
@@ -261,6 +262,10 @@ impl Session {
     fn reply_too_late(&mut self, what: &What, result: Result<Reply, Refusal>, out: &mut Outbox) {
         match (what, result) {
             (What::Get { .. }, Ok(Reply::Got(Some(got)))) => give_up(&got.delivery, out),
+            (What::Commit { tokens, .. }, _) => {
+                self.shared.publishes.settle(tokens.clone(), |_| {});
+                self.shared.returned.retain(|(token, _)| !tokens.contains(token));
+            }
             (What::Cancel { subscription, .. } | What::Abandon { subscription }, _)
             | (What::Consume { subscription, .. }, Err(_)) => {
                 self.shared.subscriptions.remove(subscription);
@@ -356,7 +361,7 @@ fn give_up(delivery: &Delivery, out: &mut Outbox) {
 }
 
 /// What a rejection ends; a queue that is full or a broker that goes down ends nothing and is a nack.
-fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) -> Option<Failure> {
+pub fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) -> Option<Failure> {
     let resource = Resource::exchange(exchange);
     Some(Failure::from(match reject {
         Reject::NoExchange => ChannelError::NotFound(resource),

@@ -9,7 +9,7 @@ use super::channel::Life;
 use super::shared::{Context, What};
 use super::{exchanges, queues};
 use crate::codec::Method;
-use crate::reply_code::{ConnectionError, Failure};
+use crate::reply_code::{ChannelError, ConnectionError, Failure};
 
 impl Context<'_> {
     /// Handles a method on an open channel. `chunk` is the input that the method's strings lie in.
@@ -72,15 +72,18 @@ impl Context<'_> {
             Method::BasicRecover { requeue } => self.basic_recover(requeue, true),
             Method::BasicRecoverAsync { requeue } => self.basic_recover(requeue, false),
             Method::ConfirmSelect { no_wait } => {
+                if self.channel.tx.is_some() {
+                    return Err(ChannelError::Invalid("cannot switch from tx to confirm mode".to_owned()).into());
+                }
                 self.channel.confirms.get_or_insert_default();
                 if !no_wait {
                     self.answer(&Method::ConfirmSelectOk {});
                 }
                 Ok(())
             }
-            Method::TxSelect {} | Method::TxCommit {} | Method::TxRollback {} => Err(Failure::not_implemented(
-                format!("{} is not implemented", method.name()),
-            )),
+            Method::TxSelect {} => self.tx_select(),
+            Method::TxCommit {} => self.tx_commit(),
+            Method::TxRollback {} => self.tx_rollback(),
             Method::ChannelOpen { .. } => Err(ConnectionError::SecondChannelOpen.into()),
             Method::ChannelFlow { active: true } => {
                 self.answer(&Method::ChannelFlowOk { active: true });

@@ -21,6 +21,7 @@ mod names;
 mod publishes;
 mod queues;
 mod shared;
+mod tx;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -83,6 +84,11 @@ pub enum What {
     /// A message to an exchange that was not met before; the channel waits for it.
     FindToPublish(Box<(Headed, Bytes)>),
     Bind(Box<Bind>),
+    /// A transaction: the tokens of its publishes, and where to.
+    Commit {
+        tokens: Range<u64>,
+        exchanges: Vec<Arc<ExchangeName>>,
+    },
     Consume {
         subscription: SubscriptionId,
         tag: Bytes,
@@ -173,6 +179,8 @@ pub struct Shared {
     pub scratch: BytesMut,
     /// Octets in backlogs.
     pub backlog_bytes: usize,
+    /// Octets that transactions hold.
+    pub tx_bytes: usize,
     /// Channels with confirms to be told.
     pub confirming: Vec<u16>,
     /// Exchanges that are published to, and whether they are known to be there.
@@ -201,6 +209,7 @@ impl Shared {
             attributes: AttributesBuilder::default(),
             scratch: BytesMut::new(),
             backlog_bytes: 0,
+            tx_bytes: 0,
             confirming: Vec::new(),
             exchanges: Vec::new(),
             next_request: 0,
@@ -358,10 +367,11 @@ impl Context<'_> {
             );
             self.channel.waiting += 1;
         }
+        self.abandon_tx();
         let out = &mut *self.out;
         self.channel
             .unacked
-            .settle_all(Settle::Release, |settlement| out.settle(settlement));
+            .settle_all(Settle::Release, |_, settlement| out.settle(settlement));
         self.channel.content = super::channel::Content::Idle;
     }
 }

@@ -562,6 +562,8 @@ fn handed_out(subscription: SubscriptionId, sequence: u64, leased: bool, body: &
         redelivered: false,
         attempts: 0,
         leased,
+        recalled: false,
+        note: 0,
         message: message(&publish),
     }
 }

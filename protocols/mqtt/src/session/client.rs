@@ -183,7 +183,7 @@ impl Client {
             }
             let keep = keep_of(seconds, config);
             let id = self.next_request_id();
-            out.request(id, Request::Detach { keep });
+            out.request(id, Request::Detach { keep, keep_will: true });
         }
         Close::Silently
     }

@@ -125,7 +125,7 @@ impl MqttSession {
         };
         match (id, result) {
             (LOGIN, Ok(_)) => connecting.attach(&self.config, out),
-            (ATTACH, Ok(Reply::Attached { present, cookies })) => {
+            (ATTACH, Ok(Reply::Attached { present, cookies, .. })) => {
                 connecting.is_present = present;
                 connecting.cookies = cookies;
             }
@@ -227,6 +227,7 @@ impl Connecting {
                     messages: Some(config.session_messages_max).filter(|max| *max > 0),
                     bytes: Some(config.session_bytes_max).filter(|max| *max > 0),
                 },
+                will: None,
             }),
         );
         out.request(

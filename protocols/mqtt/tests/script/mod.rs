@@ -212,6 +212,7 @@ pub fn attached(present: bool, cookies: &[&'static [u8]]) -> Reply {
     Reply::Attached {
         present,
         cookies: cookies.iter().copied().map(Bytes::from_static).collect(),
+        shares: Vec::new(),
     }
 }
 
@@ -253,6 +254,8 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
         redelivered: false,
         attempts: 0,
         leased,
+        recalled: false,
+        note: 0,
         message: Message::from_publish(publish, host, host, Millis(1)),
     }
 }

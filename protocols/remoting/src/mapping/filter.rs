@@ -1,8 +1,14 @@
-//! Tag expressions to hashes.
+//! Filter expressions: tags to hashes, SQL92 to a compiled filter.
 
+use std::sync::Arc;
+
+use rocketbridge_core::filter::{Names, Sql};
 use rocketbridge_core::request::Filter;
 
 use crate::response_code::{Refused, ResponseCode};
+
+/// The type of an expression over properties.
+const SQL92: &str = "SQL92";
 
 /// Java's `String.hashCode`: over UTF-16 units.
 pub fn java_hash(text: &str) -> i32 {
@@ -10,11 +16,14 @@ pub fn java_hash(text: &str) -> i32 {
         .fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)))
 }
 
-/// The filter of an expression of that type: `a || b`, or `*` or nothing for all.
+/// The filter of an expression of that type. Tags: `a || b`, or `*` or nothing for all.
 ///
 /// # Errors
-/// 23 when it is no tag expression, or has no part at all.
+/// 23 when the expression is none of its type, or nothing is known of the type.
 pub fn filter(expression: &str, expression_type: &str) -> Result<Filter, Refused> {
+    if expression_type == SQL92 {
+        return sql(expression).map(Filter::Sql);
+    }
     if !is_tag_type(expression_type) {
         return Err(not_by(expression_type));
     }
@@ -32,6 +41,30 @@ pub fn filter(expression: &str, expression_type: &str) -> Result<Filter, Refused
     Ok(of_hashes(tags.map(java_hash).collect()))
 }
 
+/// As [`filter`], for a client that sends the same expression again and again: `last` is the last one compiled.
+///
+/// # Errors
+/// As [`filter`].
+pub fn filter_again(expression: &str, kind: &str, last: &mut Option<Arc<Sql>>) -> Result<Filter, Refused> {
+    if kind != SQL92 {
+        return filter(expression, kind);
+    }
+    let known = last.as_ref().filter(|sql| sql.text() == expression);
+    let sql = match known {
+        Some(sql) => Arc::clone(sql),
+        None => sql(expression)?,
+    };
+    *last = Some(Arc::clone(&sql));
+    Ok(Filter::Sql(sql))
+}
+
+fn sql(expression: &str) -> Result<Arc<Sql>, Refused> {
+    Sql::compile(expression, Names::Native).map(Arc::new).map_err(|error| {
+        let remark = format!("Invalid MessageSelector. {error}");
+        Refused::new(ResponseCode::SubscriptionParseFailed, remark)
+    })
+}
+
 /// Whether an expression of that type is about tags; saying nothing means so.
 pub fn is_tag_type(expression_type: &str) -> bool {
     expression_type.is_empty() || expression_type == "TAG"
@@ -44,8 +77,7 @@ pub(crate) fn of_hashes(mut hashes: Vec<i32>) -> Filter {
     Filter::Tags(hashes)
 }
 
-/// The answer to a filter that is not about tags.
-pub(crate) fn not_by(expression_type: &str) -> Refused {
+fn not_by(expression_type: &str) -> Refused {
     let name: String = expression_type.chars().take(32).collect();
     Refused::not_supported(
         ResponseCode::SubscriptionParseFailed,
@@ -86,9 +118,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_expression_is_refused() {
+    fn an_expression_is_compiled_once_as_long_as_it_stays() {
+        let mut last = None;
+        let first = filter_again("a > 1", "SQL92", &mut last).unwrap();
+        let again = filter_again("a > 1", "SQL92", &mut last).unwrap();
+        let (Filter::Sql(first), Filter::Sql(again)) = (first, again) else {
+            panic!("filters by expression")
+        };
+        assert!(Arc::ptr_eq(&first, &again));
+        let other = filter_again("a > 2", "SQL92", &mut last).unwrap();
+        assert_ne!(other, Filter::Sql(first));
+        assert_eq!(filter_again("a", "TAG", &mut last), Ok(Filter::Tags(vec![97])));
+    }
+
+    #[test]
+    fn what_is_no_expression_of_its_type_is_refused() {
         let code = |expression, kind| filter(expression, kind).unwrap_err().code;
         assert_eq!(code("||", "TAG"), ResponseCode::SubscriptionParseFailed);
-        assert_eq!(code("a > 1", "SQL92"), ResponseCode::SubscriptionParseFailed);
+        assert_eq!(code("a >", "SQL92"), ResponseCode::SubscriptionParseFailed);
+        assert_eq!(code("a > 1", "sql92"), ResponseCode::SubscriptionParseFailed);
+        let refused = filter("a > 1 AND", "SQL92").unwrap_err();
+        assert!(
+            refused.remark.starts_with("Invalid MessageSelector. character 10: "),
+            "{}",
+            refused.remark
+        );
     }
 }

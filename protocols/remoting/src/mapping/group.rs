@@ -116,7 +116,7 @@ fn subscription_filter(data: &SubscriptionData) -> Result<Filter, Refused> {
     let kind = data.expression_type.as_deref().unwrap_or_default();
     let expression = data.sub_string.as_deref().unwrap_or_default();
     if !filter::is_tag_type(kind) {
-        return Err(filter::not_by(kind));
+        return filter::filter(expression, kind);
     }
     if data.class_filter_mode == Some(true) {
         return Ok(Filter::All);
@@ -223,17 +223,12 @@ struct CheckBody {
 /// Whether the broker can filter as the body of a client's check says.
 ///
 /// # Errors
-/// 1 with RocketMQ's words when it cannot: the client's start fails with them.
+/// 23 when it cannot: the client's start fails with the remark.
 pub fn check_client_config(body: &[u8]) -> Result<(), Refused> {
     let body: CheckBody = read(body)?;
-    let kind = body.subscription_data.and_then(|data| data.expression_type);
-    match kind {
-        Some(kind) if !filter::is_tag_type(&kind) => {
-            let kind: String = kind.chars().take(32).collect();
-            Err(Refused::new(
-                ResponseCode::SystemError,
-                format!("The broker does not support consumer to filter message by {kind}"),
-            ))
+    match body.subscription_data {
+        Some(data) if !filter::is_tag_type(data.expression_type.as_deref().unwrap_or_default()) => {
+            subscription_filter(&data).map(|_| ())
         }
         _ => Ok(()),
     }
@@ -290,16 +285,13 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_filters_by_sql_is_refused_and_others_are_not() {
-        let body = br#"{"clientID":"c","consumerDataSet":[{"groupName":"g","subscriptionDataSet":[{"topic":"T","subString":"a > 1","expressionType":"SQL92"}]},{"groupName":"h"}]}"#;
+    fn a_group_whose_expression_is_wrong_is_refused_and_others_are_not() {
+        let body = br#"{"clientID":"c","consumerDataSet":[{"groupName":"g","subscriptionDataSet":[{"topic":"T","subString":"a >","expressionType":"SQL92"}]},{"groupName":"h","subscriptionDataSet":[{"topic":"T","subString":"a > 1","expressionType":"SQL92"}]}]}"#;
         let heartbeat = heartbeat(body).unwrap();
         let refused = heartbeat.consumers[0].as_ref().unwrap_err();
         assert_eq!(refused.code, ResponseCode::SubscriptionParseFailed);
-        assert_eq!(
-            refused.remark,
-            "filtering messages by SQL92 is not supported by this version"
-        );
-        assert!(heartbeat.consumers[1].is_ok());
+        let join = heartbeat.consumers[1].as_ref().unwrap();
+        assert_eq!(join.subscriptions[0].filter, filter::filter("a > 1", "SQL92").unwrap());
     }
 
     #[test]
@@ -333,15 +325,14 @@ mod tests {
     }
 
     #[test]
-    fn only_tags_can_be_filtered_by() {
-        assert_eq!(
-            check_client_config(br#"{"clientId":"c","group":"g","subscriptionData":{"expressionType":"TAG"}}"#),
-            Ok(())
-        );
-        let refused = check_client_config(br#"{"subscriptionData":{"expressionType":"SQL92"}}"#).unwrap_err();
-        assert_eq!(
-            refused.remark,
-            "The broker does not support consumer to filter message by SQL92"
-        );
+    fn a_check_compiles_the_expression() {
+        let check = |kind: &str, text: &str| {
+            let body = format!(r#"{{"subscriptionData":{{"expressionType":"{kind}","subString":"{text}"}}}}"#);
+            check_client_config(body.as_bytes()).map_err(|refused| refused.code)
+        };
+        assert_eq!(check("TAG", "||"), Ok(()));
+        assert_eq!(check("SQL92", "a = 'x'"), Ok(()));
+        assert_eq!(check("SQL92", ""), Err(ResponseCode::SubscriptionParseFailed));
+        assert_eq!(check("OTHER", "a"), Err(ResponseCode::SubscriptionParseFailed));
     }
 }

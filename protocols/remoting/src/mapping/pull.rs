@@ -1,7 +1,9 @@
 //! Pulls: header to request, status to response.
 
 use std::ops::Range;
+use std::sync::Arc;
 
+use rocketbridge_core::filter::Sql;
 use rocketbridge_core::request::{Filter, Pull, PullStatus};
 use rocketbridge_core::time::Millis;
 
@@ -30,9 +32,13 @@ pub struct PullRequest {
 /// Reads a pull.
 ///
 /// # Errors
-/// 1 for missing fields, 29 for a topic, group or message queue that cannot be, 23 for a filter that is
-/// not about tags.
-pub fn pull_request(command: &Command, config: &Config) -> Result<PullRequest, Refused> {
+/// 1 for missing fields, 29 for a topic, group or message queue that cannot be, 23 for a filter that cannot be
+/// compiled. `last_sql` is kept from one pull to the next.
+pub fn pull_request(
+    command: &Command,
+    config: &Config,
+    last_sql: &mut Option<Arc<Sql>>,
+) -> Result<PullRequest, Refused> {
     let group = required(command, "consumerGroup")?.to_bytes();
     let topic = required(command, "topic")?.to_bytes();
     names::check_group(&group)?;
@@ -44,7 +50,9 @@ pub fn pull_request(command: &Command, config: &Config) -> Result<PullRequest, R
     let commit = required_number(command, "commitOffset")?;
     let suspend = required_number(command, "suspendTimeoutMillis")?;
     let bytes = command.field("maxMsgBytes").and_then(|value| value.number());
-    let filter = (flags & SUBSCRIPTION != 0).then(|| given_filter(command)).transpose()?;
+    let filter = (flags & SUBSCRIPTION != 0)
+        .then(|| given_filter(command, last_sql))
+        .transpose()?;
     let suspend = if flags & SUSPEND == 0 {
         0
     } else {
@@ -69,9 +77,9 @@ pub fn pull_request(command: &Command, config: &Config) -> Result<PullRequest, R
     })
 }
 
-fn given_filter(command: &Command) -> Result<Filter, Refused> {
+fn given_filter(command: &Command, last_sql: &mut Option<Arc<Sql>>) -> Result<Filter, Refused> {
     let text = |name| command.field(name).map_or_else(String::new, |value| value.lossy());
-    filter::filter(&text("subscription"), &text("expressionType"))
+    filter::filter_again(&text("subscription"), &text("expressionType"), last_sql)
 }
 
 /// The response code and remark of a pull from `offset`, as RocketMQ's store calls it.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::address::fnv1a;
 use rocketbridge_core::boundary::{Event, Notice, Peer, RequestId};
+use rocketbridge_core::filter::Sql;
 use rocketbridge_core::request::{Credentials, Request};
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
@@ -53,6 +54,8 @@ pub struct Session {
     /// Consumer groups that this client is a member of.
     members: HashMap<Bytes, Member>,
     producers: HashSet<Bytes>,
+    /// The expression that pulls last came with.
+    last_sql: Option<Arc<Sql>>,
     /// Our number for the last request to the client.
     last_opaque: i32,
     /// When there was traffic last.
@@ -103,6 +106,7 @@ impl Session {
             late: VecDeque::new(),
             members: HashMap::new(),
             producers: HashSet::new(),
+            last_sql: None,
             last_opaque: 0,
             active_at: now.mono,
         }

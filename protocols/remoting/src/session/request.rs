@@ -130,7 +130,7 @@ impl Session {
 
     /// PULL_MESSAGE and LITE_PULL_MESSAGE
     pub(super) fn pull(&mut self, now: Now, command: &Command, to: ReplyTo, out: &mut Outbox) -> Result<(), Refused> {
-        let wanted = pull::pull_request(command, &self.config)?;
+        let wanted = pull::pull_request(command, &self.config, &mut self.last_sql)?;
         let (pull, offset) = (wanted.pull, wanted.offset);
         if let Some(offset) = wanted.commit {
             let commit = Request::CommitOffset {

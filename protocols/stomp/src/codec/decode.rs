@@ -118,12 +118,14 @@ impl Decoder {
                 None => return Ok(None),
             },
         };
-        let found = waiting.find_end(input, &self.limits).and_then(|end| match self.version {
-            None if end.unwrap_or(input.len()) > self.limits.before_login => {
-                Err(Fault::FrameTooLarge(self.limits.before_login))
-            }
-            _ => Ok(end),
-        });
+        let found = waiting
+            .find_end(input, &self.limits)
+            .and_then(|end| match self.version {
+                None if end.unwrap_or(input.len()) > self.limits.before_login => {
+                    Err(Fault::FrameTooLarge(self.limits.before_login))
+                }
+                _ => Ok(end),
+            });
         match found {
             Ok(Some(end)) => {
                 self.state = State::Between;
@@ -168,7 +170,11 @@ impl Decoder {
     }
 
     fn body_end(&self, head: &Head, text: &[u8]) -> Result<BodyEnd, Fault> {
-        let length = head.command.has_body().then(|| head.find(text, b"content-length")).flatten();
+        let length = head
+            .command
+            .has_body()
+            .then(|| head.find(text, b"content-length"))
+            .flatten();
         let Some(length) = length else {
             return Ok(BodyEnd::Nul { seen: 0 });
         };
@@ -199,15 +205,14 @@ impl Decoder {
             _ if waiting.head.command.is_unescaped() => {}
             None => {}
             Some(Version::V10) => waiting.head.trim(&head),
-            Some(version) => {
-                if memchr(b'\\', &head).is_some() {
-                    let escaped = waiting.head.clone();
-                    match waiting.head.unescape(&head, version) {
-                        Ok(unescaped) => head = unescaped,
-                        Err(fault) => return Err(refused(fault, &escaped, &head)),
-                    }
+            Some(version) if memchr(b'\\', &head).is_some() => {
+                let escaped = waiting.head.clone();
+                match waiting.head.unescape(&head, version) {
+                    Ok(unescaped) => head = unescaped,
+                    Err(fault) => return Err(refused(fault, &escaped, &head)),
                 }
             }
+            Some(_) => {}
         }
         Ok(Frame {
             command: waiting.head.command,
@@ -246,12 +251,7 @@ fn skip_between(input: &mut BytesMut) -> Result<bool, Fault> {
 
 impl Scan {
     /// Where the last header's line ends and where the body begins. Each octet is looked at once.
-    fn find_end(
-        &mut self,
-        input: &[u8],
-        limits: &Limits,
-        is_logged_in: bool,
-    ) -> Result<Option<(usize, usize)>, Fault> {
+    fn find_end(&mut self, input: &[u8], limits: &Limits, is_logged_in: bool) -> Result<Option<(usize, usize)>, Fault> {
         loop {
             if self.seen == self.line {
                 // At the beginning of a line: is it the blank one?

@@ -95,7 +95,10 @@ pub(super) fn parse(head: &[u8]) -> Result<Head, Fault> {
 impl Head {
     /// The first header of that name.
     pub fn find<'a>(&self, head: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-        self.headers.iter().find(|h| h.name(head) == name).map(|h| h.value(head))
+        self.headers
+            .iter()
+            .find(|h| h.name(head) == name)
+            .map(|h| h.value(head))
     }
 
     /// What 1.0 does: blanks around a value do not count.

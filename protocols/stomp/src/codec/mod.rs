@@ -139,14 +139,19 @@ impl Frame {
 
     /// The first header of that name: later ones do not count (1.2, "Repeated Header Entries").
     pub fn header(&self, name: &[u8]) -> Option<&[u8]> {
-        self.headers.iter().find(|h| h.name(&self.head) == name).map(|h| h.value(&self.head))
+        self.headers
+            .iter()
+            .find(|h| h.name(&self.head) == name)
+            .map(|h| h.value(&self.head))
     }
 
     /// Each header once, in their order.
     pub fn headers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.headers.iter().enumerate().filter_map(|(at, header)| {
             let name = header.name(&self.head);
-            let is_repeated = self.headers[..at].iter().any(|earlier| earlier.name(&self.head) == name);
+            let is_repeated = self.headers[..at]
+                .iter()
+                .any(|earlier| earlier.name(&self.head) == name);
             (!is_repeated).then(|| (name, header.value(&self.head)))
         })
     }

@@ -75,7 +75,9 @@ pub fn meaning(
         delay: None,
     };
     put_stored_escaped(reading.arena, b"destination", &context.target.shown);
-    let result = frame.headers().try_for_each(|(name, value)| reading.header(name, value));
+    let result = frame
+        .headers()
+        .try_for_each(|(name, value)| reading.header(name, value));
     if let Some(topic) = &context.target.cut_from {
         reading.builder.text(Attribute::Topic, topic);
     }
@@ -213,7 +215,9 @@ impl Reading<'_, '_> {
 }
 
 fn is_text(header: &'static str, value: &[u8]) -> Result<(), Error> {
-    std::str::from_utf8(value).map(|_| ()).map_err(|_| Error::NotText(header))
+    std::str::from_utf8(value)
+        .map(|_| ())
+        .map_err(|_| Error::NotText(header))
 }
 
 fn invalid(header: &'static str, value: &[u8], expected: &'static str) -> Error {
@@ -227,7 +231,9 @@ fn invalid(header: &'static str, value: &[u8], expected: &'static str) -> Error 
 /// A number in decimal digits.
 pub(crate) fn number(header: &'static str, value: &[u8], expected: &'static str) -> Result<u64, Error> {
     let value = value.trim_ascii();
-    let digits = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    let digits = std::str::from_utf8(value)
+        .ok()
+        .filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
     digits
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| invalid(header, value, expected))

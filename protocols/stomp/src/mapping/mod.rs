@@ -223,7 +223,10 @@ impl Target {
 /// number. With `activemq` a last word `>` is any number too.
 pub fn topic_pattern(words: &[u8], activemq: bool) -> Pattern {
     let mut pattern = Pattern::from_key_pattern(words);
-    if activemq && let Some(last) = pattern.levels.last_mut() && *last == Level::Literal(Bytes::from_static(b">")) {
+    if activemq
+        && let Some(last) = pattern.levels.last_mut()
+        && *last == Level::Literal(Bytes::from_static(b">"))
+    {
         *last = Level::Many;
     }
     if let Some(Level::Literal(topic)) = pattern.levels.first_mut() {
@@ -294,7 +297,9 @@ pub fn durable_queue(destination: &[u8], id: &[u8]) -> Bytes {
 /// What other protocols' clients read as the address to reply to.
 pub fn reply_attribute<'a>(reply_to: &'a [u8], config: &Config) -> Cow<'a, [u8]> {
     match Destination::parse(reply_to, config) {
-        Ok(Destination::Queue(name) | Destination::ExistingQueue(name)) if name != reply_to => Cow::Owned(name.to_vec()),
+        Ok(Destination::Queue(name) | Destination::ExistingQueue(name)) if name != reply_to => {
+            Cow::Owned(name.to_vec())
+        }
         _ => Cow::Borrowed(reply_to),
     }
 }
@@ -310,7 +315,12 @@ mod tests {
     fn target(text: &str) -> (Entry, String, String, String) {
         let target = Target::of(&parsed(text).expect("valid"), text.as_bytes()).expect("it has an address");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (target.entry, text(&target.topic), text(&target.key), text(&target.shown))
+        (
+            target.entry,
+            text(&target.topic),
+            text(&target.key),
+            text(&target.shown),
+        )
     }
 
     #[test]
@@ -321,7 +331,13 @@ mod tests {
             ("/queue/a%2Fb", Entry::Queue, "a|2Fb", "", "/queue/a%2Fb"),
             ("jobs", Entry::Queue, "jobs", "", "/queue/jobs"),
             ("/amq/queue/jobs", Entry::Queue, "jobs", "", "/queue/jobs"),
-            ("/reply-queue/amq.gen-1/2", Entry::Queue, "amq|2Egen-1|2F2", "", "/queue/amq.gen-1%2F2"),
+            (
+                "/reply-queue/amq.gen-1/2",
+                Entry::Queue,
+                "amq|2Egen-1|2F2",
+                "",
+                "/queue/amq.gen-1%2F2",
+            ),
             ("/topic/a", Entry::Topic, "a", "", "/topic/a"),
             ("/topic/a.b.c", Entry::Topic, "a", "b.c", "/topic/a.b.c"),
             ("/topic/a.", Entry::Topic, "a", "|-", "/topic/a."),
@@ -371,7 +387,10 @@ mod tests {
     #[test]
     fn patterns_are_over_whole_addresses() {
         let literal = |text: &'static str| Level::Literal(Bytes::from_static(text.as_bytes()));
-        assert_eq!(topic_pattern(b"x y.*.#", false).levels, [literal("x|20y"), Level::One, Level::Many]);
+        assert_eq!(
+            topic_pattern(b"x y.*.#", false).levels,
+            [literal("x|20y"), Level::One, Level::Many]
+        );
         assert_eq!(topic_pattern(b"a.>", false).levels, [literal("a"), literal(">")]);
         assert_eq!(topic_pattern(b"a.>", true).levels, [literal("a"), Level::Many]);
         assert!(topic_pattern(b"#", false).spare_dollar);
@@ -381,7 +400,10 @@ mod tests {
     fn a_topic_is_taken_whole_or_by_tags() {
         let topic = Bytes::from_static(b"T");
         let levels = |tags: Option<&[u8]>| -> Vec<usize> {
-            native_patterns(&topic, tags).iter().map(|pattern| pattern.levels.len()).collect()
+            native_patterns(&topic, tags)
+                .iter()
+                .map(|pattern| pattern.levels.len())
+                .collect()
         };
         assert_eq!(levels(None), [2]);
         assert_eq!(levels(Some(b"*")), [2]);

@@ -139,18 +139,11 @@ mod tests {
 
     fn publish(entry: Entry, topic: &'static str, key: &'static str) -> Publish {
         Publish {
-            token: 0,
             entry,
             topic: Bytes::from_static(topic.as_bytes()),
             key: Bytes::from_static(key.as_bytes()),
-            body: Bytes::new(),
-            attributes: Default::default(),
             format: Format(9),
-            origin: Bytes::new(),
-            persistent: false,
-            mandatory: false,
-            detailed: false,
-            native: None,
+            ..Publish::default()
         }
     }
 

@@ -60,7 +60,7 @@ impl Client {
         }
         let subscription = self.subscriptions.get_mut(&settling.subscription);
         let is_settled = subscription.is_some_and(|subscription| {
-            let each = |settlement| out.settle(settlement);
+            let each = |_, settlement| out.settle(settlement);
             if settling.cumulative {
                 subscription.unacked.settle_up_to(settling.tag, settling.action, each)
             } else {
@@ -76,11 +76,20 @@ impl Client {
 
     /// Finds the delivery that a frame names.
     fn settling(&self, frame: &Frame, command: &'static str, action: Settle) -> Result<Settling, Error> {
-        let header = if self.version >= Version::V12 { "id" } else { "message-id" };
-        let id = frame.header(header.as_bytes()).ok_or(Error::NoHeader { command, header })?;
+        let header = if self.version >= Version::V12 {
+            "id"
+        } else {
+            "message-id"
+        };
+        let id = frame
+            .header(header.as_bytes())
+            .ok_or(Error::NoHeader { command, header })?;
         let unknown = || Error::UnknownDelivery(Text::from(id));
         let (tag, number) = self.split_id(id).ok_or_else(unknown)?;
-        let found = self.by_tag.get(tag).and_then(|found| Some((*found, self.subscriptions.get(found)?)));
+        let found = self
+            .by_tag
+            .get(tag)
+            .and_then(|found| Some((*found, self.subscriptions.get(found)?)));
         let (found, subscription) = found.ok_or_else(|| Error::NoSubscription(Text::from(tag)))?;
         if let Some(named) = frame.header(b"subscription")
             && self.version == Version::V11
@@ -107,7 +116,10 @@ impl Client {
     fn split_id<'a>(&self, id: &'a [u8]) -> Option<(&'a [u8], u64)> {
         let digits = id.iter().rev().take_while(|b| b.is_ascii_digit()).count();
         let (rest, number) = id.split_at(id.len() - digits);
-        let tag = rest.strip_suffix(b"@@")?.strip_suffix(self.session.as_bytes())?.strip_suffix(b"@@")?;
+        let tag = rest
+            .strip_suffix(b"@@")?
+            .strip_suffix(self.session.as_bytes())?
+            .strip_suffix(b"@@")?;
         Some((tag, std::str::from_utf8(number).ok()?.parse().ok()?))
     }
 }

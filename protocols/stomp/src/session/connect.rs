@@ -37,7 +37,11 @@ impl Session {
         // 1.0 pads its headers with blanks, and nobody knew the version when they were read.
         let header = |name: &[u8]| {
             let value = frame.header(name);
-            if version == Version::V10 { value.map(<[u8]>::trim_ascii) } else { value }
+            if version == Version::V10 {
+                value.map(<[u8]>::trim_ascii)
+            } else {
+                value
+            }
         };
         let heart_beat = match header(b"heart-beat") {
             None => Agreed::default(),

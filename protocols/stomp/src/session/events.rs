@@ -71,13 +71,19 @@ impl Client {
             return give_back(delivery, Settle::Release, out);
         }
         let message = &delivery.message;
-        if subscription.selector.as_ref().is_some_and(|selector| !selector.matches(message)) {
+        if subscription
+            .selector
+            .as_ref()
+            .is_some_and(|selector| !selector.matches(message))
+        {
             return give_back(delivery, Settle::Ack, out);
         }
         subscription.delivered += 1;
         let number = subscription.delivered;
         if delivery.leased {
-            subscription.unacked.push(number, delivery.subscription, delivery.sequence);
+            subscription
+                .unacked
+                .push(number, delivery.subscription, delivery.sequence);
         }
         let bytes = out.bytes();
         let mut digits = itoa::Buffer::new();
@@ -90,7 +96,11 @@ impl Client {
             bytes.put_slice(digits);
             bytes.put_u8(b'\n');
         }
-        bytes.put_slice(if delivery.redelivered { b"redelivered:true\n" } else { b"redelivered:false\n" });
+        bytes.put_slice(if delivery.redelivered {
+            b"redelivered:true\n"
+        } else {
+            b"redelivered:false\n"
+        });
         if message.is_persistent() {
             put_plain_header(bytes, "persistent", b"true");
         }
@@ -115,7 +125,15 @@ impl Client {
             return Ok(());
         };
         let receipt = match (asked, result) {
-            (Asked::Declare { wishes, command, receipt, .. }, Ok(Reply::Queue(state))) => {
+            (
+                Asked::Declare {
+                    wishes,
+                    command,
+                    receipt,
+                    ..
+                },
+                Ok(Reply::Queue(state)),
+            ) => {
                 let checked = wishes.check(&state);
                 checked.map_err(|error| Failure::of(error, command, receipt))?;
                 None
@@ -137,15 +155,28 @@ impl Client {
                 }
                 None
             }
-            (Asked::Declare { name, command, receipt, .. }, Err(refusal)) => {
+            (
+                Asked::Declare {
+                    name, command, receipt, ..
+                },
+                Err(refusal),
+            ) => {
                 return Err(Failure::of(Error::of_refusal(&refusal, &name), command, receipt));
             }
             (Asked::Exchange(waiting), Err(refusal)) => return Err(waiting.failure(&refusal)),
             (Asked::Bind { name, receipt } | Asked::Subscribe { queue: name, receipt }, Err(refusal)) => {
-                return Err(Failure::of(Error::of_refusal(&refusal, &name), Command::Subscribe, receipt));
+                return Err(Failure::of(
+                    Error::of_refusal(&refusal, &name),
+                    Command::Subscribe,
+                    receipt,
+                ));
             }
             (Asked::Delete { receipt }, Err(refusal)) => {
-                return Err(Failure::of(Error::of_refusal(&refusal, b""), Command::Unsubscribe, receipt));
+                return Err(Failure::of(
+                    Error::of_refusal(&refusal, b""),
+                    Command::Unsubscribe,
+                    receipt,
+                ));
             }
             (Asked::Commit { mut receipts }, Err(refusal)) => {
                 let error = match &refusal {

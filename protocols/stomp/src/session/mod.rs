@@ -39,7 +39,7 @@ use connect::LoggingIn;
 /// Why a connection ends, and what the ERROR frame says besides.
 #[derive(Debug)]
 struct Failure {
-    error: Error,
+    error: Box<Error>,
     /// The receipt that the frame at fault asked for.
     receipt: Option<Bytes>,
     /// The frame at fault.
@@ -51,7 +51,7 @@ struct Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         Self {
-            error,
+            error: Box::new(error),
             receipt: None,
             command: None,
             subscription: None,
@@ -158,7 +158,7 @@ impl Session {
     fn refuse(&mut self, refused: Refused, out: &mut Outbox) {
         self.fail(
             Failure {
-                error: refused.fault.into(),
+                error: Box::new(refused.fault.into()),
                 receipt: refused.receipt,
                 command: refused.command,
                 subscription: None,
@@ -324,7 +324,7 @@ fn put_error(version: Version, failure: &Failure, out: &mut Outbox) {
     let out = out.bytes();
     put_command(out, Command::Error);
     put_plain_header(out, "message", error.message().as_bytes());
-    if *error == Error::Version {
+    if **error == Error::Version {
         put_plain_header(out, "version", VERSIONS.as_bytes());
     }
     put_plain_header(out, "content-type", b"text/plain");

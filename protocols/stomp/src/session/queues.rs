@@ -66,7 +66,11 @@ impl Wishes {
             name: name.clone(),
             durable: is_durable,
             exclusive: !is_durable,
-            auto_delete: if is_durable { self.auto_delete.unwrap_or(false) } else { true },
+            auto_delete: if is_durable {
+                self.auto_delete.unwrap_or(false)
+            } else {
+                true
+            },
             addressable: false,
             limit: Limit::NONE,
             policy: None,

@@ -41,7 +41,11 @@ impl Client {
         out: &mut Outbox,
     ) -> Result<(), Failure> {
         let publish = self.publish_of(now, frame, config, out)?;
-        let shown = self.last_target.as_ref().map(|last| last.target.shown.clone()).unwrap_or_default();
+        let shown = self
+            .last_target
+            .as_ref()
+            .map(|last| last.target.shown.clone())
+            .unwrap_or_default();
         let receipt = frame.header(b"receipt").map(|receipt| self.keep(receipt));
         if let Some(transaction) = frame.header(b"transaction") {
             self.transactions.hold_publish(transaction, publish, receipt, config)?;
@@ -59,7 +63,9 @@ impl Client {
     }
 
     fn publish_of(&mut self, now: Now, frame: &Frame, config: &Config, out: &mut Outbox) -> Result<Publish, Failure> {
-        let written = frame.header(b"destination").ok_or(Error::NoDestination { command: "SEND" })?;
+        let written = frame
+            .header(b"destination")
+            .ok_or(Error::NoDestination { command: "SEND" })?;
         if self.last_target.as_ref().is_none_or(|last| last.written != written) {
             let target = self.find_target(written, frame, config, out)?;
             self.last_target = Some(LastTarget {
@@ -141,16 +147,16 @@ impl Client {
             return Ok(Some((shown, queue)));
         }
         let attribute = reply_attribute(reply_to, config);
-        Ok((attribute != reply_to).then(|| {
-            (
-                Bytes::copy_from_slice(reply_to),
-                Bytes::copy_from_slice(&attribute),
-            )
-        }))
+        Ok((attribute != reply_to).then(|| (Bytes::copy_from_slice(reply_to), Bytes::copy_from_slice(&attribute))))
     }
 
     /// Sends the receipts that an outcome is for. Outcomes may come out of order.
-    pub(super) fn handle_outcome(&mut self, outcome: Outcome, config: &Config, out: &mut Outbox) -> Result<(), Failure> {
+    pub(super) fn handle_outcome(
+        &mut self,
+        outcome: Outcome,
+        config: &Config,
+        out: &mut Outbox,
+    ) -> Result<(), Failure> {
         let Some(front) = self.pending.front().map(|pending| pending.token) else {
             return Ok(());
         };
@@ -194,4 +200,3 @@ pub(super) fn rejection(reject: Reject, shown: &[u8], config: &Config) -> Error 
     };
     Error::of_reject(reject, &name, config.body_size_max)
 }
-

@@ -1,12 +1,10 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rocketbridge_core::address::encode_name;
 use rocketbridge_core::boundary::{Settle, SubscriptionId};
 use rocketbridge_core::message::Message;
-use rocketbridge_core::request::{
-    self, Acknowledge, Binding, Exchange, Matcher, Refusal, Request, Source, Subscribe,
-};
-use rocketbridge_core::address::encode_name;
+use rocketbridge_core::request::{self, Acknowledge, Binding, Exchange, Matcher, Refusal, Request, Source, Subscribe};
 use rocketbridge_session::{Outbox, Unacked};
 
 use super::Failure;
@@ -137,13 +135,10 @@ impl Subscription {
 }
 
 impl Client {
-    pub(super) fn handle_subscribe(
-        &mut self,
-        frame: &Frame,
-        config: &Config,
-        out: &mut Outbox,
-    ) -> Result<(), Failure> {
-        let written = frame.header(b"destination").ok_or(Error::NoDestination { command: "SUBSCRIBE" })?;
+    pub(super) fn handle_subscribe(&mut self, frame: &Frame, config: &Config, out: &mut Outbox) -> Result<(), Failure> {
+        let written = frame
+            .header(b"destination")
+            .ok_or(Error::NoDestination { command: "SUBSCRIBE" })?;
         let destination = Destination::parse(written, config)?;
         let plan = self.plan(frame, written, &destination, config)?;
         let wishes = Wishes::of_frame(frame)?;
@@ -187,7 +182,9 @@ impl Client {
                 let queue = private(self, &plan)?;
                 // What a binding matches by depends on the exchange's type.
                 self.waits = true;
-                let request = Request::FindExchange { name: encode_name(&name) };
+                let request = Request::FindExchange {
+                    name: encode_name(&name),
+                };
                 let asked = Asked::Exchange(Box::new(ToExchange { plan, queue, name, key }));
                 self.ask(asked, request, out);
             }
@@ -199,7 +196,10 @@ impl Client {
                 let tags = parameter(frame, &query, "tag");
                 let queue = private(self, &plan)?;
                 let bindings = native_patterns(&topic, tags.as_deref());
-                let bindings = bindings.into_iter().map(|p| (Source::Everything, Matcher::Pattern(p))).collect();
+                let bindings = bindings
+                    .into_iter()
+                    .map(|p| (Source::Everything, Matcher::Pattern(p)))
+                    .collect();
                 self.consume_bound(plan, queue, bindings, out);
             }
         }
@@ -246,7 +246,10 @@ impl Client {
         if is_durable && id.is_none() && !is_named {
             return Err(Error::DurableWithoutId);
         }
-        if frame.header(b"selector").is_some_and(|text| !text.trim_ascii().is_empty()) {
+        if frame
+            .header(b"selector")
+            .is_some_and(|text| !text.trim_ascii().is_empty())
+        {
             return Err(Error::NotSupported("header 'selector'".to_owned()));
         }
         Ok(Plan {
@@ -294,13 +297,7 @@ impl Client {
     }
 
     /// Declares a private queue, binds it and consumes it.
-    fn consume_bound(
-        &mut self,
-        plan: Plan,
-        queue: request::Queue,
-        bindings: Vec<(Source, Matcher)>,
-        out: &mut Outbox,
-    ) {
+    fn consume_bound(&mut self, plan: Plan, queue: request::Queue, bindings: Vec<(Source, Matcher)>, out: &mut Outbox) {
         let (name, receipt) = (queue.name.clone(), plan.receipt.clone());
         let asked = Asked::Declare {
             name: name.clone(),
@@ -395,7 +392,7 @@ impl Client {
             receipt: if last { receipt.clone() } else { None },
         };
         self.ask(asked, Request::Unsubscribe { subscription: id }, out);
-        unacked.settle_all(Settle::Release, |settlement| out.settle(settlement));
+        unacked.settle_all(Settle::Release, |_, settlement| out.settle(settlement));
         if let Some(name) = deletes {
             let request = Request::DeleteQueue {
                 name,
@@ -422,7 +419,10 @@ fn durable_name(frame: &Frame) -> Option<&[u8]> {
         b"activemq.subcriptionName",
         b"durable-subscription-name",
     ];
-    names.into_iter().find_map(|name| frame.header(name)).filter(|name| !name.is_empty())
+    names
+        .into_iter()
+        .find_map(|name| frame.header(name))
+        .filter(|name| !name.is_empty())
 }
 
 fn priority(frame: &Frame) -> Result<i32, Error> {

@@ -57,7 +57,10 @@ impl Transactions {
     }
 
     fn room(&mut self, id: &[u8], size: usize, config: &Config) -> Result<&mut Transaction, Error> {
-        let transaction = self.open.get_mut(id).ok_or_else(|| Error::NoTransaction(Text::from(id)))?;
+        let transaction = self
+            .open
+            .get_mut(id)
+            .ok_or_else(|| Error::NoTransaction(Text::from(id)))?;
         let frames = transaction.publishes.len() + transaction.settlings.len();
         let frames_max = config.transaction_frames_max.min(Commit::ITEMS_MAX);
         if frames >= frames_max || self.bytes + size > config.transactions_size_max + frames_max * FRAME_COST {
@@ -72,7 +75,10 @@ impl Transactions {
     }
 
     fn take(&mut self, id: &[u8]) -> Result<Transaction, Error> {
-        let transaction = self.open.remove(id).ok_or_else(|| Error::NoTransaction(Text::from(id)))?;
+        let transaction = self
+            .open
+            .remove(id)
+            .ok_or_else(|| Error::NoTransaction(Text::from(id)))?;
         self.bytes -= transaction.bytes;
         Ok(transaction)
     }
@@ -87,7 +93,9 @@ impl Client {
         if self.transactions.open.len() >= config.transactions_max {
             return Err(Error::TransactionLimit(config.transactions_max).into());
         }
-        self.transactions.open.insert(Bytes::copy_from_slice(id), Transaction::default());
+        self.transactions
+            .open
+            .insert(Bytes::copy_from_slice(id), Transaction::default());
         Ok(())
     }
 
@@ -105,9 +113,11 @@ impl Client {
         for settling in &transaction.settlings {
             let left = unacked.entry(settling.subscription).or_insert_with(|| {
                 let subscription = self.subscriptions.get(&settling.subscription);
-                subscription.map(|subscription| subscription.unacked.clone()).unwrap_or_default()
+                subscription
+                    .map(|subscription| subscription.unacked.clone())
+                    .unwrap_or_default()
             });
-            let each = |settlement| settlements.push(settlement);
+            let each = |_, settlement| settlements.push(settlement);
             let is_settled = if settling.cumulative {
                 left.settle_up_to(settling.tag, settling.action, each)
             } else {
