@@ -15,6 +15,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, de};
 use toml::{Table, Value};
 use tracing_subscriber::filter::Targets;
@@ -67,11 +69,25 @@ impl Default for Config {
 }
 
 /// The log on disk.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
     /// When a persistent message is confirmed. Default `sync`.
     pub flush: Flush,
+    /// How long topics keep their messages, such as `72h`. Queues keep theirs until they are consumed. Default
+    /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            flush: Flush::Sync,
+            retention: Duration::from_millis(engine.retention.0),
+        }
+    }
 }
 
 /// When a persistent message is confirmed.

@@ -10,6 +10,7 @@ use std::thread;
 
 use bytes::Bytes;
 use rocketbridge_core::engine::{self, Engine, OpenError, StoreFailed};
+use rocketbridge_core::time::Millis;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -216,10 +217,15 @@ impl Drop for Server {
 
 fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFailed>>> {
     let (ended, synced) = oneshot::channel();
+    let maintained = engine.clone();
+    let maintenance = thread::Builder::new()
+        .name("maintenance".into())
+        .spawn(move || maintained.run_maintenance())?;
     thread::Builder::new().name("sync".into()).spawn(move || {
         let result = engine.run_sync();
-        if let Err(failed) = &result {
-            log::last_words(|| error!("{failed}"));
+        match &result {
+            Err(failed) => log::last_words(|| error!("{failed}")),
+            Ok(()) => drop(maintenance.join()),
         }
         // Nobody waits when the server was dropped.
         let _ = ended.send(result);
@@ -287,6 +293,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
         body_max: config.limits.body_size_max,
+        retention: Millis(config.store.retention.as_millis() as u64),
         unsynced_max: config.limits.unsynced_max,
         transient_max: config.limits.transient_max,
         ..engine::Config::default()

@@ -2,14 +2,16 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use rocketbridge_core::boundary::*;
-use rocketbridge_core::engine::Config;
+use rocketbridge_core::engine::{Config, Engine};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::*;
-use rocketbridge_core::store::storage::{Area, FileId, Storage};
+use rocketbridge_core::store::storage::{Area, FileId, Space, Storage};
 use rocketbridge_core::time::Millis;
 use support::*;
 
@@ -294,4 +296,152 @@ fn retention_never_removes_a_queues_message() {
     client.subscribe("a", None);
     let left: BTreeSet<_> = client.deliveries().iter().map(|delivery| delivery.sequence).collect();
     assert_eq!(left, kept);
+}
+
+/// A disk that is full once so many bytes are claimed.
+#[derive(Clone)]
+struct SmallDisk {
+    disk: CrashStorage,
+    claimed: Arc<Mutex<BTreeMap<FileId, u64>>>,
+    total: u64,
+}
+
+impl SmallDisk {
+    fn used(&self) -> u64 {
+        self.claimed.lock().unwrap().values().sum()
+    }
+}
+
+impl Storage for SmallDisk {
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        self.disk.files(area)
+    }
+
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
+        if self.disk.files(file.area)?.contains(&file.number) {
+            return Ok(());
+        }
+        if self.used() + size > self.total {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.claimed.lock().unwrap().insert(file, size);
+        self.disk.claim(file, size)
+    }
+
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let end = offset + bytes.len() as u64;
+        let size = self.claimed.lock().unwrap().get(&file).copied().unwrap_or(0);
+        if end > size {
+            if self.used() + end - size > self.total {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.claimed.lock().unwrap().insert(file, end);
+        }
+        self.disk.write(file, offset, bytes)
+    }
+
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.disk.read(file, offset, buffer)
+    }
+
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        self.disk.sync(file)
+    }
+
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.disk.truncate(file, size)
+    }
+
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.claimed.lock().unwrap().remove(&file);
+        self.disk.remove(file)
+    }
+
+    fn space(&self) -> io::Result<Option<Space>> {
+        Ok(Some(Space {
+            total: self.total,
+            free: self.total - self.used(),
+        }))
+    }
+}
+
+#[test]
+fn a_full_disk_holds_publishers_back_and_loses_nothing() {
+    let disk = SmallDisk {
+        disk: CrashStorage::default(),
+        claimed: Arc::default(),
+        total: 24 * SEGMENT,
+    };
+    let clock = Arc::new(ManualClock::default());
+    let config = Config {
+        index_cache: 16 << 20,
+        ..config()
+    };
+    let engine = Engine::open_storage(Arc::new(disk.clone()), SEGMENT, config, clock.clone()).unwrap();
+    let harness = Harness {
+        engine,
+        storage: disk.disk.clone(),
+        clock,
+    };
+    let mut publisher = harness.client();
+    publisher
+        .ask(&harness.engine, Request::DeclareQueue(queue("a")))
+        .unwrap();
+    let padding = "x".repeat(1000);
+    let (mut sent, mut got) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        // Until the broker says no.
+        for n in 0.. {
+            let body = format!("{round} {n} {padding}");
+            let token = publisher.publish(message(Entry::Queue, "a", "", &body));
+            harness.engine.sync_once().expect("a full disk is no failure");
+            let fate = publisher.events().into_iter().find_map(|event| match event {
+                Event::Outcome(outcome) if outcome.first == token => Some(outcome.fate),
+                _ => None,
+            });
+            match fate {
+                Some(Fate::Stored(_)) => sent.push(body),
+                Some(Fate::Rejected(Reject::Shortage(Shortage::Disk))) => break,
+                other => panic!("{other:?}"),
+            }
+            if n % 20 == 0 {
+                harness.clock.advance(1_000);
+                harness.engine.maintain().unwrap();
+            }
+        }
+        assert!(
+            disk.used() * 100 / disk.total >= 80,
+            "refused when {} were used",
+            disk.used()
+        );
+        // One that waits is told that it has to.
+        let waiting = Publish {
+            waits: true,
+            ..message(Entry::Queue, "a", "", "waits")
+        };
+        let mut batch = VecDeque::from([waiting]);
+        assert_eq!(publisher.link.publish(&mut batch), Admission::Partial);
+        let blocked = Event::Notice(Notice::Blocked(Shortage::Disk));
+        assert_eq!(format!("{:?}", publisher.events()), format!("{:?}", [blocked]));
+        // Consumers go on, and make room.
+        let mut consumer = harness.client();
+        let subscription = consumer.subscribe("a", None);
+        harness.engine.sync_once().unwrap();
+        loop {
+            let deliveries = consumer.deliveries();
+            let Some(last) = deliveries.last() else { break };
+            let first = deliveries[0].sequence;
+            got.extend(deliveries.iter().map(body));
+            consumer.settle(subscription, first, (last.sequence - first + 1) as u32, Settle::Ack);
+        }
+        for _ in 0..30 {
+            harness.clock.advance(1_000);
+            harness.engine.maintain().unwrap();
+            harness.engine.sync_once().unwrap();
+        }
+        let told = publisher.events();
+        let goes_on = told.iter().any(|event| matches!(event, Event::Writable));
+        assert!(goes_on, "{told:?}, {} used", disk.used());
+    }
+    assert_eq!(got, sent);
 }

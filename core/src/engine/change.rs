@@ -4,7 +4,8 @@ use bytes::{BufMut, Bytes};
 
 use crate::address::{Level, Pattern};
 use crate::attributes::Attributes;
-use crate::engine::policy_codec::{put_alternate, put_hash_on, put_limit, put_policy};
+use crate::engine::dedup::{OpenKey, Scope};
+use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
 use crate::engine::progress::Entry;
 use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
@@ -95,6 +96,16 @@ pub(crate) enum Change {
         address: Bytes,
         entry: Entry,
     },
+    /// Dedup keys are open, for checkpoints.
+    KeysOpen {
+        scope: Scope,
+        keys: Vec<OpenKey>,
+    },
+    /// A named session closed one of its dedup keys.
+    KeyClosed {
+        holder: Bytes,
+        number: u64,
+    },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
         delivered: Vec<(u32, u64)>,
@@ -164,6 +175,7 @@ impl Change {
                 put_bools(out, &[exchange.durable, exchange.auto_delete, exchange.internal]);
                 put_alternate(out, exchange.alternate.as_ref());
                 put_hash_on(out, &exchange.hash_on);
+                put_dedup(out, exchange.dedup.as_ref());
                 put_bytes(out, &exchange.arguments);
             }
             Self::ExchangeGone(name) => {
@@ -268,6 +280,23 @@ impl Change {
                 out.put_u8(56);
                 put_bytes(out, address);
                 put_entry(out, *entry);
+            }
+            Self::KeysOpen { scope, keys } => {
+                out.put_u8(40);
+                let (kind, name) = scope.parts();
+                out.put_u8(kind);
+                put_bytes(out, name);
+                out.put_u32_le(keys.len() as u32);
+                for key in keys {
+                    out.put_u128_le(key.fingerprint);
+                    out.put_u64_le(key.position.0);
+                    out.put_u64_le(key.closes_at);
+                }
+            }
+            Self::KeyClosed { holder, number } => {
+                out.put_u8(41);
+                put_bytes(out, holder);
+                out.put_u64_le(*number);
             }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
@@ -375,6 +404,7 @@ impl Change {
                 internal: at.bool()?,
                 alternate: at.alternate()?,
                 hash_on: at.hash_on()?,
+                dedup: at.dedup()?,
                 arguments: at.bytes()?,
             }),
             2 => Self::ExchangeGone(at.bytes()?),
@@ -426,6 +456,19 @@ impl Change {
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }
+            40 => {
+                let (kind, name) = (at.u8()?, at.bytes()?);
+                let count = at.u32()?;
+                let keys: Option<Vec<_>> = (0..count).map(|_| at.open_key()).collect();
+                Self::KeysOpen {
+                    scope: Scope::of(kind, name)?,
+                    keys: keys?,
+                }
+            }
+            41 => Self::KeyClosed {
+                holder: at.bytes()?,
+                number: at.u64()?,
+            },
             50 => Self::Note {
                 id: at.u32()?,
                 sequence: at.u64()?,
@@ -599,7 +642,7 @@ impl Reader<'_> {
         Some(self.u8()? != 0)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
@@ -610,6 +653,14 @@ impl Reader<'_> {
     pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let length = self.u32()?;
         self.take(length as usize).map(Bytes::copy_from_slice)
+    }
+
+    fn open_key(&mut self) -> Option<OpenKey> {
+        Some(OpenKey {
+            fingerprint: u128::from_le_bytes(self.take(16)?.try_into().ok()?),
+            position: Position(self.u64()?),
+            closes_at: self.u64()?,
+        })
     }
 
     fn binding(&mut self) -> Option<Binding> {
@@ -755,6 +806,11 @@ mod tests {
                 internal: true,
                 alternate: Some(Way::Exchange(name("ae"))),
                 hash_on: HashOn::Property(name("h")),
+                dedup: Some(crate::request::Dedup {
+                    property: name("p"),
+                    keys_max: 5,
+                    time: Some(Millis(9)),
+                }),
                 arguments: name("x"),
             }),
             Change::ExchangeGone(name("e")),
@@ -802,6 +858,18 @@ mod tests {
                 keep: 9,
             },
             Change::HolderGone(name("c")),
+            Change::KeysOpen {
+                scope: Scope::Address(name("t")),
+                keys: vec![OpenKey {
+                    fingerprint: 1 << 100,
+                    position: Position(8),
+                    closes_at: u64::MAX,
+                }],
+            },
+            Change::KeyClosed {
+                holder: name("c"),
+                number: 7,
+            },
             Change::Consumed { id: 3 },
             Change::Note {
                 id: 1,

@@ -6,23 +6,41 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::boundary::Shortage;
 use crate::engine::Engine;
 use crate::engine::change::Change;
 use crate::engine::entries::{EntryList, Open, Page, Slot};
 use crate::engine::replay::replay_change;
 use crate::engine::state::{STEPS_MAX, State};
+use crate::engine::writer::is_full;
 use crate::request::{Binding, Destination, Source};
 use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
 use crate::store::pages::{ENTRY_LEN, Entry, ListId, Owner, PAGE_ENTRIES, get_entry, put_entry};
 use crate::store::record::Position;
-use crate::store::storage::{Area, FileId, Storage};
+use crate::store::storage::{Area, FileId, Space, Storage};
 use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
 const INTERVAL: Millis = Millis::from_secs(15);
+
+/// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
+/// `diskSpaceCleanForciblyRatio`).
+const TIGHT: u64 = 85;
+
+/// From which on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
+const FULL: u64 = 90;
+
+/// The file that is given up when the disk is full.
+const RESERVE: FileId = FileId {
+    area: Area::Reserve,
+    number: 0,
+};
 
 /// A checkpoint that may be read back.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +57,8 @@ pub(crate) struct Maintenance {
     /// Size of the last one, bytes.
     size: u64,
     taken_at: Millis,
+    /// Little room is left: topics give up messages before their time.
+    tight: bool,
     /// Segments that nothing needs since a checkpoint of that number.
     unneeded: VecDeque<(u64, u64)>,
 }
@@ -63,6 +83,7 @@ enum Stage {
     Topics,
     Groups,
     Rest,
+    Keys,
     Done,
 }
 
@@ -74,11 +95,65 @@ impl Engine {
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
+        let used = self.0.storage.space()?.map_or(0, Space::used);
+        let full = self.0.writer.full.load(Ordering::Acquire);
+        maintenance.tight = full || used >= TIGHT;
         self.find_unneeded(&mut maintenance);
         if self.is_due(&maintenance) {
-            self.take_checkpoint(&mut maintenance)?;
+            self.take_checkpoint(&mut maintenance).or_else(|error| {
+                if is_full(&error) && self.release_reserve()? {
+                    return self.take_checkpoint(&mut maintenance);
+                }
+                Err(error)
+            })?;
         }
-        self.remove_segments(&mut maintenance)
+        self.remove_segments(&mut maintenance)?;
+        self.set_shortage(full || used >= FULL);
+        if !maintenance.tight {
+            self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
+        }
+        Ok(())
+    }
+
+    /// The life of the thread that calls [`maintain`](Self::maintain): returns when the engine is closed.
+    pub fn run_maintenance(&self) {
+        let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*closing {
+            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            closing = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if *closing {
+                return;
+            }
+            drop(closing);
+            if let Err(error) = self.maintain() {
+                tracing::warn!(%error, "the store cannot be kept small just now");
+            }
+            closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives up the space that was kept for this.
+    fn release_reserve(&self) -> io::Result<bool> {
+        let is_there = !self.0.storage.files(Area::Reserve)?.is_empty();
+        if is_there {
+            self.0.storage.remove(RESERVE)?;
+        }
+        Ok(is_there)
+    }
+
+    fn set_shortage(&self, is_full: bool) {
+        let shortage = is_full.then_some(Shortage::Disk);
+        if self.lock().shortage == shortage {
+            return;
+        }
+        match shortage {
+            Some(_) => tracing::warn!("the disk is nearly full: publishers wait or are refused"),
+            None => tracing::info!("there is room on the disk again: publishing goes on"),
+        }
+        self.hold(|state| {
+            state.shortage = shortage;
+            state.unblock();
+        });
     }
 
     /// Takes a checkpoint now.
@@ -96,7 +171,9 @@ impl Engine {
         let waited = self.0.clock.now().mono - maintenance.taken_at >= INTERVAL;
         // Segments go when two checkpoints know that nothing needs them.
         let wanted = !maintenance.unneeded.is_empty();
-        grown >= state.config.checkpoint_bytes || (waited && (grown > maintenance.size || wanted))
+        grown >= state.config.checkpoint_bytes
+            || (waited && (grown > maintenance.size || wanted))
+            || (maintenance.tight && wanted)
     }
 
     fn take_checkpoint(&self, maintenance: &mut Maintenance) -> io::Result<()> {
@@ -152,13 +229,14 @@ impl Engine {
             let wall = self.0.clock.now().wall;
             let next = state.pages.checkpoint() + 1;
             let known = &maintenance.unneeded;
-            let found: Vec<u64> = state
-                .log
-                .segments()
-                .iter()
-                .filter(|(number, segment)| *number < current && segment.pins == 0 && segment.keep_until <= wall)
+            let mut early = maintenance.tight && known.is_empty();
+            let free = state.log.segments().iter().filter(|(number, segment)| {
+                *number < current && segment.pins == 0 && !known.iter().any(|(known, _)| known == number)
+            });
+            // When room is short the oldest goes before its time, one after the other.
+            let found: Vec<u64> = free
+                .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
                 .map(|(number, _)| number)
-                .filter(|number| !known.iter().any(|(known, _)| known == number))
                 .collect();
             (found, next)
         };
@@ -320,6 +398,7 @@ impl State {
                     self.checkpoint_rest(put);
                     true
                 }
+                Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
                 Stage::Done => return,
             };
             if is_done {
@@ -328,9 +407,11 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Rest,
-                    Stage::Rest | Stage::Done => Stage::Done,
+                    Stage::Rest => Stage::Keys,
+                    Stage::Keys | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
+                cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
                     _ => Vec::new(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use crate::request::Exchange;
+use crate::request::{Dedup, Exchange};
 use crate::time::Millis;
 
 /// When a persistent message counts as stored.
@@ -41,6 +41,10 @@ pub struct Config {
     pub anonymous_remote: bool,
     /// Exchanges that always exist, made at the first start.
     pub exchanges: Vec<Exchange>,
+    /// Topics that know copies of messages, by encoded name.
+    pub dedup_topics: Vec<(Bytes, Dedup)>,
+    /// Keys remembered by all topics and exchanges together, about 100 bytes each.
+    pub dedup_keys_max: usize,
     /// The address that native records carry and that clients use to ask for a message by its id.
     pub store_host: SocketAddr,
     /// Message queues of a topic that nobody asked a number for.
@@ -87,6 +91,8 @@ impl Default for Config {
             anonymous_loopback: true,
             anonymous_remote: false,
             exchanges: Vec::new(),
+            dedup_topics: Vec::new(),
+            dedup_keys_max: 1_000_000,
             store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
             topic_queues: 4,
             topics_auto_max: 10_000,

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::boundary::{Notice, Publish};
 use crate::engine::change::Change;
+use crate::engine::dedup::Scope;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State};
@@ -213,6 +214,7 @@ impl State {
         let Some(holder) = self.holders.remove(name) else {
             return;
         };
+        self.dedups.forget(&Scope::Holder(name.clone()));
         if let Some(at) = holder.ends_at {
             self.holder_ends.remove(&(at, name.clone()));
         }
@@ -415,6 +417,7 @@ impl State {
 
     pub(crate) fn replay_holder_gone(&mut self, name: &Bytes) {
         if let Some(holder) = self.holders.remove(name) {
+            self.dedups.forget(&Scope::Holder(name.clone()));
             for (queue, _) in holder.shares {
                 self.lose_member(queue);
             }

@@ -9,6 +9,7 @@ mod change;
 mod checkpoint;
 mod config;
 mod consume;
+mod dedup;
 mod entries;
 mod group;
 mod holder;
@@ -34,9 +35,9 @@ pub use writer::StoreFailed;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
+use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
 use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
@@ -58,9 +59,6 @@ pub(crate) fn decode_change(bytes: &[u8]) {
         assert_eq!(Change::decode(&encoded), Some(change));
     }
 }
-
-/// Size of a log segment, bytes.
-pub const SEGMENT_SIZE: u64 = 256 << 20;
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +85,8 @@ struct Shared {
     /// Where this life of the broker began to write.
     log_begin: Position,
     maintenance: Mutex<Maintenance>,
+    closing: Mutex<bool>,
+    closed: Condvar,
     clock: Arc<dyn Clock>,
     writer: Writer,
 }
@@ -97,11 +97,12 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says whether somebody else has it, or what is wrong with it.
     pub fn open(folder: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let storage = FileStorage::open(folder, SEGMENT_SIZE).map_err(|error| match error.kind() {
+        let storage = FileStorage::open(folder).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked,
             _ => OpenError::Io(error),
         })?;
-        Self::open_storage(Arc::new(storage), SEGMENT_SIZE, config, clock)
+        let segment_size = storage.segment_size();
+        Self::open_storage(Arc::new(storage), segment_size, config, clock)
     }
 
     /// As [`open`](Self::open), on any storage.
@@ -123,6 +124,9 @@ impl Engine {
         ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         state.replaying = true;
+        for (topic, window) in &config.dedup_topics {
+            state.dedups.remember(topic, window);
+        }
         let checkpoint = checkpoint::find(&*storage)?;
         let mut maintenance = Maintenance::default();
         if let Some((number, trailer)) = checkpoint {
@@ -160,6 +164,8 @@ impl Engine {
             storage,
             segment_size,
             maintenance: Mutex::new(maintenance),
+            closing: Mutex::new(false),
+            closed: Condvar::new(),
             clock,
             writer,
         })))
@@ -210,6 +216,7 @@ impl Engine {
     pub fn tick(&self) {
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
+        self.hold(|state| state.dedups.expire(state.now));
     }
 
     /// How many addresses have a last value.
@@ -220,6 +227,10 @@ impl Engine {
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
     /// durable and returns.
     pub fn close(&self) {
+        // What is read back at the next start is short then.
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "no checkpoint was taken");
+        }
         self.hold(|state| {
             if std::mem::replace(&mut state.closing, true) {
                 return;
@@ -271,6 +282,15 @@ impl Link for EngineLink {
                 {
                     state.block(id);
                     return Admission::Partial;
+                }
+                if let Some(shortage) = state.shortage.filter(|_| !state.closing) {
+                    if publish.waits {
+                        state.block(id);
+                        return Admission::Partial;
+                    }
+                    state.reject(id, publish.token, Reject::Shortage(shortage));
+                    batch.pop_front();
+                    continue;
                 }
                 state.publish_one(id, publish, destinations);
                 batch.pop_front();

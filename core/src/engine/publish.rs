@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 use crate::address::fnv1a;
 use crate::attributes::{Attribute, Iter, Name, Value};
-use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
+use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
+use crate::engine::dedup::Key;
 use crate::engine::group::tag_hash;
 use crate::engine::progress::{EXPIRES, Entry};
 use crate::engine::router::Route;
@@ -31,6 +32,8 @@ pub(crate) struct Birth {
     pub host: SocketAddr,
     /// Position of the half message that it was, or 0.
     pub prepared: u64,
+    /// The dedup key that it opens.
+    pub dedup: Option<Key>,
 }
 
 /// Where a message goes.
@@ -55,22 +58,39 @@ impl State {
     /// Takes one message. Exactly one outcome follows.
     pub(crate) fn publish_one(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) {
         if let Err(reject) = self.try_publish(link, publish, destinations) {
-            let outcome = Outcome {
-                first: publish.token,
-                count: 1,
-                fate: Fate::Rejected(reject),
-            };
-            self.outcome_now(link, outcome, true);
+            self.reject(link, publish.token, reject);
         }
+    }
+
+    /// The message is certainly not stored.
+    pub(crate) fn reject(&mut self, link: LinkId, token: u64, reject: Reject) {
+        let outcome = Outcome {
+            first: token,
+            count: 1,
+            fate: Fate::Rejected(reject),
+        };
+        self.outcome_now(link, outcome, true);
     }
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        if let Some(HolderKey::Close(number)) = publish.holder_key {
+            self.close_key(link, publish, number);
+            return Ok(());
+        }
+        let dedup = self.dedup_key(link, publish)?;
+        if let Some(opened) = dedup.and_then(|key| self.dedups.find(key, self.now)) {
+            self.tell_duplicate(link, publish, opened);
+            return Ok(());
+        }
         let placed = self.place(publish)?;
         if placed.routes == 0 && publish.mandatory {
             self.give_back(link, publish);
         }
-        let birth = self.birth(link);
+        let birth = Birth {
+            dedup,
+            ..self.birth(link)
+        };
         let stored = self.put(publish, birth, &placed, destinations);
         self.tell_stored(link, publish, stored);
         Ok(())
@@ -89,6 +109,7 @@ impl State {
         Birth {
             host: self.born_host(link),
             prepared: 0,
+            dedup: None,
         }
     }
 
@@ -138,6 +159,9 @@ impl State {
             weak: true,
         };
         if route.queues.is_empty() && topic_queue.is_none() && !is_retained {
+            if let Some(key) = birth.dedup {
+                self.open_key(key, nowhere.position);
+            }
             return nowhere;
         }
         self.find_durable(route, publish.persistent, destinations);
@@ -295,10 +319,12 @@ impl State {
             memory,
             stored_at,
             topics,
+            dedups,
             ..
         } = self;
         let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
         new.prepared = birth.prepared;
+        new.dedup = birth.dedup.map(|key| dedups.for_record(key));
         new.destinations = destinations;
         new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
@@ -317,6 +343,9 @@ impl State {
                 new.write(record, position, Position(0), *stored_at, false)
             })
         };
+        if let Some(key) = birth.dedup {
+            self.open_key(key, position);
+        }
         (position, Message::new(record))
     }
 

@@ -1,8 +1,11 @@
 //! Rebuilding the state from the log: every record is applied in order.
 
+use bytes::Bytes;
+
 use crate::attributes::Iter;
 use crate::engine::change::Change;
 use crate::engine::consume::drop_notes;
+use crate::engine::dedup::Scope;
 use crate::engine::group::tag_hash;
 use crate::engine::holder::PendingWill;
 use crate::engine::progress::Entry;
@@ -20,12 +23,18 @@ use crate::time::Millis;
 pub(crate) struct Replay {
     /// Set by a clean stop, cleared by anything behind it.
     delivered: Option<Map<u32, u64>>,
+    /// Records so far.
+    applied: u64,
 }
 
 impl Replay {
     /// Applies one record.
     pub(crate) fn apply(&mut self, state: &mut State, header: Header, record: &Slice) {
         self.delivered = None;
+        self.applied += 1;
+        if self.applied.is_multiple_of(1024) {
+            state.store_pages();
+        }
         state.stored_at = state.stored_at.max(header.stored_at);
         match header.kind {
             Kind::Message => replay_message(state, header, record),
@@ -91,6 +100,11 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
             log.pin(entry.position);
         }
     }
+    if let Some((kind, name, fingerprint)) = view.dedup()
+        && let Some(scope) = Scope::of(kind, Bytes::copy_from_slice(name))
+    {
+        state.replay_key(scope, fingerprint, header.position, header.stored_at);
+    }
     if view.is_retained() {
         let is_empty = view.body().is_empty();
         state.replay_retained(index_key(view.topic(), view.key()), Entry { word, ..entry }, is_empty);
@@ -124,10 +138,12 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
+                state.remember_keys(&exchange);
                 state.router.add_exchange(exchange);
             }
         }
         Change::ExchangeGone(name) => {
+            state.forget_keys(&name);
             state.router.remove_exchange(&name);
         }
         Change::Queue { id, queue } => state.put_queue(id, queue),
@@ -208,6 +224,8 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
+        Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
+        Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
         Change::Stopped { .. }
         | Change::Page { .. }
         | Change::Tail { .. }

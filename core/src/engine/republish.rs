@@ -61,6 +61,7 @@ impl Revived {
             birth: Birth {
                 host: view.born_host(),
                 prepared: 0,
+                dedup: None,
             },
         }
     }
@@ -69,7 +70,11 @@ impl Revived {
     pub(crate) fn new(publish: Publish, host: SocketAddr) -> Self {
         Self {
             publish,
-            birth: Birth { host, prepared: 0 },
+            birth: Birth {
+                host,
+                prepared: 0,
+                dedup: None,
+            },
         }
     }
 

@@ -573,6 +573,7 @@ mod tests {
             internal: false,
             alternate: None,
             hash_on: HashOn::Key,
+            dedup: None,
             arguments: Bytes::new(),
         }
     }

@@ -45,6 +45,7 @@ impl State {
         if exchange.durable {
             self.change(&Change::Exchange(exchange.clone()));
         }
+        self.remember_keys(&exchange);
         self.router.add_exchange(exchange.clone());
         Ok(Reply::Exchange(Box::new(exchange)))
     }
@@ -63,6 +64,7 @@ impl State {
         if durable {
             self.change(&Change::ExchangeGone(name.clone()));
         }
+        self.forget_keys(name);
         let gone = self.router.remove_exchange(name);
         self.drop_unbound_exchanges(gone);
         Ok(Reply::Done)
@@ -83,6 +85,7 @@ impl State {
             if exchange.durable {
                 self.change(&Change::ExchangeGone(name.clone()));
             }
+            self.forget_keys(name);
             gone.extend(self.router.remove_exchange(name));
         }
     }

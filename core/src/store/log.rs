@@ -236,8 +236,10 @@ impl Log {
     }
 
     fn append_head(&mut self, now: Millis) {
+        let kib = (self.segment_size >> 10) as u32;
         self.append_here(HEAD_LEN, |record, position, synced| {
             record[HEADER..HEADER + 4].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+            record[HEADER + 4..HEADER + 8].copy_from_slice(&kib.to_le_bytes());
             record::seal(
                 record,
                 Header {

@@ -172,6 +172,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// Fixed part of a message record's payload.
 const MESSAGE_FIXED: usize = 32;
 const DESTINATION: usize = 12;
+/// A dedup key without the name of its scope.
+const DEDUP_FIXED: usize = 17;
 const FLAG_PERSISTENT: u8 = 1;
 const FLAG_EXCHANGE: u8 = 2;
 const FLAG_RETAIN: u8 = 4;
@@ -209,6 +211,8 @@ pub(crate) struct NewMessage<'a> {
     pub reconsume_times: i32,
     /// RocketMQ's prepared transaction offset: the position of the half message it was.
     pub prepared: u64,
+    /// The dedup key it opens: kind and name of its scope, and a hash.
+    pub dedup: Option<(u8, &'a [u8], u128)>,
     pub properties: &'a [u8],
     pub body: &'a [u8],
 }
@@ -247,6 +251,7 @@ impl<'a> NewMessage<'a> {
             store_host,
             reconsume_times: native.map_or(0, |n| n.reconsume_times),
             prepared: 0,
+            dedup: None,
             properties: if is_native { &publish.origin } else { properties },
             body: &publish.body,
         }
@@ -260,8 +265,13 @@ impl<'a> NewMessage<'a> {
                 + self.key.len()
                 + self.attributes.len()
                 + self.origin.len()
+                + self.dedup_len()
                 + self.native_len(),
         )
+    }
+
+    fn dedup_len(&self) -> usize {
+        self.dedup.map_or(0, |(_, name, _)| DEDUP_FIXED + name.len())
     }
 
     fn native_len(&self) -> usize {
@@ -296,7 +306,7 @@ impl<'a> NewMessage<'a> {
         at.put_u8(self.format.0);
         at.put_u8(self.entry as u8);
         at.put_u16_le(0);
-        at.put_u32_le(0);
+        at.put_u32_le(self.dedup_len() as u32);
         for (queue, sequence) in self.destinations {
             at.put_u32_le(*queue);
             at.put_u64_le(*sequence);
@@ -304,6 +314,11 @@ impl<'a> NewMessage<'a> {
         at.put_slice(self.key);
         at.put_slice(self.attributes);
         at.put_slice(self.origin);
+        if let Some((kind, name, fingerprint)) = self.dedup {
+            at.put_u8(kind);
+            at.put_u128_le(fingerprint);
+            at.put_slice(name);
+        }
         self.write_native(&mut at, native_len, position, stored_at);
         let header = Header {
             kind: Kind::Message,
@@ -400,6 +415,7 @@ impl<'a> MessageRecord<'a> {
             self.number(1).into(),
             self.number(2).into(),
             self.number(3).into(),
+            self.number(7).into(),
         ];
         let native_start = (HEADER + MESSAGE_FIXED) as u64 + lengths.iter().sum::<u64>();
         let native_end = native_start + u64::from(self.number(4));
@@ -439,8 +455,20 @@ impl<'a> MessageRecord<'a> {
         self.attributes_start() + self.number(2) as usize
     }
 
-    fn native_start(self) -> usize {
+    fn dedup_start(self) -> usize {
         self.origin_start() + self.number(3) as usize
+    }
+
+    fn native_start(self) -> usize {
+        self.dedup_start() + self.number(7) as usize
+    }
+
+    /// The dedup key that it opens: kind and name of its scope, and a hash.
+    pub(crate) fn dedup(self) -> Option<(u8, &'a [u8], u128)> {
+        let block = &self.record[self.dedup_start()..self.native_start()];
+        let (fixed, name) = block.split_at_checked(DEDUP_FIXED)?;
+        let fingerprint = u128::from_le_bytes(fixed[1..].try_into().expect("16 bytes"));
+        Some((fixed[0], name, fingerprint))
     }
 
     pub(crate) fn native(self) -> Range<usize> {
@@ -504,7 +532,7 @@ impl<'a> MessageRecord<'a> {
     pub(crate) fn origin(self) -> (Format, &'a [u8]) {
         match Format(self.record[HEADER + 24]) {
             Format::NATIVE => (Format::NATIVE, self.properties()),
-            format => (format, &self.record[self.origin_start()..self.native_start()]),
+            format => (format, &self.record[self.origin_start()..self.dedup_start()]),
         }
     }
 
@@ -583,6 +611,7 @@ mod tests {
             store_host: "127.0.0.1:10911".parse().unwrap(),
             reconsume_times: 0,
             prepared: 0,
+            dedup: Some((2, b"holder", 77 << 64)),
             properties: b"TAGS\x0142.cmd\x02",
             body,
         };
@@ -604,6 +633,7 @@ mod tests {
                 assert_eq!(&record[view.body()], body);
                 assert_eq!((view.topic(), view.key()), (&b"devices"[..], &b"42.cmd"[..]));
                 assert_eq!(view.origin(), (Format(2), &b"origin"[..]));
+                assert_eq!(view.dedup(), Some((2, &b"holder"[..], 77 << 64)));
                 assert_eq!(view.topic_queue(), Some((3, 12)));
                 assert_eq!(view.properties(), b"TAGS\x0142.cmd\x02");
                 assert_eq!(view.born_at(), Millis(5));

@@ -330,6 +330,7 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use rocketbridge_core::boundary::Reject;
+use rocketbridge_core::boundary::{Reject, Shortage};
 use rocketbridge_core::request::Refusal;
 
 /// RocketMQ's response codes, those that are used here.
@@ -121,6 +121,14 @@ impl From<Reject> for Refused {
             Reject::QueueFull => (ResponseCode::SystemBusy, "a queue on the way is full"),
             Reject::AccessRefused => (ResponseCode::NoPermission, "access refused"),
             Reject::Closed => (ResponseCode::ServiceNotAvailable, "the broker is going down"),
+            Reject::Shortage(Shortage::Disk) => (
+                ResponseCode::ServiceNotAvailable,
+                "service not available now: the broker's disk is full",
+            ),
+            Reject::Shortage(Shortage::Memory) => (
+                ResponseCode::ServiceNotAvailable,
+                "service not available now: the broker's memory is full",
+            ),
             Reject::NoExchange | Reject::InternalExchange => {
                 (ResponseCode::SystemError, "the message cannot be routed")
             }

@@ -48,6 +48,7 @@ impl Context<'_> {
                     internal: declare.internal,
                     alternate: arguments.alternate,
                     hash_on: arguments.hash_on,
+                    dedup: None,
                     arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
                 })
             }
@@ -185,6 +186,7 @@ fn topic_exchange(name: Bytes) -> Exchange {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }
