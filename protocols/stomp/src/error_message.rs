@@ -191,8 +191,9 @@ impl Error {
             Reject::TooLarge => Self::Malformed(Fault::BodyTooLarge(body_max)),
             Reject::QueueFull => Self::Resource(format!("a queue that '{name}' leads to is full")),
             Reject::Closed => Self::ShuttingDown,
-            #[allow(unreachable_patterns, reason = "core may learn new reasons")]
-            other => Self::Resource(format!("'{name}' refused: {other:?}")),
+            Reject::Shortage(shortage) => {
+                Self::Resource(format!("no room for messages to '{name}': {shortage:?} runs short"))
+            }
         }
     }
 }

@@ -243,6 +243,7 @@ impl Core {
                 internal: false,
                 alternate: None,
                 hash_on: HashOn::Key,
+                dedup: None,
                 arguments: Bytes::new(),
             }))),
             Request::FindExchange { name } => Err(Refusal::NotFound { what: "exchange", name }),

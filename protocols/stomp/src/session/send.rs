@@ -169,7 +169,7 @@ impl Client {
                 continue;
             }
             match outcome.fate {
-                Fate::Stored(_) => {
+                Fate::Stored(_) | Fate::Duplicate(_) => {
                     if let Some(receipt) = pending.receipt.take() {
                         put_receipt(self.version, &receipt, out.bytes());
                     }
