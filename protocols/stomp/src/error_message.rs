@@ -191,6 +191,7 @@ impl Error {
             Reject::TooLarge => Self::Malformed(Fault::BodyTooLarge(body_max)),
             Reject::QueueFull => Self::Resource(format!("a queue that '{name}' leads to is full")),
             Reject::Closed => Self::ShuttingDown,
+            Reject::TooLate => Self::Resource(format!("the time to deliver a message to '{name}' is too far away")),
             Reject::Shortage(shortage) => {
                 Self::Resource(format!("no room for messages to '{name}': {shortage:?} runs short"))
             }
