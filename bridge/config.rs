@@ -31,6 +31,8 @@ pub struct Config {
     pub amqp: Section<rocketbridge_amqp::Config, 5672>,
     /// MQTT 3.1, 3.1.1 and 5.0.
     pub mqtt: Section<rocketbridge_mqtt::Config, 1883>,
+    /// STOMP 1.0, 1.1 and 1.2.
+    pub stomp: Section<rocketbridge_stomp::Config, 61613>,
     /// RocketMQ remoting: broker and name server.
     pub remoting: RemotingSection,
     /// The log on disk.
@@ -57,6 +59,7 @@ impl Default for Config {
             data_dir: "rocketbridge-data".into(),
             amqp: Section::default(),
             mqtt: Section::default(),
+            stomp: Section::default(),
             remoting: RemotingSection::default(),
             store: Store::default(),
             log: Log::default(),
