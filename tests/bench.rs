@@ -57,6 +57,7 @@ impl Broker {
         config.store.flush = rocketbridge::config::Flush::Async;
         config.amqp.listen = vec!["127.0.0.1:0".into()];
         config.mqtt.listen = vec!["127.0.0.1:0".into()];
+        config.stomp.listen = vec!["127.0.0.1:0".into()];
         config.remoting.listen = vec!["127.0.0.1:0".into()];
         config.remoting.name_server_listen = vec!["127.0.0.1:0".into()];
         Self {
@@ -108,6 +109,19 @@ async fn every_protocol_is_measured_and_every_message_verified() {
     good(&format!("{mqtt} --consumers 5 --queues 3"), 25_000);
     good(&format!("{mqtt} --qos 1 --publishers 2"), 5000);
     good(&format!("{mqtt} --qos 1 --backlog --consumers 2"), 10_000);
+
+    let stomp = format!(
+        "stomp --url stomp://guest:guest@{} --messages 3000",
+        broker.address("stomp")
+    );
+    good(&format!("{stomp} --auto-ack"), 3000);
+    good(
+        &format!("{stomp} --receipt --confirm 100 --persistent --ack-batch 10 --queues 3"),
+        3000,
+    );
+    good(&format!("{stomp} --receipt --consumers 2"), 3000);
+    good(&format!("{stomp} --fan-out --consumers 3"), 9000);
+    good(&format!("{stomp} --backlog --confirm 50"), 3000);
 
     let rocketmq = format!(
         "rocketmq --url rocketmq://{} --messages 3000",

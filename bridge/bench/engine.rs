@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use rocketbridge_core::address::encode_name;
 use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::{
-    Broker, Event, Fate, Link, Peer, Publish, RequestId, Settle, Settlement, SubscriptionId,
+    Broker, Deliver, Event, Fate, Link, Peer, Publish, RequestId, Settle, Settlement, SubscriptionId,
 };
 use rocketbridge_core::engine::{self, Engine};
 use rocketbridge_core::inbox::Inbox;
@@ -306,6 +306,9 @@ impl<'a> Client<'a> {
                 mandatory: false,
                 detailed: false,
                 native: None,
+                waits: true,
+                deliver: Deliver::Now,
+                holder_key: None,
             });
         }
         let before = self.batch.len();
@@ -331,7 +334,7 @@ impl<'a> Client<'a> {
                 Event::Outcome(outcome) => {
                     let count = u64::from(outcome.count);
                     match outcome.fate {
-                        Fate::Stored(_) => self.confirmed += count,
+                        Fate::Stored(_) | Fate::Duplicate(_) => self.confirmed += count,
                         Fate::Rejected(why) => return Err(refused("a message", &format!("{why:?}"))),
                         Fate::Unknown => return Err(refused("a message", &"its fate is unknown")),
                     }
