@@ -4,7 +4,7 @@
 //! happened since is applied again at a restart, on a state that holds some of it already. Therefore every
 //! change can be applied twice, see [`super::replay`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -60,6 +60,8 @@ pub(crate) struct Maintenance {
     taken_at: Millis,
     /// Little room is left: topics give up messages before their time.
     tight: bool,
+    /// Topics have given up everything before this segment.
+    dropped_before: u64,
     /// Segments that nothing needs since a checkpoint of that number.
     unneeded: VecDeque<(u64, u64)>,
 }
@@ -101,7 +103,7 @@ impl Engine {
         let used = self.0.storage.space()?.map_or(0, Space::used);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || used >= TIGHT;
-        self.find_unneeded(&mut maintenance);
+        self.find_unneeded(&mut maintenance)?;
         if self.is_due(&maintenance) {
             self.take_checkpoint(&mut maintenance).or_else(|error| {
                 if is_full(&error) && self.release_reserve()? {
@@ -225,29 +227,46 @@ impl Engine {
     }
 
     /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
-    fn find_unneeded(&self, maintenance: &mut Maintenance) {
-        let (found, number) = {
+    fn find_unneeded(&self, maintenance: &mut Maintenance) -> io::Result<()> {
+        // Between the segments of two lives of the broker there are numbers without a file.
+        let files: BTreeSet<u64> = self.0.storage.files(Area::Log)?.into_iter().collect();
+        let (found, kept, number) = {
             let mut state = self.lock();
             let current = state.log.end().0 / self.0.segment_size;
             let wall = self.0.clock.now().wall;
-            let next = state.pages.checkpoint() + 1;
             let known = &maintenance.unneeded;
             let mut early = maintenance.tight && known.is_empty();
-            let free = state.log.segments().iter().filter(|(number, segment)| {
-                *number < current && segment.pins == 0 && !known.iter().any(|(known, _)| known == number)
-            });
-            // When room is short the oldest goes before its time, one after the other.
-            let found: Vec<u64> = free
-                .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
-                .map(|(number, _)| number)
-                .collect();
-            (found, next)
+            // Segments expire in their order: nothing behind one that topics want to keep is taken from them.
+            let mut kept = current;
+            let mut found = Vec::new();
+            for (number, segment) in state.log.segments().iter() {
+                if number >= current {
+                    break;
+                }
+                let is_free = segment.pins == 0 && files.contains(&number);
+                // When room is short the oldest goes before its time, one after the other, and with it what
+                // topics have before it.
+                if segment.keep_until <= wall {
+                } else if is_free && std::mem::take(&mut early) {
+                    kept = current;
+                } else {
+                    kept = kept.min(number);
+                }
+                let wanted = number > kept && segment.keep_until != Millis(0);
+                if is_free && number != kept && !wanted && !known.iter().any(|(known, _)| *known == number) {
+                    found.push(number);
+                }
+            }
+            (found, kept, state.pages.checkpoint() + 1)
         };
-        let Some(last) = found.iter().max() else { return };
-        self.drop_topic_entries(Position((last + 1) * self.0.segment_size));
+        if kept > maintenance.dropped_before {
+            maintenance.dropped_before = kept;
+            self.drop_topic_entries(Position(kept * self.0.segment_size));
+        }
         maintenance
             .unneeded
             .extend(found.into_iter().map(|segment| (segment, number)));
+        Ok(())
     }
 
     /// Topics' entries that point before a position are given up, in slices.

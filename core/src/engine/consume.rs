@@ -66,6 +66,11 @@ impl Queue {
         }
     }
 
+    /// A session whose client is away gets no transient messages.
+    pub(crate) fn leaves_out(&self, persistent: bool) -> bool {
+        !persistent && self.of_holder && self.consumers.is_empty()
+    }
+
     fn is_over_limit(&self) -> bool {
         let limit = self.spec.limit;
         let ready = self.progress.ready();
@@ -138,7 +143,7 @@ impl State {
             if let Some(consumer) = self.next_consumer(id) {
                 return self.hand_over(id, consumer, message, entry);
             }
-        } else if queue.consumers.is_empty() && queue.of_holder && !persistent {
+        } else if queue.leaves_out(persistent) {
             return;
         }
         self.keep(id, entry);

@@ -9,6 +9,7 @@ use crate::address::fnv1a;
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
+use crate::engine::consume::Queue;
 use crate::engine::dedup::Key;
 use crate::engine::group::tag_hash;
 use crate::engine::progress::{EXPIRES, Entry};
@@ -168,11 +169,11 @@ impl State {
             }
             return nowhere;
         }
-        self.find_durable(route, publish.persistent, destinations);
-        let logged = topic_queue.is_some()
-            || !destinations.is_empty()
-            || *is_retained
-            || self.memory.held() > self.config.transient_max;
+        // What is in the log for another reason is there for its queues, too: a transient message is kept like any
+        // other then, or a crash would undo what a checkpoint holds.
+        let logged = topic_queue.is_some() || *is_retained || self.memory.held() > self.config.transient_max;
+        self.find_durable(route, publish.persistent, logged, destinations);
+        let logged = logged || !destinations.is_empty();
         let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
         let entry = Entry {
@@ -295,13 +296,14 @@ impl State {
     }
 
     /// Durable queues among the destinations, each with the sequence that the message gets there.
-    fn find_durable(&mut self, route: &Arc<Route>, persistent: bool, destinations: &mut Destinations) {
+    fn find_durable(&mut self, route: &Arc<Route>, persistent: bool, logged: bool, destinations: &mut Destinations) {
         destinations.clear();
-        if !persistent {
+        if !persistent && !logged {
             return;
         }
         for id in &route.queues {
-            if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable) {
+            let takes = |queue: &&mut Queue| queue.spec.durable && !queue.leaves_out(persistent);
+            if let Some(queue) = self.queue(*id).filter(takes) {
                 destinations.push((*id, queue.progress.end()));
             }
         }

@@ -235,7 +235,7 @@ impl State {
         let mut visited = BTreeSet::new();
         let mut exchanges = vec![];
         if self.exchanges.contains_key(topic) {
-            exchanges.push(topic.to_owned());
+            exchanges.push((topic.to_owned(), false));
         }
         let address = if key.is_empty() {
             topic.to_owned()
@@ -249,14 +249,17 @@ impl State {
                 Source::Exchange(_) => false,
             };
             if sees && matches(&words(&binding.matcher), &words(&address)) {
-                reach(&binding.target, &mut found, &mut exchanges);
+                reach(&binding.target, true, &mut found, &mut exchanges);
             }
         }
-        while let Some(name) = exchanges.pop() {
+        // What comes by a pattern over addresses comes with the whole address, if it was published to a topic.
+        let whole_key = if entry == Entry::Topic { address.as_str() } else { key };
+        while let Some((name, whole)) = exchanges.pop() {
             let Some(exchange) = self.exchanges.get(&name) else {
                 continue;
             };
-            if !visited.insert(name.clone()) {
+            let key = if whole { whole_key } else { key };
+            if !visited.insert((name.clone(), whole)) {
                 continue;
             }
             for binding in &self.bindings {
@@ -266,7 +269,7 @@ impl State {
                     _ => binding.matcher == key,
                 };
                 if binding.source == Source::Exchange(name.clone()) && takes {
-                    reach(&binding.target, &mut found, &mut exchanges);
+                    reach(&binding.target, whole, &mut found, &mut exchanges);
                 }
             }
         }
@@ -393,12 +396,12 @@ impl State {
     }
 }
 
-fn reach(target: &Target, queues: &mut BTreeSet<Name>, exchanges: &mut Vec<Name>) {
+fn reach(target: &Target, whole: bool, queues: &mut BTreeSet<Name>, exchanges: &mut Vec<(Name, bool)>) {
     match target {
         Target::Queue(name) => {
             queues.insert(name.clone());
         }
-        Target::Exchange(name) => exchanges.push(name.clone()),
+        Target::Exchange(name) => exchanges.push((name.clone(), whole)),
     }
 }
 

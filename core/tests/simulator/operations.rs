@@ -188,7 +188,10 @@ impl World {
         let durable_queues: Vec<u64> = queues
             .iter()
             .map(|name| &self.live.queues[name])
-            .filter(|queue| *persistent && queue.spec.durable)
+            .filter(|queue| {
+                let left_out = !*persistent && queue.of_holder && queue.consumers.is_empty();
+                (*persistent || enters) && queue.spec.durable && !left_out
+            })
             .map(|queue| queue.incarnation)
             .collect();
         let logged = enters || !durable_queues.is_empty();
@@ -1121,7 +1124,11 @@ impl World {
             _ => self.engine.maintain(),
         };
         self.note(|| format!("maintenance: {result:?}"));
-        check!(self, result.is_ok() || self.disk.has_refused(), "the store cannot be kept small: {result:?}");
+        check!(
+            self,
+            result.is_ok() || self.disk.has_refused(),
+            "the store cannot be kept small: {result:?}"
+        );
     }
 
     fn pass_time(&mut self) {

@@ -97,14 +97,20 @@ pub fn different<K: Ord + Debug, V: PartialEq + Debug>(
 /// no queue.
 fn taps(state: &State) -> Vec<(Name, Vec<model::Binding>)> {
     let tap = |(name, exchange): (&Name, &model::Exchange)| {
-        let matchers: &[&str] = match exchange.kind {
-            ExchangeKind::Pattern => &["#"],
-            _ => &KEYS,
+        let matchers: Vec<Name> = match exchange.kind {
+            ExchangeKind::Pattern => vec!["#".to_owned()],
+            ExchangeKind::Fanout => vec![String::new()],
+            _ => {
+                let topics = TOPICS.into_iter().chain(EXCHANGES);
+                let whole =
+                    topics.flat_map(|topic| KEYS.map(|key| format!("{topic}.{key}").trim_end_matches('.').to_owned()));
+                whole.chain(KEYS.map(str::to_owned)).collect()
+            }
         };
         let target = tap_name(name);
-        let bindings = matchers.iter().map(|matcher| model::Binding {
+        let bindings = matchers.into_iter().map(|matcher| model::Binding {
             source: model::Source::Exchange(name.clone()),
-            matcher: (*matcher).to_owned(),
+            matcher,
             target: model::Target::Queue(target.clone()),
         });
         (target.clone(), bindings.collect())
