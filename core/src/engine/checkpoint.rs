@@ -85,6 +85,7 @@ enum Stage {
     Topics,
     Groups,
     Timers,
+    Halves,
     Rest,
     Keys,
     Done,
@@ -398,6 +399,7 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
@@ -411,7 +413,8 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Rest,
+                    Stage::Timers => Stage::Halves,
+                    Stage::Halves => Stage::Rest,
                     Stage::Rest => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };
@@ -559,6 +562,12 @@ impl State {
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
         self.checkpoint_holders(put);
+        for (group, retry) in &self.retries {
+            put(&Change::Retry {
+                group: group.clone(),
+                retry: retry.clone(),
+            });
+        }
         self.checkpoint_retained(put);
     }
 
