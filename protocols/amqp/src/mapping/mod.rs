@@ -3,6 +3,7 @@
 //! This file turns names into addresses and bindings. [`inbound`] reads a published message's properties,
 //! [`outbound`] writes those of a message that is delivered.
 
+pub mod history;
 pub mod inbound;
 pub mod outbound;
 mod predeclared;
