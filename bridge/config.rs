@@ -15,6 +15,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, de};
 use toml::{Table, Value};
 use tracing_subscriber::filter::Targets;
@@ -29,6 +31,8 @@ pub struct Config {
     pub amqp: Section<rocketbridge_amqp::Config, 5672>,
     /// MQTT 3.1, 3.1.1 and 5.0.
     pub mqtt: Section<rocketbridge_mqtt::Config, 1883>,
+    /// STOMP 1.0, 1.1 and 1.2.
+    pub stomp: Section<rocketbridge_stomp::Config, 61613>,
     /// RocketMQ remoting: broker and name server.
     pub remoting: RemotingSection,
     /// The log on disk.
@@ -37,10 +41,16 @@ pub struct Config {
     pub log: Log,
     /// Limits that no protocol owns.
     pub limits: Limits,
+    /// Messages that are delivered later.
+    pub timers: Timers,
+    /// Transactions of native producers.
+    pub transactions: Transactions,
     /// Who may log in. Default `guest` with password `guest`, from this machine only.
     pub users: Vec<User>,
     /// Clients without credentials.
     pub anonymous: Anonymous,
+    /// Topics that know copies of messages. Default none.
+    pub deduplicate: Vec<Deduplicate>,
 }
 
 impl Default for Config {
@@ -49,26 +59,71 @@ impl Default for Config {
             data_dir: "rocketbridge-data".into(),
             amqp: Section::default(),
             mqtt: Section::default(),
+            stomp: Section::default(),
             remoting: RemotingSection::default(),
             store: Store::default(),
             log: Log::default(),
             limits: Limits::default(),
+            timers: Timers::default(),
+            transactions: Transactions::default(),
             users: vec![User {
                 name: "guest".into(),
                 password: Secret("guest".into()),
                 loopback_only: true,
             }],
             anonymous: Anonymous::default(),
+            deduplicate: Vec::new(),
         }
     }
 }
 
+/// A topic that knows copies of messages: the second of two with the same value of a property is confirmed and not
+/// stored.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deduplicate {
+    /// The topic, by its own name.
+    pub topic: String,
+    /// The property. Default `UNIQ_KEY`: the id that a RocketMQ producer gives each message, in other protocols the
+    /// message id.
+    #[serde(default = "unique_key")]
+    pub property: String,
+    /// Values remembered, about 100 bytes of memory each. Default 100,000.
+    #[serde(default = "dedup_keys")]
+    pub keys: u32,
+    /// How long each is remembered. Default: as long as there is room.
+    #[serde(default, with = "humantime_serde")]
+    pub time: Option<Duration>,
+}
+
+fn unique_key() -> String {
+    "UNIQ_KEY".into()
+}
+
+fn dedup_keys() -> u32 {
+    100_000
+}
+
 /// The log on disk.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
     /// When a persistent message is confirmed. Default `sync`.
     pub flush: Flush,
+    /// How long topics keep their messages, such as `72h`. Queues keep theirs until they are consumed. Default
+    /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            flush: Flush::Sync,
+            retention: Duration::from_millis(engine.retention.0),
+        }
+    }
 }
 
 /// When a persistent message is confirmed.
@@ -137,6 +192,8 @@ pub struct Limits {
     pub transient_max: usize,
     /// Most topics that publishing makes; beyond it messages enter topic `catch-all`. Default 10,000.
     pub topics_auto_max: usize,
+    /// Dedup keys remembered by all topics and exchanges together, about 100 bytes of memory each. Default 1,000,000.
+    pub dedup_keys_max: usize,
 }
 
 impl Default for Limits {
@@ -148,8 +205,65 @@ impl Default for Limits {
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,
+            dedup_keys_max: engine.dedup_keys_max,
         }
     }
+}
+
+/// Messages that are delivered later.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timers {
+    /// Longest time from a publish to its delivery, at most a year, as in `90 days`. Default 3 days, as RocketMQ's
+    /// `timerMaxDelaySec`.
+    #[serde(deserialize_with = "delay")]
+    pub delay_max: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            delay_max: Duration::from_millis(engine.delay_max.0),
+        }
+    }
+}
+
+/// When native producers are asked about transactions that they have not ended.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transactions {
+    /// How long after its half message a transaction is asked about first, unless the message says so itself.
+    /// Default 6 s, as RocketMQ.
+    #[serde(with = "humantime_serde")]
+    pub check_after: Duration,
+    /// How long after that again. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// How often. Then the half message moves to topic `TRANS_CHECK_MAX_TIME_TOPIC`. Default 15.
+    pub check_max: u32,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            check_after: Duration::from_millis(engine.check_after.0),
+            check_interval: Duration::from_millis(engine.check_interval.0),
+            check_max: engine.check_max,
+        }
+    }
+}
+
+/// A year, and a day more for leap years.
+const DELAY_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let delay = humantime_serde::deserialize(deserializer)?;
+    if delay > DELAY_MAX {
+        return Err(de::Error::custom("a message may be delayed by at most a year"));
+    }
+    Ok(delay)
 }
 
 /// Somebody who may log in.

@@ -186,7 +186,7 @@ impl State {
             .is_some_and(|queue| !queue.consumers.is_empty() && queue.ready() > 0)
         {
             if self.steps >= STEPS_MAX {
-                self.later(Work::Deliver(id));
+                self.put_off(Work::Deliver(id));
                 if let Some(queue) = self.queue(id) {
                     queue.dirty = true;
                 }
@@ -268,7 +268,7 @@ impl State {
         if durable {
             self.settled_run(id, range);
         }
-        self.later(Work::Finish(id));
+        self.put_off(Work::Finish(id));
     }
 
     /// Goes on with what was noted as done with.
@@ -287,7 +287,7 @@ impl State {
             self.steps += count as usize;
             self.done_now(id, slice, false);
         }
-        self.later(Work::Finish(id));
+        self.put_off(Work::Finish(id));
     }
 
     /// Takes entries off their list.

@@ -11,6 +11,7 @@ use crate::boundary::Publish;
 use crate::engine::change::Change;
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::time_to_live;
+use crate::engine::queue::Queue;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
@@ -37,7 +38,7 @@ impl State {
                 return;
             }
             if self.steps >= STEPS_MAX {
-                return self.later(Work::Limit(id));
+                return self.put_off(Work::Limit(id));
             }
             let Some(taken) = self.queue(id).and_then(|queue| queue.take()) else {
                 return;
@@ -116,7 +117,7 @@ impl State {
     pub(crate) fn dispose_slice(&mut self) {
         while let Some(list) = self.disposed.last_mut() {
             if self.steps >= STEPS_MAX {
-                return self.later(Work::Dispose);
+                return self.put_off(Work::Dispose);
             }
             let head = list.list().head();
             let count = (list.list().end() - head).min((STEPS_MAX - self.steps) as u64);
@@ -219,6 +220,9 @@ impl State {
         if let Some(before) = before {
             self.heads.remove(&(before, id));
         }
+        if self.heads.first().is_none_or(|(first, _)| next < *first) {
+            self.deadline_moved = true;
+        }
         self.heads.insert((next, id));
     }
 
@@ -248,7 +252,44 @@ impl State {
             self.unused.remove(&(before, id));
         }
         if let Some(next) = next {
+            if self.unused.first().is_none_or(|(first, _)| next < *first) {
+                self.deadline_moved = true;
+            }
             self.unused.insert((next, id));
+        }
+    }
+
+    /// What a checkpoint has to know of a queue besides its declaration and its lists.
+    pub(crate) fn checkpoint_policy(id: QueueId, queue: &Queue, put: &mut dyn FnMut(&Change)) {
+        if queue.expiring {
+            put(&Change::Expiring { id });
+        }
+        let Some(extra) = queue.extra() else { return };
+        if extra.ttl_altered {
+            put(&Change::QueueAltered {
+                id,
+                limit: queue.spec.limit,
+                policy: queue.spec.policy.clone(),
+            });
+        }
+        let runs: Vec<_> = extra
+            .attempts
+            .iter()
+            .map(|(run, n)| (run.start, run.end - run.start, n))
+            .collect();
+        if !runs.is_empty() {
+            put(&Change::Attempts { id, runs });
+        }
+    }
+
+    /// Once a queue's lists are in a checkpoint: what is done with but still on them.
+    pub(crate) fn checkpoint_finishing(id: QueueId, queue: &Queue, put: &mut dyn FnMut(&Change)) {
+        let ranges: Vec<_> = (queue.extra().into_iter())
+            .flat_map(|extra| &extra.finishing)
+            .map(|range| (range.start, range.end - range.start))
+            .collect();
+        if !ranges.is_empty() {
+            put(&Change::Purged { id, ranges });
         }
     }
 
@@ -269,7 +310,7 @@ impl State {
             && at <= now
         {
             if self.steps >= STEPS_MAX {
-                return self.later(Work::Deadlines);
+                return self.put_off(Work::Deadlines);
             }
             self.forget_head(id);
             self.expire(id);
@@ -281,7 +322,7 @@ impl State {
             && at <= now
         {
             if self.steps >= STEPS_MAX {
-                return self.later(Work::Deadlines);
+                return self.put_off(Work::Deadlines);
             }
             self.steps += 1;
             self.delete_queue(id);
@@ -290,10 +331,7 @@ impl State {
 
     /// When there is something to do again, on the monotonic clock.
     pub(crate) fn next_queue_deadline(&self) -> Option<Millis> {
-        let head = self.heads.first().map(|(at, _)| {
-            let left = at.saturating_sub(self.clock().0);
-            self.now.mono + Millis(left)
-        });
+        let head = self.heads.first().map(|(at, _)| self.mono_of(Millis(*at)));
         let unused = self.unused.first().map(|(at, _)| *at);
         head.into_iter().chain(unused).min()
     }
@@ -309,7 +347,7 @@ impl State {
         let waits = queue.extra().is_some_and(|extra| !extra.dying.is_empty());
         if waits || range.end - range.start > 1 {
             queue.extra_mut().dying.push_back((range, reason));
-            return self.later(Work::Bury(id));
+            return self.put_off(Work::Bury(id));
         }
         self.dead_letter(id, range.start, reason);
     }
@@ -329,7 +367,7 @@ impl State {
             }
             self.dead_letter(id, sequence, reason);
         }
-        self.later(Work::Bury(id));
+        self.put_off(Work::Bury(id));
     }
 
     fn dead_letter(&mut self, id: QueueId, sequence: u64, reason: Reason) {

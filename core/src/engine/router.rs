@@ -133,6 +133,19 @@ impl Router {
         Some(&self.exchange_state(name)?.exchange)
     }
 
+    pub(crate) fn exchanges(&self) -> impl Iterator<Item = &Exchange> {
+        self.exchanges.iter().flatten().map(|state| &state.exchange)
+    }
+
+    /// Bindings that lead to exchanges, with their cookies.
+    pub(crate) fn bindings_to_exchanges(&self) -> impl Iterator<Item = (&Binding, &Bytes)> {
+        let to_exchange = |target: u64| target & TO_EXCHANGE != 0;
+        self.bindings
+            .iter()
+            .filter(move |(_, (_, target))| to_exchange(*target))
+            .map(|(binding, (cookie, _))| (&**binding, cookie))
+    }
+
     pub(crate) fn exchange_count(&self) -> usize {
         self.exchange_ids.len()
     }
@@ -571,6 +584,7 @@ mod tests {
             internal: false,
             alternate: None,
             hash_on: HashOn::Key,
+            dedup: None,
             arguments: Bytes::new(),
         }
     }

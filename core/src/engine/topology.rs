@@ -44,6 +44,7 @@ impl State {
         if exchange.durable {
             self.change(&Change::Exchange(exchange.clone()));
         }
+        self.remember_keys(&exchange);
         self.router.add_exchange(exchange.clone());
         Ok(Reply::Exchange(Box::new(exchange)))
     }
@@ -62,6 +63,7 @@ impl State {
         if durable {
             self.change(&Change::ExchangeGone(name.clone()));
         }
+        self.forget_keys(name);
         let gone = self.router.remove_exchange(name);
         self.drop_unbound_exchanges(gone);
         Ok(Reply::Done)
@@ -82,6 +84,7 @@ impl State {
             if exchange.durable {
                 self.change(&Change::ExchangeGone(name.clone()));
             }
+            self.forget_keys(name);
             gone.extend(self.router.remove_exchange(name));
         }
     }
@@ -148,9 +151,15 @@ impl State {
         }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
-        let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.router.add_queue(topic.clone(), id, spec.addressable);
         self.count_policy(spec.policy.as_deref(), true);
+        if let Some(queue) = self.queue(id) {
+            // A checkpoint knew it already.
+            let before = std::mem::replace(&mut queue.spec, spec);
+            self.count_policy(before.policy.as_deref(), false);
+            return;
+        }
+        let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
     }
 
@@ -209,7 +218,7 @@ impl State {
         check_pattern(&binding.matcher)?;
         self.check_binding_limit()?;
         if self.router.bind(&binding, queue) && durable {
-            self.change(&Change::Bound(binding));
+            self.change(&Change::Bound { queue, binding });
         }
         Ok(Reply::Done)
     }
@@ -222,10 +231,11 @@ impl State {
     }
 
     pub(crate) fn unbind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
-        let (_, durable) = self.check_ends(link, &binding)?;
+        let (queue, durable) = self.check_ends(link, &binding)?;
         if self.router.unbind(&binding) {
             if durable {
-                self.change(&Change::Unbound(binding.clone()));
+                let binding = binding.clone();
+                self.change(&Change::Unbound { queue, binding });
             }
             self.drop_unbound_exchanges(vec![Arc::new(binding)]);
         }

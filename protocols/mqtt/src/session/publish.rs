@@ -108,6 +108,8 @@ impl Client {
             format: FORMAT,
             origin,
             persistent: publish.qos > 0,
+            // Only 5.0 can say no to a publish, and only to one that is answered.
+            waits: self.is.version != Version::V5 || publish.qos == 0,
             ..CorePublish::default()
         }
     }
