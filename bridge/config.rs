@@ -31,6 +31,8 @@ pub struct Config {
     pub amqp: Section<rocketbridge_amqp::Config, 5672>,
     /// MQTT 3.1, 3.1.1 and 5.0.
     pub mqtt: Section<rocketbridge_mqtt::Config, 1883>,
+    /// STOMP 1.0, 1.1 and 1.2.
+    pub stomp: Section<rocketbridge_stomp::Config, 61613>,
     /// RocketMQ remoting: broker and name server.
     pub remoting: RemotingSection,
     /// The log on disk.
@@ -39,6 +41,10 @@ pub struct Config {
     pub log: Log,
     /// Limits that no protocol owns.
     pub limits: Limits,
+    /// Messages that are delivered later.
+    pub timers: Timers,
+    /// Transactions of native producers.
+    pub transactions: Transactions,
     /// Who may log in. Default `guest` with password `guest`, from this machine only.
     pub users: Vec<User>,
     /// Clients without credentials.
@@ -51,10 +57,13 @@ impl Default for Config {
             data_dir: "rocketbridge-data".into(),
             amqp: Section::default(),
             mqtt: Section::default(),
+            stomp: Section::default(),
             remoting: RemotingSection::default(),
             store: Store::default(),
             log: Log::default(),
             limits: Limits::default(),
+            timers: Timers::default(),
+            transactions: Transactions::default(),
             users: vec![User {
                 name: "guest".into(),
                 password: Secret("guest".into()),
@@ -166,6 +175,62 @@ impl Default for Limits {
             topics_auto_max: engine.topics_auto_max,
         }
     }
+}
+
+/// Messages that are delivered later.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timers {
+    /// Longest time from a publish to its delivery, at most a year, as in `90 days`. Default 3 days, as RocketMQ's
+    /// `timerMaxDelaySec`.
+    #[serde(deserialize_with = "delay")]
+    pub delay_max: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            delay_max: Duration::from_millis(engine.delay_max.0),
+        }
+    }
+}
+
+/// When native producers are asked about transactions that they have not ended.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transactions {
+    /// How long after its half message a transaction is asked about first, unless the message says so itself.
+    /// Default 6 s, as RocketMQ.
+    #[serde(with = "humantime_serde")]
+    pub check_after: Duration,
+    /// How long after that again. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// How often. Then the half message moves to topic `TRANS_CHECK_MAX_TIME_TOPIC`. Default 15.
+    pub check_max: u32,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            check_after: Duration::from_millis(engine.check_after.0),
+            check_interval: Duration::from_millis(engine.check_interval.0),
+            check_max: engine.check_max,
+        }
+    }
+}
+
+/// A year, and a day more for leap years.
+const DELAY_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let delay = humantime_serde::deserialize(deserializer)?;
+    if delay > DELAY_MAX {
+        return Err(de::Error::custom("a message may be delayed by at most a year"));
+    }
+    Ok(delay)
 }
 
 /// Somebody who may log in.

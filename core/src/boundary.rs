@@ -118,6 +118,8 @@ pub struct Publish {
     pub mandatory: bool,
     /// The outcome must tell position, queue and offset; others are merged with their neighbours.
     pub detailed: bool,
+    /// When it is delivered, if not now. Nobody sees it before; it is routed then.
+    pub deliver: Deliver,
     /// What only native messages have.
     pub native: Option<Box<Native>>,
     /// A key of the link's holder: a second publish with it is [`Fate::Duplicate`] until it is closed.
@@ -133,6 +135,18 @@ pub enum HolderKey {
     /// No message at all, nothing but the number counts: the next publish with it is a new one. The outcome comes
     /// when that is as safe as a confirmed message; its `routes` are 0 when the number was not open.
     Close(u64),
+}
+
+/// When a message is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deliver {
+    /// At once.
+    #[default]
+    Now,
+    /// After that time, whatever happens to the wall clock meanwhile.
+    After(Millis),
+    /// When the wall clock shows that, Unix milliseconds.
+    At(Millis),
 }
 
 /// The parts of a native message's header that its record keeps.
@@ -255,6 +269,8 @@ pub enum Reject {
     NoQueue,
     /// Larger than the limit.
     TooLarge,
+    /// To be delivered later than is allowed.
+    TooLate,
     /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
     /// There is no room for it just now.

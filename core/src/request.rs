@@ -78,6 +78,10 @@ pub enum Request {
     /// nothing was done.
     Commit(Commit),
 
+    /// Takes back a message that is to be delivered later. [`Reply::Done`]; [`Refusal::NotFound`] when there is
+    /// none with that native unique key at that position, or it is due.
+    TakeBack { position: Position, unique_key: Bytes },
+
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].

@@ -48,7 +48,10 @@ impl State {
                     if placed.routes == 0 && publish.mandatory {
                         self.give_back(link, publish);
                     }
-                    self.put(publish, birth, &placed, &mut destinations);
+                    match self.later(publish.deliver) {
+                        Ok(Some(later)) => self.put_later(publish, birth, &placed, later),
+                        _ => self.put(publish, birth, &placed, &mut destinations),
+                    };
                 }
                 Err(reject) => debug_assert!(false, "what was checked is rejected: {reject:?}"),
             }
@@ -65,6 +68,7 @@ impl State {
     /// Whether a publish can be taken, should those before it have been. Changes nothing.
     fn check_part(&mut self, link: LinkId, publish: &Publish, new_topics: &mut HashSet<Bytes>) -> Result<(), Reject> {
         self.check(link, publish)?;
+        self.later(publish.deliver)?;
         if matches!(publish.holder_key, Some(HolderKey::Close(_))) {
             return Ok(());
         }

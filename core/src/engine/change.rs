@@ -7,6 +7,7 @@ use crate::attributes::Attributes;
 use crate::engine::dedup::{OpenKey, Scope};
 use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
 use crate::engine::progress::Entry;
+use crate::engine::timers::Axis;
 use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
 use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
@@ -125,6 +126,30 @@ pub(crate) enum Change {
     Purged {
         id: u32,
         ranges: Vec<(u64, u64)>,
+    },
+    /// By how many milliseconds the wall is ahead of the clock of relative timers, which stands there.
+    Clock {
+        ahead: i64,
+        elapsed: Millis,
+    },
+    /// Timers before this record fired: all due before a time, and some that are due right then.
+    Fired {
+        axis: Axis,
+        before: u64,
+        positions: Vec<Position>,
+    },
+    /// A timed message was taken back.
+    TimerRecalled {
+        axis: Axis,
+        due: u64,
+        position: Position,
+    },
+    /// In a checkpoint: timers of a minute, which has no others whose records lie before `end`.
+    Timers {
+        axis: Axis,
+        minute: u64,
+        end: Position,
+        timers: Bytes,
     },
     /// Checkpoint: a full page of a list of entries. Either the number of a page in the index files, or the
     /// entries.
@@ -280,6 +305,40 @@ impl Change {
                 out.put_u8(56);
                 put_bytes(out, address);
                 put_entry(out, *entry);
+            }
+            Self::Clock { ahead, elapsed } => {
+                out.put_u8(30);
+                out.put_i64_le(*ahead);
+                out.put_u64_le(elapsed.0);
+            }
+            Self::Fired {
+                axis,
+                before,
+                positions,
+            } => {
+                out.put_u8(31);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*before);
+                out.put_u32_le(positions.len() as u32);
+                positions.iter().for_each(|position| out.put_u64_le(position.0));
+            }
+            Self::TimerRecalled { axis, due, position } => {
+                out.put_u8(32);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*due);
+                out.put_u64_le(position.0);
+            }
+            Self::Timers {
+                axis,
+                minute,
+                end,
+                timers,
+            } => {
+                out.put_u8(33);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*minute);
+                out.put_u64_le(end.0);
+                put_bytes(out, timers);
             }
             Self::KeysOpen { scope, keys } => {
                 out.put_u8(40);
@@ -500,6 +559,30 @@ impl Change {
             56 => Self::Retained {
                 address: at.bytes()?,
                 entry: at.entry()?,
+            },
+            30 => Self::Clock {
+                ahead: at.u64()? as i64,
+                elapsed: Millis(at.u64()?),
+            },
+            31 => {
+                let (axis, before, count) = (Axis::of(at.u8()?)?, at.u64()?, at.u32()?);
+                let positions: Option<Vec<_>> = (0..count).map(|_| Some(Position(at.u64()?))).collect();
+                Self::Fired {
+                    axis,
+                    before,
+                    positions: positions?,
+                }
+            }
+            32 => Self::TimerRecalled {
+                axis: Axis::of(at.u8()?)?,
+                due: at.u64()?,
+                position: Position(at.u64()?),
+            },
+            33 => Self::Timers {
+                axis: Axis::of(at.u8()?)?,
+                minute: at.u64()?,
+                end: Position(at.u64()?),
+                timers: at.bytes()?,
             },
             20 => Self::QueueAltered {
                 id: at.u32()?,
@@ -858,6 +941,26 @@ mod tests {
                 keep: 9,
             },
             Change::HolderGone(name("c")),
+            Change::Clock {
+                ahead: -5,
+                elapsed: Millis(7),
+            },
+            Change::Fired {
+                axis: Axis::Absolute,
+                before: 9,
+                positions: vec![Position(8), Position(16)],
+            },
+            Change::TimerRecalled {
+                axis: Axis::Relative,
+                due: 1,
+                position: Position(8),
+            },
+            Change::Timers {
+                axis: Axis::Relative,
+                minute: 3,
+                end: Position(800),
+                timers: name("timers"),
+            },
             Change::KeysOpen {
                 scope: Scope::Address(name("t")),
                 keys: vec![OpenKey {

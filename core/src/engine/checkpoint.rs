@@ -18,6 +18,7 @@ use crate::engine::change::Change;
 use crate::engine::entries::{EntryList, Open, Page, Slot};
 use crate::engine::replay::replay_change;
 use crate::engine::state::{STEPS_MAX, State};
+use crate::engine::timers::TimerCursor;
 use crate::engine::writer::is_full;
 use crate::request::{Binding, Destination, Source};
 use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
@@ -73,6 +74,7 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    timers: TimerCursor,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +84,7 @@ enum Stage {
     Queues,
     Topics,
     Groups,
+    Timers,
     Rest,
     Keys,
     Done,
@@ -394,6 +397,7 @@ impl State {
                 Stage::Queues => self.checkpoint_queue(cursor, put),
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
+                Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
@@ -406,7 +410,8 @@ impl State {
                     Stage::Front => Stage::Queues,
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
-                    Stage::Groups => Stage::Rest,
+                    Stage::Groups => Stage::Timers,
+                    Stage::Timers => Stage::Rest,
                     Stage::Rest => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };

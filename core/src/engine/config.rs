@@ -65,6 +65,14 @@ pub struct Config {
     pub retained_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
+    /// Longest time from a publish to its delivery.
+    pub delay_max: Millis,
+    /// How long after its half message a transaction is asked about first.
+    pub check_after: Millis,
+    /// How long after that again.
+    pub check_interval: Millis,
+    /// How often.
+    pub check_max: u32,
     /// Most bytes that may wait for the disk before publishes are held back.
     pub unsynced_max: usize,
     /// Memory for transient messages, bytes; beyond it they go to the log like any other.
@@ -103,6 +111,10 @@ impl Default for Config {
             bindings_max: 10_000_000,
             retained_max: 1_000_000,
             body_max: 16 << 20,
+            delay_max: Millis::from_secs(3 * 24 * 3600),
+            check_after: Millis::from_secs(6),
+            check_interval: Millis::from_secs(30),
+            check_max: 15,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
             tail_cache: 64 << 20,

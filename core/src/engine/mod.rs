@@ -23,8 +23,10 @@ mod retained;
 mod router;
 mod state;
 mod targets;
+mod timers;
 mod topology;
 mod trie;
+mod wheel;
 mod writer;
 
 pub(crate) use change::Change;
@@ -36,6 +38,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
 use crate::engine::checkpoint::Maintenance;
@@ -49,7 +52,7 @@ use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
-use crate::time::Clock;
+use crate::time::{Clock, Millis};
 
 /// Decodes and encodes back a change: for the fuzzer.
 pub(crate) fn decode_change(bytes: &[u8]) {
@@ -59,6 +62,9 @@ pub(crate) fn decode_change(bytes: &[u8]) {
         assert_eq!(Change::decode(&encoded), Some(change));
     }
 }
+
+/// Holds of one tick, so that whoever calls it may do something else in between.
+const TURNS_MAX: usize = 16;
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +95,8 @@ struct Shared {
     closed: Condvar,
     clock: Arc<dyn Clock>,
     writer: Writer,
+    /// Woken when something is due earlier than was known.
+    alarm: Mutex<Option<Waker>>,
 }
 
 impl Engine {
@@ -168,6 +176,7 @@ impl Engine {
             closed: Condvar::new(),
             clock,
             writer,
+            alarm: Mutex::new(None),
         })))
     }
 
@@ -207,6 +216,11 @@ impl Engine {
         for waker in after.wakers {
             waker.wake();
         }
+        if after.deadline_moved
+            && let Some(alarm) = &*self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            alarm.wake_by_ref();
+        }
         if after.unwritten {
             self.wrote_to_log(after.awaited, after.unsynced);
         }
@@ -214,9 +228,38 @@ impl Engine {
 
     /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
+        self.fire();
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
         self.hold(|state| state.dedups.expire(state.now));
+    }
+
+    /// Delivers what is due, as far as that takes no longer than a few milliseconds. To be called when
+    /// [`next_deadline`](Self::next_deadline) has come.
+    pub fn fire(&self) {
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::turn_timers) {
+                break;
+            }
+        }
+    }
+
+    /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let state = self.lock();
+        let now = self.0.clock.now();
+        state.timers.next(now)
+    }
+
+    /// Who is to be woken when the next deadline has become an earlier one.
+    pub fn set_alarm(&self, alarm: Waker) {
+        *self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+    }
+
+    /// Timed messages that wait, and the memory that it takes to know of them, bytes.
+    pub fn timers(&self) -> (u64, usize) {
+        let state = self.lock();
+        (state.timers.len(), state.timers.memory())
     }
 
     /// How many addresses have a last value.
@@ -381,6 +424,7 @@ impl State {
                 leased,
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
+            Request::TakeBack { position, unique_key } => self.take_back(position, &unique_key),
             Request::Attach(attach) => self.attach(link, attach),
             Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
             Request::Note { subscription, notes } => self.note(link, subscription, &notes),

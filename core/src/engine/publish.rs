@@ -16,7 +16,7 @@ use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
 use crate::properties;
-use crate::store::record::{NewMessage, Position};
+use crate::store::record::{Later, NewMessage, Position};
 use crate::time::Millis;
 
 /// The topic of messages whose own topic may not be made any more.
@@ -40,7 +40,7 @@ pub(crate) struct Birth {
 pub(crate) struct Placed {
     route: Arc<Route>,
     /// Topic, message queue and offset.
-    topic_queue: Option<(u32, u32, u64)>,
+    pub topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
     pub routes: u32,
     /// It changes the last value of its address.
@@ -74,6 +74,7 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        let later = self.later(publish.deliver)?;
         if let Some(HolderKey::Close(number)) = publish.holder_key {
             self.close_key(link, publish, number);
             return Ok(());
@@ -91,7 +92,10 @@ impl State {
             dedup,
             ..self.birth(link)
         };
-        let stored = self.put(publish, birth, &placed, destinations);
+        let stored = match later {
+            None => self.put(publish, birth, &placed, destinations),
+            Some(later) => self.put_later(publish, birth, &placed, later),
+        };
         self.tell_stored(link, publish, stored);
         Ok(())
     }
@@ -301,6 +305,36 @@ impl State {
                 destinations.push((*id, queue.progress.end()));
             }
         }
+    }
+
+    /// Stores a message that nobody sees yet.
+    pub(crate) fn store_later(
+        &mut self,
+        publish: &Publish,
+        birth: Birth,
+        (queue, offset): (u32, u64),
+        later: Later,
+    ) -> (Position, Message) {
+        let Self {
+            config,
+            properties,
+            log,
+            stored_at,
+            dedups,
+            ..
+        } = self;
+        let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
+        new.dedup = birth.dedup.map(|key| dedups.for_record(key));
+        new.later = Some(later);
+        new.topic_queue = Some((queue, offset));
+        let len = new.len();
+        let (position, record) = log.append(len, *stored_at, |record, position, synced| {
+            new.write(record, position, synced, *stored_at, true);
+        });
+        if let Some(key) = birth.dedup {
+            self.open_key(key, position);
+        }
+        (position, Message::new(record))
     }
 
     fn store(

@@ -15,7 +15,7 @@ use crate::engine::state::State;
 use crate::engine::trie::Map;
 use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
-use crate::store::record::{HEADER, Header, Kind, MessageRecord};
+use crate::store::record::{HEADER, Header, Kind, MessageRecord, Position};
 use crate::time::Millis;
 
 /// What a replay has to remember until its end.
@@ -41,6 +41,7 @@ impl Replay {
             Kind::Settle => replay_settle(state, &record[HEADER..]),
             Kind::Change => match Change::decode(&record[HEADER..]) {
                 Some(Change::Stopped { delivered }) => self.delivered = Some(delivered.into_iter().collect()),
+                Some(change @ Change::Fired { .. }) => state.replay_timers(header.position, change),
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
@@ -59,6 +60,7 @@ impl Replay {
             queue.progress.replay_done(below, queue.had_consumer);
         }
         clamp_offsets(state);
+        state.replay_timers_done();
         state.replay_holders_done();
         state.settled.clear();
         state.changed = false;
@@ -76,6 +78,14 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         size: record.len() as u32,
         word: 0,
     };
+    if let Some((kind, name, fingerprint)) = view.dedup()
+        && let Some(scope) = Scope::of(kind, Bytes::copy_from_slice(name))
+    {
+        state.replay_key(scope, fingerprint, header.position, header.stored_at);
+    }
+    if let Some(later) = view.later() {
+        return state.replay_later(later, entry);
+    }
     if let Some((queue, offset)) = view.topic_queue()
         && let Some(topic) = state.topic_ids.get(view.topic()).copied()
         && let Some(queue) = state.topics[topic as usize].queues.get_mut(queue as usize)
@@ -99,11 +109,6 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         {
             log.pin(entry.position);
         }
-    }
-    if let Some((kind, name, fingerprint)) = view.dedup()
-        && let Some(scope) = Scope::of(kind, Bytes::copy_from_slice(name))
-    {
-        state.replay_key(scope, fingerprint, header.position, header.stored_at);
     }
     if view.is_retained() {
         let is_empty = view.body().is_empty();
@@ -136,6 +141,9 @@ fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
 /// Applies a change; once more if need be.
 pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
+        Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
+            state.replay_timers(Position(0), change);
+        }
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
                 state.remember_keys(&exchange);
@@ -227,6 +235,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
         Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
         Change::Stopped { .. }
+        | Change::Fired { .. }
         | Change::Page { .. }
         | Change::Tail { .. }
         | Change::Numbers { .. }

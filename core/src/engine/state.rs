@@ -20,6 +20,7 @@ use crate::engine::publish::Destinations;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
+use crate::engine::timers::Timers;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
@@ -147,6 +148,9 @@ pub(crate) struct State {
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
+    pub timers: Timers,
+    /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
+    pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
     pub destinations: Destinations,
     /// A message is being published again; those that it causes wait in `republishes`.
@@ -170,6 +174,7 @@ pub(crate) struct After {
     /// Somebody waits for the disk.
     pub awaited: bool,
     pub work: bool,
+    pub deadline_moved: bool,
     pub unsynced: usize,
 }
 
@@ -213,6 +218,8 @@ impl State {
             steps: 0,
             properties: Vec::new(),
             payload: Vec::new(),
+            timers: Timers::new(now),
+            deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
             republishes: VecDeque::new(),
@@ -580,6 +587,7 @@ impl State {
             unwritten: self.log.has_unwritten(),
             awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
             work: !self.work.is_empty(),
+            deadline_moved: std::mem::take(&mut self.deadline_moved),
             unsynced: self.log.unsynced(),
         }
     }

@@ -163,6 +163,11 @@ impl Log {
         self.segments.pin(position.0 / self.segment_size);
     }
 
+    /// As [`pin`](Self::pin), for an entry that a checkpoint has counted already.
+    pub(crate) fn repin(&mut self, position: Position) {
+        self.segments.at(position.0 / self.segment_size).pins += 1;
+    }
+
     /// One entry fewer does.
     pub(crate) fn unpin(&mut self, position: Position) {
         self.segments.unpin(position.0 / self.segment_size);

@@ -125,8 +125,8 @@ fn put_header(record: &mut [u8], header: Header) {
     at.put_u32_le(0);
     at.put_u8(header.kind as u8);
     at.put_u8(header.flags);
-    at.put_u16_le(0);
-    at.put_u32_le(0);
+    // Zero, or what the kind of record keeps there.
+    at = &mut at[6..];
     at.put_u64_le(header.position.0);
     at.put_u64_le(header.synced.0);
     at.put_u64_le(header.stored_at.0);
@@ -177,6 +177,13 @@ const DEDUP_FIXED: usize = 17;
 const FLAG_PERSISTENT: u8 = 1;
 const FLAG_EXCHANGE: u8 = 2;
 const FLAG_RETAIN: u8 = 4;
+/// Two bits: why the message is not delivered now.
+const FLAG_LATER: u8 = 0x30;
+const LATER_AFTER: u8 = 0x10;
+const LATER_AT: u8 = 0x20;
+const LATER_HALF: u8 = 0x30;
+/// Where a message that is not delivered now says until when.
+const DUE: Range<usize> = 10..16;
 const NO_QUEUE: u32 = u32::MAX;
 
 /// Fixed part of a native V1 record with IPv4 hosts, without body, topic and properties.
@@ -184,6 +191,18 @@ const V1_FIXED: usize = 4 + 4 + 4 + 4 + 4 + 8 + 8 + 4 + 8 + 8 + 8 + 8 + 4 + 8 + 
 const V1_MAGIC: u32 = 0xDAA3_20A7;
 const SYS_FLAG_BORN_V6: i32 = 0x10;
 const SYS_FLAG_STORE_V6: i32 = 0x20;
+
+/// A message that is not delivered when it is stored: nothing points to it but a timer, or whoever knows of
+/// its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// Due then on the clock of relative timers.
+    After(Millis),
+    /// Due then on the wall.
+    At(Millis),
+    /// The half of a transaction, first asked about then on the clock of relative timers.
+    Half(Millis),
+}
 
 /// A message record about to be written.
 pub(crate) struct NewMessage<'a> {
@@ -211,6 +230,9 @@ pub(crate) struct NewMessage<'a> {
     pub reconsume_times: i32,
     /// RocketMQ's prepared transaction offset: the position of the half message it was.
     pub prepared: u64,
+    /// It is not delivered now, and enters no topic; then message queue and offset are what its native
+    /// record shows.
+    pub later: Option<Later>,
     /// The dedup key it opens: kind and name of its scope, and a hash.
     pub dedup: Option<(u8, &'a [u8], u128)>,
     pub properties: &'a [u8],
@@ -251,6 +273,7 @@ impl<'a> NewMessage<'a> {
             store_host,
             reconsume_times: native.map_or(0, |n| n.reconsume_times),
             prepared: 0,
+            later: None,
             dedup: None,
             properties: if is_native { &publish.origin } else { properties },
             body: &publish.body,
@@ -302,7 +325,14 @@ impl<'a> NewMessage<'a> {
         at.put_u32_le(self.attributes.len() as u32);
         at.put_u32_le(self.origin.len() as u32);
         at.put_u32_le(native_len as u32);
-        at.put_u32_le(self.topic_queue.map_or(NO_QUEUE, |(queue, _)| queue));
+        let (later, due) = match self.later {
+            None => (0, 0),
+            Some(Later::After(due)) => (LATER_AFTER, due.0),
+            Some(Later::At(due)) => (LATER_AT, due.0),
+            Some(Later::Half(due)) => (LATER_HALF, due.0),
+        };
+        let topic_queue = self.topic_queue.filter(|_| later == 0);
+        at.put_u32_le(topic_queue.map_or(NO_QUEUE, |(queue, _)| queue));
         at.put_u8(self.format.0);
         at.put_u8(self.entry as u8);
         at.put_u16_le(0);
@@ -320,11 +350,15 @@ impl<'a> NewMessage<'a> {
             at.put_slice(name);
         }
         self.write_native(&mut at, native_len, position, stored_at);
+        if later != 0 {
+            record[DUE].copy_from_slice(&due.to_le_bytes()[..DUE.len()]);
+        }
         let header = Header {
             kind: Kind::Message,
             flags: (if self.persistent { FLAG_PERSISTENT } else { 0 })
                 | (if self.exchange { FLAG_EXCHANGE } else { 0 })
-                | (if self.retain { FLAG_RETAIN } else { 0 }),
+                | (if self.retain { FLAG_RETAIN } else { 0 })
+                | later,
             position,
             synced,
             stored_at,
@@ -570,6 +604,26 @@ impl<'a> MessageRecord<'a> {
         Millis(u64::from_be_bytes(self.record[at..at + 8].try_into().expect("8 bytes")))
     }
 
+    /// Why it is not delivered now, and until when.
+    pub(crate) fn later(self) -> Option<Later> {
+        let mut due = [0; 8];
+        due[..6].copy_from_slice(&self.record[DUE]);
+        let due = Millis(u64::from_le_bytes(due));
+        match self.record[9] & FLAG_LATER {
+            LATER_AFTER => Some(Later::After(due)),
+            LATER_AT => Some(Later::At(due)),
+            LATER_HALF => Some(Later::Half(due)),
+            _ => None,
+        }
+    }
+
+    /// Message queue and offset as the native record has them.
+    pub(crate) fn native_queue(self) -> (u32, u64) {
+        let start = self.native_start();
+        let offset = self.record[start + 20..start + 28].try_into().expect("8 bytes");
+        (self.big_u32(start + 12), u64::from_be_bytes(offset))
+    }
+
     /// Message queue and offset in the topic, when it entered the topic.
     pub(crate) fn topic_queue(self) -> Option<(u32, u64)> {
         let queue = self.number(5);
@@ -611,6 +665,7 @@ mod tests {
             store_host: "127.0.0.1:10911".parse().unwrap(),
             reconsume_times: 0,
             prepared: 0,
+            later: None,
             dedup: Some((2, b"holder", 77 << 64)),
             properties: b"TAGS\x0142.cmd\x02",
             body,

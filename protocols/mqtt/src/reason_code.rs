@@ -129,7 +129,7 @@ impl ReasonCode {
             Fate::Rejected(reject) => match reject {
                 Reject::AccessRefused => Self::NotAuthorized,
                 Reject::NoTopic => Self::TopicNameInvalid,
-                Reject::QueueFull | Reject::TooLarge | Reject::Shortage(_) => Self::QuotaExceeded,
+                Reject::QueueFull | Reject::TooLarge | Reject::TooLate | Reject::Shortage(_) => Self::QuotaExceeded,
                 Reject::Closed => return None,
                 Reject::NoExchange | Reject::InternalExchange | Reject::NoQueue => Self::ImplementationSpecificError,
             },

@@ -117,6 +117,10 @@ impl From<Reject> for Refused {
                 "the topic does not exist, apply first please!",
             ),
             Reject::NoQueue => (ResponseCode::InvalidParameter, "the request queueId is illegal"),
+            Reject::TooLate => (
+                ResponseCode::MessageIllegal,
+                "timer message illegal, the delay time should not be bigger than the max delay",
+            ),
             Reject::TooLarge => (ResponseCode::MessageIllegal, "the message is larger than the limit"),
             Reject::QueueFull => (ResponseCode::SystemBusy, "a queue on the way is full"),
             Reject::AccessRefused => (ResponseCode::NoPermission, "access refused"),

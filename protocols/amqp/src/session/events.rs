@@ -370,6 +370,7 @@ pub fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) ->
             what: resource.to_string(),
             user: String::from_utf8_lossy(user).into_owned(),
         },
+        Reject::TooLate => ChannelError::Invalid("the message is to be delivered later than is allowed".to_owned()),
         Reject::TooLarge => {
             ChannelError::Invalid(format!("message size is larger than configured max size {size_max}"))
         }
