@@ -198,6 +198,13 @@ impl Queue {
         std::iter::once(&mut self.progress).chain(higher)
     }
 
+    pub(crate) fn level(&self, level: u8) -> Option<&Progress> {
+        match level {
+            0 => Some(&self.progress),
+            level => self.extra.as_deref()?.levels.get(&level),
+        }
+    }
+
     pub(crate) fn level_mut(&mut self, level: u8) -> Option<&mut Progress> {
         match level {
             0 => Some(&mut self.progress),
