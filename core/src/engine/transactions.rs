@@ -379,11 +379,7 @@ impl State {
                     self.halves.put(position, Half { next, checks, ..half });
                 }
             }
-            Change::HalfDone { position } => {
-                if self.halves.remove(position).is_some() {
-                    self.log.unpin(position);
-                }
-            }
+            Change::HalfDone { position } if self.halves.remove(position).is_some() => self.log.unpin(position),
             _ => {}
         }
     }
