@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use rocketbridge::bench::options::{self, Options};
 use rocketbridge::config::{Override, Sources, environment};
 use rocketbridge::protocols::PROTOCOLS;
+use rocketbridge::store_tools;
 
 /// What the user asked for.
 pub enum Task {
@@ -14,6 +15,8 @@ pub enum Task {
     Serve(Sources),
     /// Measure a broker.
     Bench(Box<Options>),
+    /// Look at a data directory.
+    Store(store_tools::Task),
 }
 
 const ROOT_HELP: &str = "\
@@ -22,6 +25,8 @@ Example:
       starts a broker for AMQP 0-9-1, MQTT and RocketMQ clients on this machine
   rocketbridge bench amqp --url amqp://guest:guest@127.0.0.1:5672
       measures it, or any other broker
+  rocketbridge store check /var/lib/rocketbridge
+      verifies the data of a broker that does not run
 
 `rocketbridge serve --help` shows how to configure it, `rocketbridge bench --help` what can be measured.";
 
@@ -78,6 +83,7 @@ pub fn parse() -> Task {
             Ok(options) => Task::Bench(Box::new(options)),
             Err(words) => command().error(ErrorKind::ValueValidation, words).exit(),
         },
+        Some(("store", matches)) => Task::Store(store_tools::parse(matches)),
         _ => unreachable!("a subcommand is required"),
     }
 }
@@ -92,6 +98,7 @@ fn command() -> Command {
         .after_help(ROOT_HELP)
         .subcommand(serve())
         .subcommand(options::command())
+        .subcommand(store_tools::command())
 }
 
 fn serve() -> Command {

@@ -51,11 +51,13 @@ pub fn simulate(seed: u64, trace: bool) -> u64 {
         next_incarnation: 0,
         positions: BTreeMap::new(),
         known_positions: BTreeMap::new(),
+        started: (0, 0),
         highest_wall: 0,
         ended_notices: Vec::new(),
         trace: trace.then(Vec::new),
     };
     world.highest_wall = world.clock.wall();
+    world.started = (world.clock.mono(), world.clock.wall());
     let lives = 2 + world.random.below(3);
     for _ in 0..lives {
         world.live();
@@ -85,6 +87,10 @@ impl World {
         let mut works = true;
         for _ in 0..operations {
             self.operate();
+            let held = self.links.iter().flatten().any(|link| link.is_held());
+            if !held && !self.disk.failed() {
+                self.check_counts();
+            }
             works = !self.disk.failed();
             let waits = |link: &crate::world::SimLink| link.is_held() && link.has_consumers();
             if works && (self.links.iter().flatten().any(waits) || self.random.once_in(4)) {
@@ -181,6 +187,7 @@ impl World {
             Err(error) => self.fail(&format!("it does not start: {error}")),
         };
         self.disk = disk;
+        self.started = (self.clock.mono(), self.clock.wall());
         if let Some(others) = unsure {
             Probe::of(&self.engine).make_sure(&state, &others);
         }

@@ -54,6 +54,7 @@ pub fn publish(entry: Entry, topic: &str, key: &str, body: Bytes) -> Publish {
         format: Format(9),
         persistent: true,
         detailed: true,
+        waits: true,
         ..Publish::default()
     }
 }

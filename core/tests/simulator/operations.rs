@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name as AttributeName, Value};
 use rocketbridge_core::boundary::*;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::{self, *};
@@ -127,7 +126,6 @@ impl World {
             detailed: self.random.once_in(2),
             ..publish(entry, topic, key, body(id, padding))
         };
-        let mut expires_at = None;
         if entry == Entry::Native {
             publish.format = Format::NATIVE;
             if !key.is_empty() {
@@ -138,16 +136,9 @@ impl World {
                 topic_queues: TOPIC_QUEUES,
                 ..Native::default()
             }));
-        } else if self.random.once_in(8) && self.clock.wall() >= self.highest_wall {
-            // Only while the stored time is the wall time for sure.
-            let life = 1 + self.random.below(3000);
-            let mut builder = AttributesBuilder::default();
-            builder.put(AttributeName::Known(Attribute::TimeToLive), Value::Uint(life));
-            publish.attributes = builder.finish();
-            expires_at = Some(self.clock.wall() + life);
         }
         self.catalog.messages.push(Published {
-            expires_at,
+            expires_at: None,
             persistent: publish.persistent,
             in_topic: false,
             logged: false,
@@ -212,7 +203,8 @@ impl World {
 
     /// Publishes and settles in one atomic batch.
     fn commit(&mut self, at: usize) {
-        if self.link(at).is_held() {
+        // On a full disk it may be refused.
+        if self.link(at).is_held() || self.disk.has_refused() {
             return;
         }
         let mut publishes = Vec::new();
@@ -957,6 +949,10 @@ impl World {
                     item.flag = Flag::Yes;
                 }
             }
+        }
+        if self.live.queue_of(sub.incarnation).is_some() {
+            let name = self.name_of(sub.incarnation);
+            self.enforce_limit(&name);
         }
         self.remove_consumer(at, id, sub.incarnation);
     }

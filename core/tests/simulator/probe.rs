@@ -249,7 +249,7 @@ impl<'a> Probe<'a> {
     }
 
     /// Everything in a queue, in order.
-    fn content(&mut self, name: &str) -> Vec<Id> {
+    pub fn content(&mut self, name: &str) -> Vec<Id> {
         self.subscriptions += 1;
         let subscription = SubscriptionId(self.subscriptions);
         let mut ids = Vec::new();
@@ -371,6 +371,14 @@ impl<'a> Probe<'a> {
             routes.insert((entry as u8, topic, key), (found, groups));
         }
         routes
+    }
+
+    /// How many messages a queue counts, unless it is another's.
+    pub fn count(&mut self, name: &str) -> Option<u64> {
+        match self.ask(Request::FindQueue { name: bytes(name) }) {
+            Ok(Reply::Queue(queue)) => Some(queue.ready),
+            _ => None,
+        }
     }
 
     /// Makes the broker have those bindings that the state has, and not the others.
