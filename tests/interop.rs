@@ -29,7 +29,12 @@ fn go_rocketmq_tutorial() {
 
 #[test]
 fn go_rocketmq() {
-    run(Language::Go, "rocketmq", 28);
+    run(Language::Go, "rocketmq", 27);
+}
+
+#[test]
+fn go_rocketmq_later() {
+    run(Language::Go, "rocketmq-later", 7);
 }
 
 #[test]
