@@ -279,8 +279,7 @@ impl Queue {
     /// The first entry of each level that has something ready.
     pub(crate) fn heads(&mut self) -> impl Iterator<Item = (u8, Entry)> {
         self.levels_mut()
-            .enumerate()
-            .filter_map(|(_, level)| Some((level_of(level.next()), level.peek()?)))
+            .filter_map(|level| Some((level_of(level.next()), level.peek()?)))
     }
 
     /// Takes everything that is ready.
