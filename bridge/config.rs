@@ -15,6 +15,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use serde::{Deserialize, Deserializer, de};
 use toml::{Table, Value};
 use tracing_subscriber::filter::Targets;
@@ -37,6 +39,10 @@ pub struct Config {
     pub log: Log,
     /// Limits that no protocol owns.
     pub limits: Limits,
+    /// Messages that are delivered later.
+    pub timers: Timers,
+    /// Transactions of native producers.
+    pub transactions: Transactions,
     /// Who may log in. Default `guest` with password `guest`, from this machine only.
     pub users: Vec<User>,
     /// Clients without credentials.
@@ -53,6 +59,8 @@ impl Default for Config {
             store: Store::default(),
             log: Log::default(),
             limits: Limits::default(),
+            timers: Timers::default(),
+            transactions: Transactions::default(),
             users: vec![User {
                 name: "guest".into(),
                 password: Secret("guest".into()),
@@ -64,11 +72,25 @@ impl Default for Config {
 }
 
 /// The log on disk.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
     /// When a persistent message is confirmed. Default `sync`.
     pub flush: Flush,
+    /// How long topics keep their messages, such as `72h`. Queues keep theirs until they are consumed. Default
+    /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            flush: Flush::Sync,
+            retention: Duration::from_millis(engine.retention.0),
+        }
+    }
 }
 
 /// When a persistent message is confirmed.
@@ -150,6 +172,62 @@ impl Default for Limits {
             topics_auto_max: engine.topics_auto_max,
         }
     }
+}
+
+/// Messages that are delivered later.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timers {
+    /// Longest time from a publish to its delivery, at most a year, as in `90 days`. Default 3 days, as RocketMQ's
+    /// `timerMaxDelaySec`.
+    #[serde(deserialize_with = "delay")]
+    pub delay_max: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            delay_max: Duration::from_millis(engine.delay_max.0),
+        }
+    }
+}
+
+/// When native producers are asked about transactions that they have not ended.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transactions {
+    /// How long after its half message a transaction is asked about first, unless the message says so itself.
+    /// Default 6 s, as RocketMQ.
+    #[serde(with = "humantime_serde")]
+    pub check_after: Duration,
+    /// How long after that again. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub check_interval: Duration,
+    /// How often. Then the half message moves to topic `TRANS_CHECK_MAX_TIME_TOPIC`. Default 15.
+    pub check_max: u32,
+}
+
+impl Default for Transactions {
+    fn default() -> Self {
+        let engine = rocketbridge_core::engine::Config::default();
+        Self {
+            check_after: Duration::from_millis(engine.check_after.0),
+            check_interval: Duration::from_millis(engine.check_interval.0),
+            check_max: engine.check_max,
+        }
+    }
+}
+
+/// A year, and a day more for leap years.
+const DELAY_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+fn delay<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let delay = humantime_serde::deserialize(deserializer)?;
+    if delay > DELAY_MAX {
+        return Err(de::Error::custom("a message may be delayed by at most a year"));
+    }
+    Ok(delay)
 }
 
 /// Somebody who may log in.

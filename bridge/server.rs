@@ -6,14 +6,16 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Wake;
 use std::thread;
 
 use bytes::Bytes;
 use rocketbridge_core::engine::{self, Engine, OpenError, StoreFailed};
+use rocketbridge_core::time::{Clock, Millis};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Duration, MissedTickBehavior, interval, timeout};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
 use crate::clock::SystemClock;
@@ -122,7 +124,7 @@ impl Server {
         Ok(Self {
             addresses,
             accepting,
-            ticking: tokio::spawn(tick(engine.clone())),
+            ticking: tokio::spawn(tick(engine.clone(), clock)),
             connections,
             engine,
             synced,
@@ -216,10 +218,15 @@ impl Drop for Server {
 
 fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFailed>>> {
     let (ended, synced) = oneshot::channel();
+    let maintained = engine.clone();
+    let maintenance = thread::Builder::new()
+        .name("maintenance".into())
+        .spawn(move || maintained.run_maintenance())?;
     thread::Builder::new().name("sync".into()).spawn(move || {
         let result = engine.run_sync();
-        if let Err(failed) = &result {
-            log::last_words(|| error!("{failed}"));
+        match &result {
+            Err(failed) => log::last_words(|| error!("{failed}")),
+            Ok(()) => drop(maintenance.join()),
         }
         // Nobody waits when the server was dropped.
         let _ = ended.send(result);
@@ -227,12 +234,43 @@ fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFail
     Ok(synced)
 }
 
-async fn tick(engine: Engine) {
-    let mut interval = interval(TICK);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Wakes the task that ticks before it wanted to.
+#[derive(Default)]
+struct Alarm(Notify);
+
+impl Wake for Alarm {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.notify_one();
+    }
+}
+
+/// Calls the engine once a second, and whenever something is due.
+async fn tick(engine: Engine, clock: SystemClock) {
+    let alarm = Arc::new(Alarm::default());
+    engine.set_alarm(Arc::clone(&alarm).into());
+    let mut next_tick = Instant::now();
     loop {
-        interval.tick().await;
-        engine.tick();
+        let now = Instant::now();
+        if now >= next_tick {
+            engine.tick();
+            next_tick = now + TICK;
+        } else {
+            engine.fire();
+        }
+        let due = engine.next_deadline().map(|at| {
+            let left = at.since(clock.now().mono).0;
+            // Whoever fires as fast as it can lets others work in between.
+            Instant::now() + Duration::from_millis(left.max(1))
+        });
+        let until = due.map_or(next_tick, |due| due.min(next_tick));
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = alarm.0.notified() => {}
+        }
     }
 }
 
@@ -286,7 +324,12 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
+        check_after: Millis(config.transactions.check_after.as_millis() as u64),
+        check_interval: Millis(config.transactions.check_interval.as_millis() as u64),
+        check_max: config.transactions.check_max,
+        delay_max: Millis(config.timers.delay_max.as_millis() as u64),
         body_max: config.limits.body_size_max,
+        retention: Millis(config.store.retention.as_millis() as u64),
         unsynced_max: config.limits.unsynced_max,
         transient_max: config.limits.transient_max,
         ..engine::Config::default()

@@ -9,7 +9,7 @@ use support::clients::{Language, run};
 
 #[test]
 fn go_amqp() {
-    run(Language::Go, "amqp", 77);
+    run(Language::Go, "amqp", 79);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn java_rocketmq_5_3_3() {
 
 #[test]
 fn python_amqp() {
-    run(Language::Python, "amqp", 15);
+    run(Language::Python, "amqp", 16);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn python_mqtt() {
 
 #[test]
 fn node_amqp() {
-    run(Language::Node, "amqp", 14);
+    run(Language::Node, "amqp", 15);
 }
 
 #[test]

@@ -154,6 +154,27 @@ pub fn levels_from_key(key: &[u8]) -> Option<&[u8]> {
     }
 }
 
+/// Topic and key as one key whose first word is the topic's name, as those see it who bind to all topics.
+pub fn whole_key(topic: &[u8], key: &[u8]) -> Bytes {
+    let mut whole = decode_name(topic).into_owned();
+    if let Some(levels) = levels_from_key(key) {
+        whole.push(b'.');
+        whole.extend_from_slice(levels);
+    }
+    whole.into()
+}
+
+/// The reverse of [`whole_key`]: encoded topic and key.
+pub fn split_whole_key(whole: &Bytes) -> (Bytes, Bytes) {
+    let dot = whole.iter().position(|b| *b == b'.');
+    let levels = dot.map(|dot| whole.slice(dot + 1..));
+    let key = match key_from_levels(levels.as_deref()) {
+        Cow::Borrowed(key) if levels.as_deref() == Some(key) => levels.unwrap_or_default(),
+        key => Bytes::copy_from_slice(&key),
+    };
+    (encode_name(&whole.slice(..dot.unwrap_or(whole.len()))), key)
+}
+
 fn is_marked(text: &[u8]) -> bool {
     text.len() >= 2 && text.ends_with(b"-") && text[..text.len() - 1].iter().all(|b| *b == b'|')
 }

@@ -108,6 +108,9 @@ pub struct Publish {
     pub origin: Bytes,
     /// Kept over a restart wherever a durable queue or a topic takes it.
     pub persistent: bool,
+    /// When the disk is nearly full, it waits in the session's batch; without, it is rejected with
+    /// [`Reject::Shortage`].
+    pub waits: bool,
     /// It becomes the last value of its address, whatever else happens to it; with an empty body the address
     /// has no last value any more.
     pub retain: bool,
@@ -115,8 +118,35 @@ pub struct Publish {
     pub mandatory: bool,
     /// The outcome must tell position, queue and offset; others are merged with their neighbours.
     pub detailed: bool,
+    /// When it is delivered, if not now. Nobody sees it before; it is routed then.
+    pub deliver: Deliver,
     /// What only native messages have.
     pub native: Option<Box<Native>>,
+    /// A key of the link's holder: a second publish with it is [`Fate::Duplicate`] until it is closed.
+    pub holder_key: Option<HolderKey>,
+}
+
+/// A number by which a named session's client tells a message it sends again from a new one. Kept over a restart
+/// with the message; a link without a holder has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolderKey {
+    /// This message has that number.
+    Open(u64),
+    /// No message at all, nothing but the number counts: the next publish with it is a new one. The outcome comes
+    /// when that is as safe as a confirmed message; its `routes` are 0 when the number was not open.
+    Close(u64),
+}
+
+/// When a message is delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Deliver {
+    /// At once.
+    #[default]
+    Now,
+    /// After that time, whatever happens to the wall clock meanwhile.
+    After(Millis),
+    /// When the wall clock shows that, Unix milliseconds.
+    At(Millis),
 }
 
 /// The parts of a native message's header that its record keeps.
@@ -203,6 +233,8 @@ pub struct Outcome {
 pub enum Fate {
     /// Taken: stored as the flush mode promises, or handed to everybody who was there for it.
     Stored(Stored),
+    /// A copy of a message that was taken before: not stored again. What is told is that message's.
+    Duplicate(Stored),
     /// Certainly not stored.
     Rejected(Reject),
     /// Maybe stored; nobody knows (cluster).
@@ -237,8 +269,12 @@ pub enum Reject {
     NoQueue,
     /// Larger than the limit.
     TooLarge,
+    /// To be delivered later than is allowed.
+    TooLate,
     /// A queue on the way is full and refuses, or there are as many last values as the limit allows.
     QueueFull,
+    /// There is no room for it just now.
+    Shortage(Shortage),
     /// Not logged in, or no permission.
     AccessRefused,
     /// The link was closed, or the broker is going down.

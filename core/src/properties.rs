@@ -231,7 +231,7 @@ fn is_writable(bytes: &[u8]) -> bool {
     !bytes.iter().any(|b| *b == NAME_END || *b == VALUE_END)
 }
 
-fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
+pub(crate) fn write_value(value: Value<'_>, out: &mut Vec<u8>) {
     // Writing to a vector cannot fail.
     let _ = match value {
         Value::Null => Ok(()),

@@ -78,6 +78,10 @@ pub enum Request {
     /// nothing was done.
     Commit(Commit),
 
+    /// Takes back a message that is to be delivered later. [`Reply::Done`]; [`Refusal::NotFound`] when there is
+    /// none with that native unique key at that position, or it is due.
+    TakeBack { position: Position, unique_key: Bytes },
+
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
@@ -209,8 +213,21 @@ pub struct Exchange {
     pub alternate: Option<Way>,
     /// What [`ExchangeKind::Hash`] hashes.
     pub hash_on: HashOn,
+    /// How copies of messages published to it, or to the topic of its name, are known.
+    pub dedup: Option<Dedup>,
     /// The declarer's own words, kept and given back unread.
     pub arguments: Bytes,
+}
+
+/// How a topic or exchange knows a copy of an earlier message: by a property that both have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Dedup {
+    /// The property's name: a user property, or an attribute's native name. A message without it is no copy.
+    pub property: Bytes,
+    /// Values remembered; the oldest are forgotten first.
+    pub keys_max: u32,
+    /// How long each is remembered; `None` is as long as there is room.
+    pub time: Option<Millis>,
 }
 
 /// A queue.
@@ -275,6 +292,8 @@ pub enum Destination {
     Queue(Bytes),
     /// The exchange of that (encoded) name.
     Exchange(Bytes),
+    /// The root exchange: by what the key says as a whole address.
+    Topics,
 }
 
 /// A binding. Its identity is all of it but `cookie`: binding again replaces the cookie.

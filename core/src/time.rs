@@ -7,6 +7,9 @@ use std::ops::{Add, Sub};
 pub struct Millis(pub u64);
 
 impl Millis {
+    /// Later than anything.
+    pub const MAX: Self = Self(u64::MAX);
+
     /// `seconds` as milliseconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(seconds * 1000)

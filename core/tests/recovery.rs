@@ -406,3 +406,36 @@ fn everything_declared_survives_a_restart() {
             .is_err()
     );
 }
+
+/// Records of many sizes: among so many segments some are filled to their last byte.
+#[test]
+fn a_segment_filled_to_its_last_byte_is_read_back() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    client.ask(&harness.engine, Request::DeclareQueue(queue("q"))).unwrap();
+    let mut random = Random(3);
+    let mut sent = Vec::new();
+    for n in 0..20_000 {
+        let body = format!("{n} {}", "x".repeat(random.below(300) as usize));
+        client.publish(message(Entry::Queue, "q", "", &body));
+        sent.push(body);
+        if n % 100 == 0 {
+            harness.engine.sync_once().unwrap();
+        }
+    }
+    harness.engine.sync_once().unwrap();
+    drop(client);
+    let harness = harness.kill();
+    let mut client = harness.client();
+    let subscription = client.subscribe("q", None);
+    harness.engine.sync_once().unwrap();
+    let mut got = Vec::new();
+    loop {
+        let deliveries = client.deliveries();
+        let Some(last) = deliveries.last() else { break };
+        let first = deliveries[0].sequence;
+        client.settle(subscription, first, (last.sequence - first + 1) as u32, Settle::Ack);
+        got.extend(deliveries.iter().map(body));
+    }
+    assert_eq!(got, sent);
+}

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use crate::boundary::{Publish, Reject};
+use crate::boundary::{HolderKey, Publish, Reject};
 use crate::engine::group::limit;
-use crate::engine::publish::TopicOf;
+use crate::engine::publish::{Birth, TopicOf};
 use crate::engine::state::{LinkId, State};
 use crate::message::Format;
 use crate::request::{Commit, Refusal, Reply};
@@ -29,15 +29,29 @@ impl State {
             return Ok(Reply::Done);
         }
         self.begin_batch();
-        let birth = self.birth(link);
         let mut destinations = std::mem::take(&mut self.destinations);
         for publish in &commit.publishes {
+            if let Some(HolderKey::Close(number)) = publish.holder_key {
+                self.close_quietly(link, number);
+                continue;
+            }
+            let dedup = self.dedup_key(link, publish).unwrap_or_default();
+            if dedup.is_some_and(|key| self.dedups.find(key, self.now).is_some()) {
+                continue;
+            }
+            let birth = Birth {
+                dedup,
+                ..self.birth(link)
+            };
             match self.place(publish) {
                 Ok(placed) => {
                     if placed.routes == 0 && publish.mandatory {
                         self.give_back(link, publish);
                     }
-                    self.put(publish, birth, &placed, &mut destinations);
+                    match self.later(publish.deliver) {
+                        Ok(Some(later)) => self.put_later(publish, birth, &placed, later),
+                        _ => self.put(publish, birth, &placed, &mut destinations),
+                    };
                 }
                 Err(reject) => debug_assert!(false, "what was checked is rejected: {reject:?}"),
             }
@@ -54,6 +68,11 @@ impl State {
     /// Whether a publish can be taken, should those before it have been. Changes nothing.
     fn check_part(&mut self, link: LinkId, publish: &Publish, new_topics: &mut HashSet<Bytes>) -> Result<(), Reject> {
         self.check(link, publish)?;
+        self.later(publish.deliver)?;
+        if matches!(publish.holder_key, Some(HolderKey::Close(_))) {
+            return Ok(());
+        }
+        self.dedup_key(link, publish)?;
         let route = self.router.route(publish)?;
         let chosen = publish.native.as_deref().and_then(|native| native.queue_id);
         let queues = match self.topic_of(publish, &route)? {

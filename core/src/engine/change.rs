@@ -4,13 +4,18 @@ use bytes::{BufMut, Bytes};
 
 use crate::address::{Level, Pattern};
 use crate::attributes::Attributes;
-use crate::engine::policy_codec::{put_alternate, put_hash_on, put_limit, put_policy};
+use crate::engine::dedup::{OpenKey, Scope};
+use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
 use crate::engine::progress::Entry;
+use crate::engine::timers::Axis;
 use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
 use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
 use crate::store::record::Position;
 use crate::time::Millis;
+
+/// Stands for no queue.
+const NO_QUEUE: u32 = u32::MAX;
 
 /// One durable change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +29,15 @@ pub(crate) enum Change {
     QueueGone {
         id: u32,
     },
-    Bound(Binding),
-    Unbound(Binding),
+    /// With the number of the queue it leads to, if it leads to one: names are used again.
+    Bound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
+    Unbound {
+        queue: Option<u32>,
+        binding: Binding,
+    },
     Topic {
         name: Bytes,
         queues: u32,
@@ -85,6 +97,16 @@ pub(crate) enum Change {
         address: Bytes,
         entry: Entry,
     },
+    /// Dedup keys are open, for checkpoints.
+    KeysOpen {
+        scope: Scope,
+        keys: Vec<OpenKey>,
+    },
+    /// A named session closed one of its dedup keys.
+    KeyClosed {
+        holder: Bytes,
+        number: u64,
+    },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
         delivered: Vec<(u32, u64)>,
@@ -105,6 +127,66 @@ pub(crate) enum Change {
         id: u32,
         ranges: Vec<(u64, u64)>,
     },
+    /// By how many milliseconds the wall is ahead of the clock of relative timers, which stands there.
+    Clock {
+        ahead: i64,
+        elapsed: Millis,
+    },
+    /// Timers before this record fired: all due before a time, and some that are due right then.
+    Fired {
+        axis: Axis,
+        before: u64,
+        positions: Vec<Position>,
+    },
+    /// A timed message was taken back.
+    TimerRecalled {
+        axis: Axis,
+        due: u64,
+        position: Position,
+    },
+    /// In a checkpoint: timers of a minute, which has no others whose records lie before `end`.
+    Timers {
+        axis: Axis,
+        minute: u64,
+        end: Position,
+        timers: Bytes,
+    },
+    /// Checkpoint: a full page of a list of entries. Either the number of a page in the index files, or the
+    /// entries.
+    Page {
+        list: u64,
+        number: u64,
+        done: u64,
+        first: u64,
+        mixed: bool,
+        stored: Option<u32>,
+        entries: Bytes,
+    },
+    /// Checkpoint: what is behind a list's pages, with the sizes of its open entries and its head.
+    Tail {
+        list: u64,
+        head: u64,
+        start: u64,
+        done: u64,
+        bytes: u64,
+        entries: Bytes,
+    },
+    /// Checkpoint: the number that the next queue gets.
+    Numbers {
+        next_queue: u32,
+    },
+    /// Checkpoint: until when topics want the messages of a segment, and how many entries ever needed it.
+    Segment {
+        number: u64,
+        keep_until: u64,
+        pinned: u64,
+    },
+    /// Checkpoint: a topic at its place in the table of topics.
+    TopicAt {
+        id: u32,
+        name: Bytes,
+        queues: u32,
+    },
 }
 
 impl Change {
@@ -118,6 +200,7 @@ impl Change {
                 put_bools(out, &[exchange.durable, exchange.auto_delete, exchange.internal]);
                 put_alternate(out, exchange.alternate.as_ref());
                 put_hash_on(out, &exchange.hash_on);
+                put_dedup(out, exchange.dedup.as_ref());
                 put_bytes(out, &exchange.arguments);
             }
             Self::ExchangeGone(name) => {
@@ -140,12 +223,14 @@ impl Change {
                 out.put_u8(4);
                 out.put_u32_le(*id);
             }
-            Self::Bound(binding) => {
+            Self::Bound { queue, binding } => {
                 out.put_u8(5);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
-            Self::Unbound(binding) => {
+            Self::Unbound { queue, binding } => {
                 out.put_u8(6);
+                out.put_u32_le(queue.unwrap_or(NO_QUEUE));
                 put_binding(out, binding);
             }
             Self::Topic { name, queues } => {
@@ -221,6 +306,57 @@ impl Change {
                 put_bytes(out, address);
                 put_entry(out, *entry);
             }
+            Self::Clock { ahead, elapsed } => {
+                out.put_u8(30);
+                out.put_i64_le(*ahead);
+                out.put_u64_le(elapsed.0);
+            }
+            Self::Fired {
+                axis,
+                before,
+                positions,
+            } => {
+                out.put_u8(31);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*before);
+                out.put_u32_le(positions.len() as u32);
+                positions.iter().for_each(|position| out.put_u64_le(position.0));
+            }
+            Self::TimerRecalled { axis, due, position } => {
+                out.put_u8(32);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*due);
+                out.put_u64_le(position.0);
+            }
+            Self::Timers {
+                axis,
+                minute,
+                end,
+                timers,
+            } => {
+                out.put_u8(33);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*minute);
+                out.put_u64_le(end.0);
+                put_bytes(out, timers);
+            }
+            Self::KeysOpen { scope, keys } => {
+                out.put_u8(40);
+                let (kind, name) = scope.parts();
+                out.put_u8(kind);
+                put_bytes(out, name);
+                out.put_u32_le(keys.len() as u32);
+                for key in keys {
+                    out.put_u128_le(key.fingerprint);
+                    out.put_u64_le(key.position.0);
+                    out.put_u64_le(key.closes_at);
+                }
+            }
+            Self::KeyClosed { holder, number } => {
+                out.put_u8(41);
+                put_bytes(out, holder);
+                out.put_u64_le(*number);
+            }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
                 out.put_u32_le(delivered.len() as u32);
@@ -254,6 +390,57 @@ impl Change {
                     out.put_u64_le(*count);
                 }
             }
+            Self::Page {
+                list,
+                number,
+                done,
+                first,
+                mixed,
+                stored,
+                entries,
+            } => {
+                out.put_u8(60);
+                for field in [*list, *number, *done, *first] {
+                    out.put_u64_le(field);
+                }
+                put_bools(out, &[*mixed]);
+                out.put_u32_le(stored.unwrap_or(u32::MAX));
+                put_bytes(out, entries);
+            }
+            Self::Tail {
+                list,
+                head,
+                start,
+                done,
+                bytes,
+                entries,
+            } => {
+                out.put_u8(61);
+                for field in [*list, *head, *start, *done, *bytes] {
+                    out.put_u64_le(field);
+                }
+                put_bytes(out, entries);
+            }
+            Self::Numbers { next_queue } => {
+                out.put_u8(62);
+                out.put_u32_le(*next_queue);
+            }
+            Self::Segment {
+                number,
+                keep_until,
+                pinned,
+            } => {
+                out.put_u8(63);
+                out.put_u64_le(*number);
+                out.put_u64_le(*keep_until);
+                out.put_u64_le(*pinned);
+            }
+            Self::TopicAt { id, name, queues } => {
+                out.put_u8(64);
+                out.put_u32_le(*id);
+                put_bytes(out, name);
+                out.put_u32_le(*queues);
+            }
         }
     }
 
@@ -276,6 +463,7 @@ impl Change {
                 internal: at.bool()?,
                 alternate: at.alternate()?,
                 hash_on: at.hash_on()?,
+                dedup: at.dedup()?,
                 arguments: at.bytes()?,
             }),
             2 => Self::ExchangeGone(at.bytes()?),
@@ -293,8 +481,14 @@ impl Change {
                 },
             },
             4 => Self::QueueGone { id: at.u32()? },
-            5 => Self::Bound(at.binding()?),
-            6 => Self::Unbound(at.binding()?),
+            5 => Self::Bound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
+            6 => Self::Unbound {
+                queue: Some(at.u32()?).filter(|queue| *queue != NO_QUEUE),
+                binding: at.binding()?,
+            },
             7 => Self::Topic {
                 name: at.bytes()?,
                 queues: at.u32()?,
@@ -321,6 +515,19 @@ impl Change {
                 let delivered: Option<Vec<_>> = (0..count).map(|_| Some((at.u32()?, at.u64()?))).collect();
                 Self::Stopped { delivered: delivered? }
             }
+            40 => {
+                let (kind, name) = (at.u8()?, at.bytes()?);
+                let count = at.u32()?;
+                let keys: Option<Vec<_>> = (0..count).map(|_| at.open_key()).collect();
+                Self::KeysOpen {
+                    scope: Scope::of(kind, name)?,
+                    keys: keys?,
+                }
+            }
+            41 => Self::KeyClosed {
+                holder: at.bytes()?,
+                number: at.u64()?,
+            },
             50 => Self::Note {
                 id: at.u32()?,
                 sequence: at.u64()?,
@@ -353,6 +560,30 @@ impl Change {
                 address: at.bytes()?,
                 entry: at.entry()?,
             },
+            30 => Self::Clock {
+                ahead: at.u64()? as i64,
+                elapsed: Millis(at.u64()?),
+            },
+            31 => {
+                let (axis, before, count) = (Axis::of(at.u8()?)?, at.u64()?, at.u32()?);
+                let positions: Option<Vec<_>> = (0..count).map(|_| Some(Position(at.u64()?))).collect();
+                Self::Fired {
+                    axis,
+                    before,
+                    positions: positions?,
+                }
+            }
+            32 => Self::TimerRecalled {
+                axis: Axis::of(at.u8()?)?,
+                due: at.u64()?,
+                position: Position(at.u64()?),
+            },
+            33 => Self::Timers {
+                axis: Axis::of(at.u8()?)?,
+                minute: at.u64()?,
+                end: Position(at.u64()?),
+                timers: at.bytes()?,
+            },
             20 => Self::QueueAltered {
                 id: at.u32()?,
                 limit: at.limit()?,
@@ -368,6 +599,34 @@ impl Change {
                 let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
                 Self::Purged { id, ranges: ranges? }
             }
+            60 => Self::Page {
+                list: at.u64()?,
+                number: at.u64()?,
+                done: at.u64()?,
+                first: at.u64()?,
+                mixed: at.bool()?,
+                stored: Some(at.u32()?).filter(|stored| *stored != u32::MAX),
+                entries: at.bytes()?,
+            },
+            61 => Self::Tail {
+                list: at.u64()?,
+                head: at.u64()?,
+                start: at.u64()?,
+                done: at.u64()?,
+                bytes: at.u64()?,
+                entries: at.bytes()?,
+            },
+            62 => Self::Numbers { next_queue: at.u32()? },
+            63 => Self::Segment {
+                number: at.u64()?,
+                keep_until: at.u64()?,
+                pinned: at.u64()?,
+            },
+            64 => Self::TopicAt {
+                id: at.u32()?,
+                name: at.bytes()?,
+                queues: at.u32()?,
+            },
             _ => return None,
         })
     }
@@ -443,6 +702,7 @@ fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
             out.put_u8(1);
             put_bytes(out, name);
         }
+        Destination::Topics => out.put_u8(2),
     }
     put_bytes(out, &binding.arguments);
     put_bytes(out, &binding.cookie);
@@ -465,7 +725,7 @@ impl Reader<'_> {
         Some(self.u8()? != 0)
     }
 
-    fn u32(&mut self) -> Option<u32> {
+    pub(crate) fn u32(&mut self) -> Option<u32> {
         Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
     }
 
@@ -476,6 +736,14 @@ impl Reader<'_> {
     pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let length = self.u32()?;
         self.take(length as usize).map(Bytes::copy_from_slice)
+    }
+
+    fn open_key(&mut self) -> Option<OpenKey> {
+        Some(OpenKey {
+            fingerprint: u128::from_le_bytes(self.take(16)?.try_into().ok()?),
+            position: Position(self.u64()?),
+            closes_at: self.u64()?,
+        })
     }
 
     fn binding(&mut self) -> Option<Binding> {
@@ -505,6 +773,7 @@ impl Reader<'_> {
         let destination = match self.u8()? {
             0 => Destination::Queue(self.bytes()?),
             1 => Destination::Exchange(self.bytes()?),
+            2 => Destination::Topics,
             _ => return None,
         };
         Some(Binding {
@@ -620,6 +889,11 @@ mod tests {
                 internal: true,
                 alternate: Some(Way::Exchange(name("ae"))),
                 hash_on: HashOn::Property(name("h")),
+                dedup: Some(crate::request::Dedup {
+                    property: name("p"),
+                    keys_max: 5,
+                    time: Some(Millis(9)),
+                }),
                 arguments: name("x"),
             }),
             Change::ExchangeGone(name("e")),
@@ -640,8 +914,14 @@ mod tests {
                 },
             },
             Change::QueueGone { id: 7 },
-            Change::Bound(binding.clone()),
-            Change::Unbound(headers),
+            Change::Bound {
+                queue: Some(7),
+                binding: binding.clone(),
+            },
+            Change::Unbound {
+                queue: None,
+                binding: headers,
+            },
             Change::Topic {
                 name: name("t"),
                 queues: 4,
@@ -661,6 +941,38 @@ mod tests {
                 keep: 9,
             },
             Change::HolderGone(name("c")),
+            Change::Clock {
+                ahead: -5,
+                elapsed: Millis(7),
+            },
+            Change::Fired {
+                axis: Axis::Absolute,
+                before: 9,
+                positions: vec![Position(8), Position(16)],
+            },
+            Change::TimerRecalled {
+                axis: Axis::Relative,
+                due: 1,
+                position: Position(8),
+            },
+            Change::Timers {
+                axis: Axis::Relative,
+                minute: 3,
+                end: Position(800),
+                timers: name("timers"),
+            },
+            Change::KeysOpen {
+                scope: Scope::Address(name("t")),
+                keys: vec![OpenKey {
+                    fingerprint: 1 << 100,
+                    position: Position(8),
+                    closes_at: u64::MAX,
+                }],
+            },
+            Change::KeyClosed {
+                holder: name("c"),
+                number: 7,
+            },
             Change::Consumed { id: 3 },
             Change::Note {
                 id: 1,

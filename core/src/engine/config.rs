@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use crate::request::Exchange;
+use crate::request::{Dedup, Exchange};
+use crate::time::Millis;
 
 /// When a persistent message counts as stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,10 @@ pub struct Config {
     pub anonymous_remote: bool,
     /// Exchanges that always exist, made at the first start.
     pub exchanges: Vec<Exchange>,
+    /// Topics that know copies of messages, by encoded name.
+    pub dedup_topics: Vec<(Bytes, Dedup)>,
+    /// Keys remembered by all topics and exchanges together, about 100 bytes each.
+    pub dedup_keys_max: usize,
     /// The address that native records carry and that clients use to ask for a message by its id.
     pub store_host: SocketAddr,
     /// Message queues of a topic that nobody asked a number for.
@@ -60,6 +65,14 @@ pub struct Config {
     pub retained_max: usize,
     /// Largest body, bytes.
     pub body_max: usize,
+    /// Longest time from a publish to its delivery.
+    pub delay_max: Millis,
+    /// How long after its half message a transaction is asked about first.
+    pub check_after: Millis,
+    /// How long after that again.
+    pub check_interval: Millis,
+    /// How often.
+    pub check_max: u32,
     /// Most bytes that may wait for the disk before publishes are held back.
     pub unsynced_max: usize,
     /// Memory for transient messages, bytes; beyond it they go to the log like any other.
@@ -68,6 +81,10 @@ pub struct Config {
     pub tail_cache: usize,
     /// Bytes of full index pages kept in memory before they go to the index files.
     pub index_cache: usize,
+    /// How long topics keep messages.
+    pub retention: Millis,
+    /// Bytes by which the log grows until the next checkpoint, at most.
+    pub checkpoint_bytes: u64,
 }
 
 impl Default for Config {
@@ -82,6 +99,8 @@ impl Default for Config {
             anonymous_loopback: true,
             anonymous_remote: false,
             exchanges: Vec::new(),
+            dedup_topics: Vec::new(),
+            dedup_keys_max: 1_000_000,
             store_host: SocketAddr::from(([127, 0, 0, 1], 10911)),
             topic_queues: 4,
             topics_auto_max: 10_000,
@@ -92,10 +111,16 @@ impl Default for Config {
             bindings_max: 10_000_000,
             retained_max: 1_000_000,
             body_max: 16 << 20,
+            delay_max: Millis::from_secs(3 * 24 * 3600),
+            check_after: Millis::from_secs(6),
+            check_interval: Millis::from_secs(30),
+            check_max: 15,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
             tail_cache: 64 << 20,
             index_cache: 16 << 20,
+            retention: Millis::from_secs(72 * 3600),
+            checkpoint_bytes: 256 << 20,
         }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Page {
     pub done: u64,
     /// Position of its first entry that was there: says which entries lie before a place in the log.
     pub first: Position,
+    /// Its entries lie in more than one segment, or some in memory only.
+    pub mixed: bool,
     pub slot: Slot,
 }
 
@@ -38,6 +40,14 @@ pub(crate) struct Page {
 pub(crate) enum Slot {
     Resident(Box<PageEntries>),
     Stored(u32),
+}
+
+/// Entries that are not done with.
+pub(crate) enum Open {
+    /// So many of a page whose first record lies there, all in one segment.
+    Page { first: Position, count: i64 },
+    /// One of them.
+    Entry { sequence: u64, entry: Entry },
 }
 
 /// A page's entries while somebody looks at them.
@@ -61,6 +71,16 @@ impl View<'_> {
 pub(crate) fn first_position(entries: &[Entry]) -> Position {
     let first = entries.iter().find(|entry| entry.size > 0);
     first.map_or(Position(u64::MAX), |entry| entry.position)
+}
+
+fn is_mixed(entries: &[Entry], store: &Pages) -> bool {
+    let mut segments = entries
+        .iter()
+        .filter(|entry| entry.size > 0)
+        .map(|entry| store.segment(entry.position));
+    let first = segments.next();
+    first.is_some_and(|first| segments.any(|segment| segment != first))
+        || entries.iter().any(|entry| { entry.position }.is_memory())
 }
 
 fn bit(sequence: u64) -> u64 {
@@ -159,6 +179,7 @@ impl EntryList {
             self.pages.push_back(Page {
                 done,
                 first,
+                mixed: is_mixed(&self.tail, &self.store),
                 slot: Slot::Resident(entries),
             });
         }
@@ -370,6 +391,7 @@ impl EntryList {
         if let Slot::Resident(entries) = &mut self.pages[index].slot {
             entries[at] = entry;
         }
+        self.pages[index].mixed = true;
         true
     }
 
@@ -448,6 +470,28 @@ impl EntryList {
         }
     }
 
+    /// Calls `each` with every open entry; with those of a page together where they lie in one segment, so
+    /// that the page need not be read.
+    pub(crate) fn each_open(&self, mut each: impl FnMut(Open)) {
+        let mut from = self.head;
+        for (index, page) in self.pages.iter().enumerate() {
+            let end = (self.head / PAGE + index as u64 + 1) * PAGE;
+            if page.mixed {
+                self.iter_from(from)
+                    .take_while(|(sequence, _)| *sequence < end)
+                    .for_each(|(sequence, entry)| each(Open::Entry { sequence, entry }));
+            } else if page.done != u64::MAX {
+                each(Open::Page {
+                    first: page.first,
+                    count: i64::from((!page.done >> (from % PAGE)).count_ones()),
+                });
+            }
+            from = end;
+        }
+        self.iter_from(from)
+            .for_each(|(sequence, entry)| each(Open::Entry { sequence, entry }));
+    }
+
     /// The numbers of its pages in the index files.
     pub(crate) fn stored_pages(&self) -> impl Iterator<Item = u32> + '_ {
         self.pages.iter().filter_map(|page| match page.slot {
@@ -487,7 +531,7 @@ mod tests {
             (seed >> 33) % below
         };
         for round in 0..20 {
-            let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 3));
+            let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 3));
             let id = ListId::queue(7);
             let mut list = EntryList::new(id, &pages);
             let start = random(200);

@@ -200,6 +200,8 @@ impl State {
     }
 
     pub(crate) fn append_to_topic(&mut self, topic: u32, queue: u32, entry: Entry) {
+        self.log
+            .keep_until(entry.position, self.stored_at + self.config.retention);
         let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
         message_queue.entries.push(entry);
         if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {

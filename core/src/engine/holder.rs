@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::boundary::{Notice, Publish};
 use crate::engine::change::Change;
+use crate::engine::dedup::Scope;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State};
@@ -213,6 +214,7 @@ impl State {
         let Some(holder) = self.holders.remove(name) else {
             return;
         };
+        self.dedups.forget(&Scope::Holder(name.clone()));
         if let Some(at) = holder.ends_at {
             self.holder_ends.remove(&(at, name.clone()));
         }
@@ -357,7 +359,10 @@ impl State {
             cookie: Bytes::new(),
         };
         self.router.bind(&binding, Some(id));
-        self.change(&Change::Bound(binding));
+        self.change(&Change::Bound {
+            queue: Some(id),
+            binding,
+        });
         Ok(id)
     }
 
@@ -412,6 +417,7 @@ impl State {
 
     pub(crate) fn replay_holder_gone(&mut self, name: &Bytes) {
         if let Some(holder) = self.holders.remove(name) {
+            self.dedups.forget(&Scope::Holder(name.clone()));
             for (queue, _) in holder.shares {
                 self.lose_member(queue);
             }
@@ -470,7 +476,6 @@ impl State {
     // --- checkpoint -------------------------------------------------------------------------------
 
     /// Sessions with their memberships, wills and notes, as changes that make them again.
-    #[allow(dead_code)]
     pub(crate) fn checkpoint_holders(&self, put: &mut dyn FnMut(&Change)) {
         for (name, holder) in self.holders.iter().filter(|(_, holder)| holder.durable) {
             let name = name.clone();

@@ -6,8 +6,10 @@
 
 mod batch;
 mod change;
+mod checkpoint;
 mod config;
 mod consume;
+mod dedup;
 mod entries;
 mod group;
 mod holder;
@@ -20,10 +22,14 @@ mod republish;
 mod retained;
 mod router;
 mod state;
+mod targets;
+mod timers;
 mod topology;
 mod trie;
+mod wheel;
 mod writer;
 
+pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use writer::StoreFailed;
@@ -31,10 +37,11 @@ pub use writer::StoreFailed;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
-use crate::boundary::{Admission, Broker, Link, Peer, Publish, RequestId, Settlement};
-use crate::engine::change::Change;
+use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
+use crate::engine::checkpoint::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
@@ -42,9 +49,10 @@ use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
+use crate::store::record::Position;
 use crate::store::recovery::{self, RecoveryError};
 use crate::store::storage::{FileStorage, Storage};
-use crate::time::Clock;
+use crate::time::{Clock, Millis};
 
 /// Decodes and encodes back a change: for the fuzzer.
 pub(crate) fn decode_change(bytes: &[u8]) {
@@ -55,8 +63,8 @@ pub(crate) fn decode_change(bytes: &[u8]) {
     }
 }
 
-/// Size of a log segment, bytes.
-pub const SEGMENT_SIZE: u64 = 256 << 20;
+/// Holds of one tick, so that whoever calls it may do something else in between.
+const TURNS_MAX: usize = 16;
 
 /// Why a data folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -78,8 +86,17 @@ pub struct Engine(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
+    storage: Arc<dyn Storage>,
+    segment_size: u64,
+    /// Where this life of the broker began to write.
+    log_begin: Position,
+    maintenance: Mutex<Maintenance>,
+    closing: Mutex<bool>,
+    closed: Condvar,
     clock: Arc<dyn Clock>,
     writer: Writer,
+    /// Woken when something is due earlier than was known.
+    alarm: Mutex<Option<Waker>>,
 }
 
 impl Engine {
@@ -88,11 +105,12 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says whether somebody else has it, or what is wrong with it.
     pub fn open(folder: &Path, config: Config, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let storage = FileStorage::open(folder, SEGMENT_SIZE).map_err(|error| match error.kind() {
+        let storage = FileStorage::open(folder).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked,
             _ => OpenError::Io(error),
         })?;
-        Self::open_storage(Arc::new(storage), SEGMENT_SIZE, config, clock)
+        let segment_size = storage.segment_size();
+        Self::open_storage(Arc::new(storage), segment_size, config, clock)
     }
 
     /// As [`open`](Self::open), on any storage.
@@ -107,13 +125,27 @@ impl Engine {
         // Records are applied to a state whose log is not the real one yet: where that goes on is known
         // only when everything was read.
         let placeholder = Log::new(Arc::clone(&storage), 0, segment_size, config.tail_cache, now.wall);
-        let pages = Arc::new(Pages::new(Arc::clone(&storage), config.index_cache / PAGE_LEN));
+        let pages = Arc::new(Pages::new(
+            Arc::clone(&storage),
+            segment_size,
+            config.index_cache / PAGE_LEN,
+        ));
         let mut state = State::new(Arc::clone(&config), placeholder, pages, now);
         state.replaying = true;
+        for (topic, window) in &config.dedup_topics {
+            state.dedups.remember(topic, window);
+        }
+        let checkpoint = checkpoint::find(&*storage)?;
+        let mut maintenance = Maintenance::default();
+        if let Some((number, trailer)) = checkpoint {
+            maintenance = Maintenance::recovered(number, trailer.start);
+            state.read_checkpoint(&*storage, number, &trailer)?;
+        }
         let mut replay = Replay::default();
         // Batches are taken as long as there is room for some; several may find that at once.
         let unwritten_max = (config.unsynced_max + config.body_max + 16 * Commit::BYTES_MAX) as u64;
-        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, |header, record| {
+        let from = checkpoint.map(|(_, trailer)| trailer);
+        let recovered = recovery::replay(&*storage, segment_size, unwritten_max, from, |header, record| {
             replay.apply(&mut state, header, &record);
         })?;
         replay.finish(&mut state);
@@ -133,16 +165,27 @@ impl Engine {
             let _ = state.declare_exchange(exchange);
         }
         state.changed = false;
-        let writer = Writer::new(storage, segment_size, config.flush, state.log.synced());
+        let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
+            log_begin: state.log.end(),
             state: Mutex::new(state),
+            storage,
+            segment_size,
+            maintenance: Mutex::new(maintenance),
+            closing: Mutex::new(false),
+            closed: Condvar::new(),
             clock,
             writer,
+            alarm: Mutex::new(None),
         })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maintenance(&self) -> MutexGuard<'_, Maintenance> {
+        self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One hold of the engine's lock, and what follows from it.
@@ -173,6 +216,11 @@ impl Engine {
         for waker in after.wakers {
             waker.wake();
         }
+        if after.deadline_moved
+            && let Some(alarm) = &*self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            alarm.wake_by_ref();
+        }
         if after.unwritten {
             self.wrote_to_log(after.awaited, after.unsynced);
         }
@@ -180,8 +228,38 @@ impl Engine {
 
     /// Sessions whose time is up end, and wills are published. To be called about once a second.
     pub fn tick(&self) {
+        self.fire();
         while self.hold(State::end_expired_holders) {}
         self.hold(State::sweep_retained);
+        self.hold(|state| state.dedups.expire(state.now));
+    }
+
+    /// Delivers what is due, as far as that takes no longer than a few milliseconds. To be called when
+    /// [`next_deadline`](Self::next_deadline) has come.
+    pub fn fire(&self) {
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::turn_timers) {
+                break;
+            }
+        }
+    }
+
+    /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let state = self.lock();
+        let now = self.0.clock.now();
+        state.timers.next(now)
+    }
+
+    /// Who is to be woken when the next deadline has become an earlier one.
+    pub fn set_alarm(&self, alarm: Waker) {
+        *self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner) = Some(alarm);
+    }
+
+    /// Timed messages that wait, and the memory that it takes to know of them, bytes.
+    pub fn timers(&self) -> (u64, usize) {
+        let state = self.lock();
+        (state.timers.len(), state.timers.memory())
     }
 
     /// How many addresses have a last value.
@@ -192,6 +270,10 @@ impl Engine {
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
     /// durable and returns.
     pub fn close(&self) {
+        // What is read back at the next start is short then.
+        if let Err(error) = self.checkpoint() {
+            tracing::warn!(%error, "no checkpoint was taken");
+        }
         self.hold(|state| {
             if std::mem::replace(&mut state.closing, true) {
                 return;
@@ -243,6 +325,15 @@ impl Link for EngineLink {
                 {
                     state.block(id);
                     return Admission::Partial;
+                }
+                if let Some(shortage) = state.shortage.filter(|_| !state.closing) {
+                    if publish.waits {
+                        state.block(id);
+                        return Admission::Partial;
+                    }
+                    state.reject(id, publish.token, Reject::Shortage(shortage));
+                    batch.pop_front();
+                    continue;
                 }
                 state.publish_one(id, publish, destinations);
                 batch.pop_front();
@@ -333,6 +424,7 @@ impl State {
                 leased,
             } => self.get(link, subscription, &queue, leased),
             Request::Commit(commit) => self.commit(link, commit),
+            Request::TakeBack { position, unique_key } => self.take_back(position, &unique_key),
             Request::Attach(attach) => self.attach(link, attach),
             Request::Detach { keep, keep_will } => Ok(self.detach(link, keep, keep_will)),
             Request::Note { subscription, notes } => self.note(link, subscription, &notes),

@@ -5,6 +5,7 @@ use bytes::{BufMut, Bytes};
 use crate::attributes::Attribute;
 use crate::engine::change::{Reader, put_bools, put_bytes};
 use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
+use crate::request::Dedup;
 use crate::time::Millis;
 
 /// Stands for a number that is not there.
@@ -52,6 +53,14 @@ pub(crate) fn put_hash_on(out: &mut Vec<u8>, hash_on: &HashOn) {
             out.put_u8(*attribute as u8);
         }
     }
+}
+
+pub(crate) fn put_dedup(out: &mut Vec<u8>, dedup: Option<&Dedup>) {
+    put_bools(out, &[dedup.is_some()]);
+    let Some(dedup) = dedup else { return };
+    put_bytes(out, &dedup.property);
+    out.put_u32_le(dedup.keys_max);
+    put_number(out, dedup.time.map(|time| time.0));
 }
 
 pub(crate) fn put_policy(out: &mut Vec<u8>, policy: Option<&Policy>) {
@@ -104,6 +113,17 @@ impl Reader<'_> {
             2 => HashOn::Attribute(Attribute::from_id(self.u8()?)?),
             _ => return None,
         })
+    }
+
+    pub(crate) fn dedup(&mut self) -> Option<Option<Dedup>> {
+        if !self.bool()? {
+            return Some(None);
+        }
+        Some(Some(Dedup {
+            property: self.bytes()?,
+            keys_max: self.u32()?,
+            time: self.number()?.map(Millis),
+        }))
     }
 
     pub(crate) fn policy(&mut self) -> Option<Option<Box<Policy>>> {

@@ -270,7 +270,7 @@ mod tests {
     use crate::store::storage::MemoryStorage;
 
     fn progress() -> Progress {
-        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), usize::MAX));
+        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, usize::MAX));
         Progress::new(EntryList::new(ListId(1), &pages))
     }
 

@@ -7,15 +7,16 @@ use bytes::Bytes;
 
 use crate::address::fnv1a;
 use crate::attributes::{Attribute, Iter, Name, Value};
-use crate::boundary::{Event, Fate, Outcome, Publish, Reject, Stored};
+use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
+use crate::engine::dedup::Key;
 use crate::engine::group::tag_hash;
 use crate::engine::progress::{EXPIRES, Entry};
 use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
 use crate::properties;
-use crate::store::record::{NewMessage, Position};
+use crate::store::record::{Later, NewMessage, Position};
 use crate::time::Millis;
 
 /// The topic of messages whose own topic may not be made any more.
@@ -31,13 +32,15 @@ pub(crate) struct Birth {
     pub host: SocketAddr,
     /// Position of the half message that it was, or 0.
     pub prepared: u64,
+    /// The dedup key that it opens.
+    pub dedup: Option<Key>,
 }
 
 /// Where a message goes.
 pub(crate) struct Placed {
     route: Arc<Route>,
     /// Topic, message queue and offset.
-    topic_queue: Option<(u32, u32, u64)>,
+    pub topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
     pub routes: u32,
     /// It changes the last value of its address.
@@ -55,23 +58,44 @@ impl State {
     /// Takes one message. Exactly one outcome follows.
     pub(crate) fn publish_one(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) {
         if let Err(reject) = self.try_publish(link, publish, destinations) {
-            let outcome = Outcome {
-                first: publish.token,
-                count: 1,
-                fate: Fate::Rejected(reject),
-            };
-            self.outcome_now(link, outcome, true);
+            self.reject(link, publish.token, reject);
         }
+    }
+
+    /// The message is certainly not stored.
+    pub(crate) fn reject(&mut self, link: LinkId, token: u64, reject: Reject) {
+        let outcome = Outcome {
+            first: token,
+            count: 1,
+            fate: Fate::Rejected(reject),
+        };
+        self.outcome_now(link, outcome, true);
     }
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
+        let later = self.later(publish.deliver)?;
+        if let Some(HolderKey::Close(number)) = publish.holder_key {
+            self.close_key(link, publish, number);
+            return Ok(());
+        }
+        let dedup = self.dedup_key(link, publish)?;
+        if let Some(opened) = dedup.and_then(|key| self.dedups.find(key, self.now)) {
+            self.tell_duplicate(link, publish, opened);
+            return Ok(());
+        }
         let placed = self.place(publish)?;
         if placed.routes == 0 && publish.mandatory {
             self.give_back(link, publish);
         }
-        let birth = self.birth(link);
-        let stored = self.put(publish, birth, &placed, destinations);
+        let birth = Birth {
+            dedup,
+            ..self.birth(link)
+        };
+        let stored = match later {
+            None => self.put(publish, birth, &placed, destinations),
+            Some(later) => self.put_later(publish, birth, &placed, later),
+        };
         self.tell_stored(link, publish, stored);
         Ok(())
     }
@@ -89,6 +113,7 @@ impl State {
         Birth {
             host: self.born_host(link),
             prepared: 0,
+            dedup: None,
         }
     }
 
@@ -138,6 +163,9 @@ impl State {
             weak: true,
         };
         if route.queues.is_empty() && topic_queue.is_none() && !is_retained {
+            if let Some(key) = birth.dedup {
+                self.open_key(key, nowhere.position);
+            }
             return nowhere;
         }
         self.find_durable(route, publish.persistent, destinations);
@@ -279,6 +307,36 @@ impl State {
         }
     }
 
+    /// Stores a message that nobody sees yet.
+    pub(crate) fn store_later(
+        &mut self,
+        publish: &Publish,
+        birth: Birth,
+        (queue, offset): (u32, u64),
+        later: Later,
+    ) -> (Position, Message) {
+        let Self {
+            config,
+            properties,
+            log,
+            stored_at,
+            dedups,
+            ..
+        } = self;
+        let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
+        new.dedup = birth.dedup.map(|key| dedups.for_record(key));
+        new.later = Some(later);
+        new.topic_queue = Some((queue, offset));
+        let len = new.len();
+        let (position, record) = log.append(len, *stored_at, |record, position, synced| {
+            new.write(record, position, synced, *stored_at, true);
+        });
+        if let Some(key) = birth.dedup {
+            self.open_key(key, position);
+        }
+        (position, Message::new(record))
+    }
+
     fn store(
         &mut self,
         publish: &Publish,
@@ -295,10 +353,12 @@ impl State {
             memory,
             stored_at,
             topics,
+            dedups,
             ..
         } = self;
         let mut new = NewMessage::of(publish, birth.host, config.store_host, *stored_at, properties);
         new.prepared = birth.prepared;
+        new.dedup = birth.dedup.map(|key| dedups.for_record(key));
         new.destinations = destinations;
         new.exchange = exchange;
         new.topic_queue = topic_queue.map(|(_, queue, offset)| (queue, offset));
@@ -317,6 +377,9 @@ impl State {
                 new.write(record, position, Position(0), *stored_at, false)
             })
         };
+        if let Some(key) = birth.dedup {
+            self.open_key(key, position);
+        }
         (position, Message::new(record))
     }
 

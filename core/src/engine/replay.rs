@@ -1,8 +1,11 @@
 //! Rebuilding the state from the log: every record is applied in order.
 
+use bytes::Bytes;
+
 use crate::attributes::Iter;
 use crate::engine::change::Change;
 use crate::engine::consume::drop_notes;
+use crate::engine::dedup::Scope;
 use crate::engine::group::tag_hash;
 use crate::engine::holder::PendingWill;
 use crate::engine::progress::Entry;
@@ -10,9 +13,9 @@ use crate::engine::publish::expires_at;
 use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
-use crate::request::Destination;
+use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
-use crate::store::record::{HEADER, Header, Kind, MessageRecord};
+use crate::store::record::{HEADER, Header, Kind, MessageRecord, Position};
 use crate::time::Millis;
 
 /// What a replay has to remember until its end.
@@ -20,22 +23,29 @@ use crate::time::Millis;
 pub(crate) struct Replay {
     /// Set by a clean stop, cleared by anything behind it.
     delivered: Option<Map<u32, u64>>,
+    /// Records so far.
+    applied: u64,
 }
 
 impl Replay {
     /// Applies one record.
     pub(crate) fn apply(&mut self, state: &mut State, header: Header, record: &Slice) {
         self.delivered = None;
+        self.applied += 1;
+        if self.applied.is_multiple_of(1024) {
+            state.store_pages();
+        }
         state.stored_at = state.stored_at.max(header.stored_at);
         match header.kind {
             Kind::Message => replay_message(state, header, record),
             Kind::Settle => replay_settle(state, &record[HEADER..]),
             Kind::Change => match Change::decode(&record[HEADER..]) {
                 Some(Change::Stopped { delivered }) => self.delivered = Some(delivered.into_iter().collect()),
+                Some(change @ Change::Fired { .. }) => state.replay_timers(header.position, change),
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
             },
-            Kind::SegmentHead | Kind::SegmentEnd => {}
+            Kind::SegmentHead | Kind::SegmentEnd | Kind::CheckpointEnd => {}
         }
     }
 
@@ -50,6 +60,7 @@ impl Replay {
             queue.progress.replay_done(below, queue.had_consumer);
         }
         clamp_offsets(state);
+        state.replay_timers_done();
         state.replay_holders_done();
         state.settled.clear();
         state.changed = false;
@@ -67,6 +78,14 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         size: record.len() as u32,
         word: 0,
     };
+    if let Some((kind, name, fingerprint)) = view.dedup()
+        && let Some(scope) = Scope::of(kind, Bytes::copy_from_slice(name))
+    {
+        state.replay_key(scope, fingerprint, header.position, header.stored_at);
+    }
+    if let Some(later) = view.later() {
+        return state.replay_later(later, entry);
+    }
     if let Some((queue, offset)) = view.topic_queue()
         && let Some(topic) = state.topic_ids.get(view.topic()).copied()
         && let Some(queue) = state.topics[topic as usize].queues.get_mut(queue as usize)
@@ -78,6 +97,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
                 ..entry
             },
         );
+        state
+            .log
+            .keep_until(header.position, header.stored_at + state.config.retention);
     }
     let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
     for (id, sequence) in view.destinations() {
@@ -108,33 +130,49 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
     }
 }
 
-fn replay_change(state: &mut State, change: Change) {
+/// Whether the queue that a binding leads to is still the one of that name.
+fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
+    match &binding.destination {
+        Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
+        Destination::Exchange(_) | Destination::Topics => true,
+    }
+}
+
+/// Applies a change; once more if need be.
+pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
+        Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
+            state.replay_timers(Position(0), change);
+        }
         Change::Exchange(exchange) => {
             if state.router.exchange(&exchange.name).is_none() {
+                state.remember_keys(&exchange);
                 state.router.add_exchange(exchange);
             }
         }
         Change::ExchangeGone(name) => {
+            state.forget_keys(&name);
             state.router.remove_exchange(&name);
         }
         Change::Queue { id, queue } => state.put_queue(id, queue),
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
                 state.release_entries(&queue);
-                state.queue_ids.remove(&queue.spec.name);
+                if state.queue_ids.get(&queue.spec.name) == Some(&id) {
+                    state.queue_ids.remove(&queue.spec.name);
+                }
                 state.router.remove_queue(&queue.topic, id);
             }
         }
-        Change::Bound(binding) => {
-            let queue = match &binding.destination {
-                Destination::Queue(name) => state.queue_ids.get(name).copied(),
-                Destination::Exchange(_) => None,
-            };
-            state.router.bind(&binding, queue);
+        Change::Bound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.bind(&binding, queue);
+            }
         }
-        Change::Unbound(binding) => {
-            state.router.unbind(&binding);
+        Change::Unbound { queue, binding } => {
+            if is_current(state, queue, &binding) {
+                state.router.unbind(&binding);
+            }
         }
         Change::Topic { name, queues } => {
             state.put_topic(name, queues);
@@ -194,7 +232,15 @@ fn replay_change(state: &mut State, change: Change) {
             }
         }
         Change::Attempts { .. } | Change::Purged { .. } => {}
-        Change::Stopped { .. } => {}
+        Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
+        Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
+        Change::Stopped { .. }
+        | Change::Fired { .. }
+        | Change::Page { .. }
+        | Change::Tail { .. }
+        | Change::Numbers { .. }
+        | Change::Segment { .. }
+        | Change::TopicAt { .. } => {}
     }
 }
 

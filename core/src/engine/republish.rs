@@ -2,8 +2,6 @@
 //! common. One atomic batch of the log holds what is done thereby and the new record, which is routed by the
 //! bindings of that moment.
 
-#![allow(dead_code, reason = "timers, retries and dead letters build on it")]
-
 use std::net::SocketAddr;
 use std::ops::Range;
 
@@ -16,6 +14,7 @@ use crate::engine::publish::{Birth, Placed};
 use crate::engine::router::QueueId;
 use crate::engine::state::State;
 use crate::message::{Format, Message};
+use crate::properties;
 
 /// Most messages that one republished message may cause to be republished in turn (a full queue drops to
 /// another full queue, and so on): whoever follows histories ends cycles long before.
@@ -37,7 +36,7 @@ impl Revived {
         let (format, origin) = view.origin();
         let is_native = format == Format::NATIVE;
         let native = Native {
-            queue_id: view.topic_queue().map(|(queue, _)| queue).filter(|_| is_native),
+            queue_id: is_native.then_some(view.native_queue().0),
             flag: view.flag(),
             sys_flag: view.sys_flag(),
             born_at: view.born_at(),
@@ -61,6 +60,7 @@ impl Revived {
             birth: Birth {
                 host: view.born_host(),
                 prepared: 0,
+                dedup: None,
             },
         }
     }
@@ -69,8 +69,18 @@ impl Revived {
     pub(crate) fn new(publish: Publish, host: SocketAddr) -> Self {
         Self {
             publish,
-            birth: Birth { host, prepared: 0 },
+            birth: Birth {
+                host,
+                prepared: 0,
+                dedup: None,
+            },
         }
+    }
+
+    /// The key of a native message whose properties were changed lies in the new ones.
+    pub(crate) fn retag(&mut self) {
+        let tag = properties::find(&self.publish.origin, properties::TAGS).unwrap_or_default();
+        self.publish.key = self.publish.origin.slice_ref(tag);
     }
 
     /// What only native messages have; foreign ones keep their flag and birth in it.

@@ -356,7 +356,6 @@ impl State {
     }
 
     /// Everything a checkpoint needs to make the index again.
-    #[allow(dead_code)]
     pub(crate) fn checkpoint_retained(&self, put: &mut dyn FnMut(&Change)) {
         for (address, entry) in self.retained.iter() {
             let address = Bytes::copy_from_slice(address);

@@ -3,18 +3,20 @@
 //! It is monotone: creating an exchange, queue or topic never takes a delivery away. A queue gets one
 //! copy whatever matched.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::address::{key_words, levels_from_key};
-use crate::attributes::{Iter, Name, Value};
+use crate::address::{encode_name, key_words, levels_from_key, split_whole_key, whole_key};
+use crate::attributes::Name;
 use crate::boundary::{Publish, Reject};
+use crate::engine::targets::{Found, HeadersIndex, Ring, Targets};
 use crate::engine::trie::{Map, Trie};
 use crate::message::{Entry, Format};
+use crate::policy::{HashOn, Way};
 use crate::properties::{self, AttributeIter};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Source};
+use crate::request::{Binding, Destination, Exchange, ExchangeKind, Matcher, Source};
 
 /// A queue's number, stable for its life and in the log.
 pub(crate) type QueueId = u32;
@@ -32,15 +34,65 @@ pub(crate) struct Route {
 
 struct ExchangeState {
     exchange: Exchange,
-    /// Direct: by key. Fanout: all under the empty key. Values are targets with their count.
-    by_key: Map<Bytes, Vec<(u64, u32)>>,
-    patterns: Trie,
-    headers: Vec<(Headers, u64)>,
-    bindings: usize,
+    table: Table,
+    /// Bindings from it and to it.
+    from: Vec<Arc<Binding>>,
+    to: Vec<Arc<Binding>>,
+}
+
+/// How an exchange finds its targets.
+enum Table {
+    /// Direct: by key. Fanout: all under the empty key.
+    Keys(Map<Bytes, Targets>),
+    Patterns(Trie),
+    Headers(HeadersIndex),
+    Ring(Ring),
+}
+
+impl Table {
+    fn of(kind: ExchangeKind) -> Self {
+        match kind {
+            ExchangeKind::Fanout | ExchangeKind::Direct => Self::Keys(Map::default()),
+            ExchangeKind::Pattern => Self::Patterns(Trie::default()),
+            ExchangeKind::Headers => Self::Headers(HeadersIndex::default()),
+            ExchangeKind::Hash => Self::Ring(Ring::default()),
+        }
+    }
+
+    fn change(&mut self, kind: ExchangeKind, matcher: &Matcher, target: u64, add: bool) {
+        match (self, matcher) {
+            (Self::Keys(by_key), matcher) => {
+                let key = match (kind, matcher) {
+                    (ExchangeKind::Direct, Matcher::Key(key)) => key.clone(),
+                    (ExchangeKind::Direct, _) => return,
+                    _ => Bytes::new(),
+                };
+                if add {
+                    by_key.entry(key).or_default().add(target);
+                } else if let Some(targets) = by_key.get_mut(&key) {
+                    targets.remove(target);
+                    if targets.is_empty() {
+                        by_key.remove(&key);
+                    }
+                }
+            }
+            (Self::Patterns(trie), Matcher::Pattern(pattern)) if add => trie.insert(pattern, target),
+            (Self::Patterns(trie), Matcher::Pattern(pattern)) => trie.remove(pattern, target),
+            (Self::Headers(index), Matcher::Headers(headers)) if add => index.add(headers, target),
+            (Self::Headers(index), Matcher::Headers(headers)) => index.remove(headers, target),
+            (Self::Ring(ring), Matcher::Key(weight)) if add => ring.add(target, weight),
+            (Self::Ring(ring), Matcher::Key(weight)) => ring.remove(target, weight),
+            _ => {}
+        }
+    }
 }
 
 /// Marks a target that is an exchange's number instead of a queue's.
 const TO_EXCHANGE: u64 = 1 << 32;
+
+/// A target that is whatever the whole key leads to, as a queue's name or as an address.
+const TO_NAMED_QUEUE: u64 = 1 << 34;
+const TO_TOPICS: u64 = 1 << 35;
 
 /// In the root trie: this binding does not see what enters through another exchange.
 const TOPICS_ONLY: u64 = 1 << 33;
@@ -59,10 +111,12 @@ pub(crate) struct Router {
     /// goes straight to a queue reaches it either way.
     queues: Map<Bytes, (QueueId, bool)>,
     /// Every binding once, with its cookie and target.
-    bindings: Map<Binding, (Bytes, u64)>,
-    by_queue: Map<QueueId, Vec<Binding>>,
+    bindings: Map<Arc<Binding>, (Bytes, u64)>,
+    by_queue: Map<QueueId, Vec<Arc<Binding>>>,
     cache: Map<Box<[u8]>, Arc<Route>>,
     cache_key: Vec<u8>,
+    /// What all routing so far has looked at: bindings, exchanges, nodes of tries.
+    steps: u64,
 }
 
 fn identity(binding: &Binding) -> Binding {
@@ -77,6 +131,19 @@ impl Router {
 
     pub(crate) fn exchange(&self, name: &[u8]) -> Option<&Exchange> {
         Some(&self.exchange_state(name)?.exchange)
+    }
+
+    pub(crate) fn exchanges(&self) -> impl Iterator<Item = &Exchange> {
+        self.exchanges.iter().flatten().map(|state| &state.exchange)
+    }
+
+    /// Bindings that lead to exchanges, with their cookies.
+    pub(crate) fn bindings_to_exchanges(&self) -> impl Iterator<Item = (&Binding, &Bytes)> {
+        let to_exchange = |target: u64| target & TO_EXCHANGE != 0;
+        self.bindings
+            .iter()
+            .filter(move |(_, (_, target))| to_exchange(*target))
+            .map(|(binding, (cookie, _))| (&**binding, cookie))
     }
 
     pub(crate) fn exchange_count(&self) -> usize {
@@ -97,37 +164,39 @@ impl Router {
         let id = self.exchanges.len() as u32;
         self.exchange_ids.insert(exchange.name.clone(), id);
         self.exchanges.push(Some(ExchangeState {
+            table: Table::of(exchange.kind),
             exchange,
-            by_key: Map::default(),
-            patterns: Trie::default(),
-            headers: Vec::new(),
-            bindings: 0,
+            from: Vec::new(),
+            to: Vec::new(),
         }));
         self.cache.clear();
     }
 
     /// Bindings from an exchange.
     pub(crate) fn bindings_from(&self, name: &[u8]) -> usize {
-        self.exchange_state(name).map_or(0, |state| state.bindings)
+        self.exchange_state(name).map_or(0, |state| state.from.len())
     }
 
-    /// Removes an exchange and all bindings from and to it; gives those, with their cookies.
-    pub(crate) fn remove_exchange(&mut self, name: &Bytes) -> Vec<Binding> {
-        let gone: Vec<Binding> = self
-            .bindings
-            .keys()
-            .filter(|b| {
-                b.source == Source::Exchange(name.clone()) || b.destination == Destination::Exchange(name.clone())
-            })
-            .cloned()
-            .collect();
+    /// Removes an exchange and all bindings from and to it; gives those.
+    pub(crate) fn remove_exchange(&mut self, name: &Bytes) -> Vec<Arc<Binding>> {
+        let Some(id) = self.exchange_ids.remove(name) else {
+            return Vec::new();
+        };
+        let Some(mut state) = self.exchanges[id as usize].take() else {
+            return Vec::new();
+        };
+        self.cache.clear();
+        let mut gone = std::mem::take(&mut state.from);
+        // One from the exchange to itself stands in both lists.
+        gone.extend(
+            state
+                .to
+                .drain(..)
+                .filter(|binding| !matches!(&binding.source, Source::Exchange(source) if source == name)),
+        );
         for binding in &gone {
             self.unbind(binding);
         }
-        if let Some(id) = self.exchange_ids.remove(name) {
-            self.exchanges[id as usize] = None;
-        }
-        self.cache.clear();
         gone
     }
 
@@ -140,11 +209,11 @@ impl Router {
     }
 
     /// Removes a queue and its bindings; gives those.
-    pub(crate) fn remove_queue(&mut self, encoded_name: &[u8], queue: QueueId) -> Vec<Binding> {
+    pub(crate) fn remove_queue(&mut self, encoded_name: &[u8], queue: QueueId) -> Vec<Arc<Binding>> {
         if self.queues.get(encoded_name).is_some_and(|(known, _)| *known == queue) {
             self.queues.remove(encoded_name);
         }
-        let gone = self.by_queue.get(&queue).cloned().unwrap_or_default();
+        let gone = self.by_queue.remove(&queue).unwrap_or_default();
         for binding in &gone {
             self.unbind(binding);
         }
@@ -158,7 +227,7 @@ impl Router {
             .get(&queue)
             .into_iter()
             .flatten()
-            .map(|b| (b, &self.bindings[b].0))
+            .map(|b| (&**b, &self.bindings[b].0))
     }
 
     // --- bindings ---------------------------------------------------------------------------------
@@ -175,30 +244,30 @@ impl Router {
         let Some(target) = self.target(&binding.destination, queue) else {
             return false;
         };
-        self.bindings.insert(key.clone(), (binding.cookie.clone(), target));
+        let key = Arc::new(key);
+        self.bindings.insert(Arc::clone(&key), (binding.cookie.clone(), target));
         if let Some(queue) = queue {
-            self.by_queue.entry(queue).or_default().push(key);
+            self.by_queue.entry(queue).or_default().push(Arc::clone(&key));
         }
-        self.index(binding, target, true);
+        self.index(&key, target, true);
         self.cache.clear();
         true
     }
 
     /// Removes a binding. Gives whether there was one.
     pub(crate) fn unbind(&mut self, binding: &Binding) -> bool {
-        let key = identity(binding);
-        let Some((_, target)) = self.bindings.remove(&key) else {
+        let Some((key, (_, target))) = self.bindings.remove_entry(&identity(binding)) else {
             return false;
         };
-        if target & TO_EXCHANGE == 0
+        if target < TO_EXCHANGE
             && let Some(of_queue) = self.by_queue.get_mut(&(target as QueueId))
         {
-            of_queue.retain(|b| *b != key);
+            forget(of_queue, &key);
             if of_queue.is_empty() {
                 self.by_queue.remove(&(target as QueueId));
             }
         }
-        self.index(binding, target, false);
+        self.index(&key, target, false);
         self.cache.clear();
         true
     }
@@ -207,51 +276,44 @@ impl Router {
         match destination {
             Destination::Queue(_) => queue.map(u64::from),
             Destination::Exchange(name) => self.exchange_ids.get(name).map(|id| TO_EXCHANGE | u64::from(*id)),
+            Destination::Topics => Some(TO_TOPICS),
         }
     }
 
-    fn index(&mut self, binding: &Binding, target: u64, add: bool) {
-        let name = match (&binding.source, &binding.matcher) {
-            (Source::Exchange(name), _) => name,
-            (source, Matcher::Pattern(pattern)) => {
-                let value = if *source == Source::Topics {
-                    target | TOPICS_ONLY
+    fn state_mut(&mut self, name: &Bytes) -> Option<&mut ExchangeState> {
+        let id = self.exchange_ids.get(name)?;
+        self.exchanges[*id as usize].as_mut()
+    }
+
+    fn index(&mut self, binding: &Arc<Binding>, target: u64, add: bool) {
+        if let Destination::Exchange(name) = &binding.destination
+            && let Some(state) = self.state_mut(name)
+        {
+            if add {
+                state.to.push(Arc::clone(binding));
+            } else {
+                forget(&mut state.to, binding);
+            }
+        }
+        match (&binding.source, &binding.matcher) {
+            (Source::Exchange(name), matcher) => {
+                let Some(state) = self.state_mut(name) else { return };
+                if add {
+                    state.from.push(Arc::clone(binding));
                 } else {
-                    target
+                    forget(&mut state.from, binding);
+                }
+                state.table.change(state.exchange.kind, matcher, target, add);
+            }
+            (source, Matcher::Pattern(pattern)) => {
+                let value = match source {
+                    Source::Topics => target | TOPICS_ONLY,
+                    _ => target,
                 };
                 if add {
                     self.root.insert(pattern, value)
                 } else {
                     self.root.remove(pattern, value)
-                }
-                return;
-            }
-            _ => return,
-        };
-        let Some(id) = self.exchange_ids.get(name) else { return };
-        let Some(state) = &mut self.exchanges[*id as usize] else {
-            return;
-        };
-        if add {
-            state.bindings += 1;
-        } else {
-            state.bindings -= 1;
-        }
-        match (state.exchange.kind, &binding.matcher) {
-            (ExchangeKind::Fanout, _) => count_target(&mut state.by_key, Bytes::new(), target, add),
-            (ExchangeKind::Direct, Matcher::Key(key)) => count_target(&mut state.by_key, key.clone(), target, add),
-            (ExchangeKind::Pattern, Matcher::Pattern(pattern)) => {
-                if add {
-                    state.patterns.insert(pattern, target)
-                } else {
-                    state.patterns.remove(pattern, target)
-                }
-            }
-            (ExchangeKind::Headers, Matcher::Headers(headers)) => {
-                if add {
-                    state.headers.push((headers.clone(), target));
-                } else if let Some(at) = state.headers.iter().position(|(h, t)| h == headers && *t == target) {
-                    state.headers.swap_remove(at);
                 }
             }
             _ => {}
@@ -280,12 +342,15 @@ impl Router {
         let mut walk = Walk {
             router: self,
             publish,
-            exchanges: Vec::new(),
+            exchanges: BTreeSet::new(),
             queues: Vec::new(),
             cacheable: true,
+            found: None,
+            steps: 0,
         };
         walk.run();
-        let (mut queues, cacheable) = (walk.queues, walk.cacheable);
+        let (mut queues, cacheable, steps) = (walk.queues, walk.cacheable, walk.steps);
+        self.steps += steps;
         queues.sort_unstable();
         queues.dedup();
         let route = Arc::new(Route {
@@ -303,21 +368,9 @@ impl Router {
     }
 }
 
-fn count_target(by_key: &mut Map<Bytes, Vec<(u64, u32)>>, key: Bytes, target: u64, add: bool) {
-    let targets = by_key.entry(key.clone()).or_default();
-    match targets.iter().position(|(t, _)| *t == target) {
-        Some(at) if add => targets[at].1 += 1,
-        None if add => targets.push((target, 1)),
-        Some(at) => {
-            targets[at].1 -= 1;
-            if targets[at].1 == 0 {
-                targets.swap_remove(at);
-            }
-        }
-        None => {}
-    }
-    if targets.is_empty() {
-        by_key.remove(&key);
+fn forget(list: &mut Vec<Arc<Binding>>, binding: &Arc<Binding>) {
+    if let Some(at) = list.iter().rposition(|known| Arc::ptr_eq(known, binding)) {
+        list.remove(at);
     }
 }
 
@@ -325,10 +378,19 @@ fn count_target(by_key: &mut Map<Bytes, Vec<(u64, u32)>>, key: Bytes, target: u6
 struct Walk<'a> {
     router: &'a Router,
     publish: &'a Publish,
-    /// Exchanges visited: makes cycles of bindings harmless.
-    exchanges: Vec<u32>,
+    /// Exchanges visited: makes cycles of bindings harmless. The root is among them as [`TO_TOPICS`].
+    exchanges: BTreeSet<u64>,
     queues: Vec<QueueId>,
     cacheable: bool,
+    found: Option<Found<'a>>,
+    steps: u64,
+}
+
+/// Where a walk goes on, and by which key: that of the topic, or the whole address's.
+#[derive(Clone, Copy)]
+struct Step {
+    target: u64,
+    whole: bool,
 }
 
 impl Walk<'_> {
@@ -339,12 +401,19 @@ impl Walk<'_> {
         {
             self.queues.push(*queue);
         }
+        self.steps += 1;
         if entry == Entry::Queue {
             return;
         }
-        let mut next: Vec<u64> = Vec::new();
+        let mut next = Vec::new();
         if let Some(id) = self.router.exchange_ids.get(topic) {
-            next.push(TO_EXCHANGE | u64::from(*id));
+            next.push(Step {
+                target: TO_EXCHANGE | u64::from(*id),
+                whole: false,
+            });
+        }
+        if entry != Entry::Exchange {
+            self.exchanges.insert(TO_TOPICS);
         }
         let mut levels: Vec<&[u8]> = vec![topic];
         levels.extend(
@@ -352,86 +421,217 @@ impl Walk<'_> {
                 .into_iter()
                 .flat_map(|text| text.split(|b| *b == b'.')),
         );
-        self.router.root.find(&levels, &mut |value| {
+        self.steps += self.router.root.find(&levels, &mut |value| {
             if value & TOPICS_ONLY == 0 || entry != Entry::Exchange {
-                next.push(value & !TOPICS_ONLY);
+                next.push(Step {
+                    target: value & !TOPICS_ONLY,
+                    whole: true,
+                });
             }
         });
-        while let Some(target) = next.pop() {
-            if target & TO_EXCHANGE == 0 {
-                self.queues.push(target as u32);
-            } else {
-                self.visit_exchange(target as u32, &mut next);
+        while let Some(step) = next.pop() {
+            match step.target {
+                queue if queue < TO_EXCHANGE => self.queues.push(queue as QueueId),
+                TO_NAMED_QUEUE => {
+                    let name = encode_name(&self.key(step.whole));
+                    self.queues
+                        .extend(self.router.queues.get(&name).map(|(queue, _)| *queue));
+                    self.steps += 1;
+                }
+                target if !self.exchanges.insert(target) => {}
+                TO_TOPICS => self.visit_topics(step.whole, &mut next),
+                target => self.visit_exchange(target as u32, step.whole, &mut next),
             }
         }
     }
 
-    fn visit_exchange(&mut self, id: u32, next: &mut Vec<u64>) {
-        if self.exchanges.contains(&id) {
-            return;
+    /// The key that bindings match: of a message that came through the root, the whole address.
+    fn key(&self, whole: bool) -> Bytes {
+        if whole && self.publish.entry == Entry::Topic {
+            whole_key(&self.publish.topic, &self.publish.key)
+        } else {
+            self.publish.key.clone()
         }
-        self.exchanges.push(id);
+    }
+
+    /// Patterns over whole addresses, for a message that gets to them by an exchange.
+    fn visit_topics(&mut self, whole: bool, next: &mut Vec<Step>) {
+        let key = self.key(whole);
+        let (topic, key) = split_whole_key(&key);
+        let mut levels: Vec<&[u8]> = vec![&topic];
+        levels.extend(
+            levels_from_key(&key)
+                .into_iter()
+                .flat_map(|text| text.split(|b| *b == b'.')),
+        );
+        self.steps += self.router.root.find(&levels, &mut |value| {
+            next.push(Step {
+                target: value & !TOPICS_ONLY,
+                whole,
+            });
+        });
+    }
+
+    fn visit_exchange(&mut self, id: u32, whole: bool, next: &mut Vec<Step>) {
+        self.steps += 1;
         let Some(state) = &self.router.exchanges[id as usize] else {
             return;
         };
-        let key = &self.publish.key;
-        match state.exchange.kind {
-            ExchangeKind::Fanout => next.extend(state.by_key.get(&b""[..]).into_iter().flatten().map(|(t, _)| t)),
-            ExchangeKind::Direct => next.extend(state.by_key.get(&key[..]).into_iter().flatten().map(|(t, _)| t)),
-            ExchangeKind::Pattern => {
-                let words: Vec<&[u8]> = key_words(key).collect();
-                state.patterns.find(&words, &mut |target| next.push(target));
+        let before = next.len();
+        let key = self.key(whole);
+        let mut push = |target| next.push(Step { target, whole });
+        match &state.table {
+            Table::Keys(by_key) => {
+                let key = match state.exchange.kind {
+                    ExchangeKind::Direct => &key[..],
+                    _ => &[],
+                };
+                by_key.get(key).into_iter().flat_map(Targets::iter).for_each(push);
             }
-            ExchangeKind::Hash => {}
-            ExchangeKind::Headers => {
+            Table::Patterns(trie) => {
+                let words: Vec<&[u8]> = key_words(&key).collect();
+                self.steps += trie.find(&words, &mut push);
+            }
+            Table::Headers(index) => {
                 self.cacheable = false;
-                let found = collect_user(self.publish);
-                next.extend(
-                    state
-                        .headers
-                        .iter()
-                        .filter(|(h, _)| headers_match(h, &found))
-                        .map(|(_, t)| t),
-                );
+                let found = self.found.get_or_insert_with(|| collect_user(self.publish));
+                self.steps += index.find(found, push);
+            }
+            Table::Ring(ring) => {
+                let (target, steps) = match &state.exchange.hash_on {
+                    HashOn::Key => ring.find(&key),
+                    hash_on => {
+                        self.cacheable = false;
+                        ring.find(&hashed(self.publish, hash_on))
+                    }
+                };
+                self.steps += steps;
+                target.into_iter().for_each(push);
             }
         }
+        if next.len() > before {
+            return;
+        }
+        let alternate = match &state.exchange.alternate {
+            None => return,
+            Some(Way::Queue) => Some(TO_NAMED_QUEUE),
+            Some(Way::Topics) => Some(TO_TOPICS),
+            Some(Way::Exchange(name)) => self
+                .router
+                .exchange_ids
+                .get(name)
+                .map(|id| TO_EXCHANGE | u64::from(*id)),
+        };
+        next.extend(alternate.map(|target| Step { target, whole }));
     }
 }
 
-fn collect_user(publish: &Publish) -> BTreeMap<&[u8], Value<'_>> {
-    let all = match publish.format {
+fn properties_of(publish: &Publish) -> AttributeIter<'_> {
+    match publish.format {
         Format::NATIVE => properties::attributes(&publish.origin),
         _ => AttributeIter::encoded(publish.attributes.iter()),
-    };
-    all.filter_map(|(name, value)| match name {
-        Name::User(name) => Some((name, value)),
-        Name::Known(_) => None,
-    })
-    .collect()
+    }
 }
 
-fn headers_match(headers: &Headers, found: &BTreeMap<&[u8], Value<'_>>) -> bool {
-    let mut wanted = Iter::new(&headers.wanted).filter_map(|(name, value)| match name {
+fn collect_user(publish: &Publish) -> Found<'_> {
+    let user = properties_of(publish).filter_map(|(name, value)| match name {
         Name::User(name) => Some((name, value)),
         Name::Known(_) => None,
     });
-    let fits = |(name, value): (&[u8], Value<'_>)| match (found.get(name), value) {
-        (None, _) => false,
-        (Some(_), Value::Null) => true,
-        (Some(have), want) => same_value(*have, want),
-    };
-    if headers.all {
-        wanted.all(fits)
-    } else {
-        wanted.any(fits)
-    }
+    user.collect()
 }
 
-/// Integers are equal whatever their width; an integer never equals a float.
-fn same_value(have: Value<'_>, want: Value<'_>) -> bool {
-    match (have, want) {
-        (Value::Int(a), Value::Uint(b)) | (Value::Uint(b), Value::Int(a)) => u64::try_from(a) == Ok(b),
-        (Value::Text(a) | Value::Binary(a), Value::Text(b) | Value::Binary(b)) => a == b,
-        (a, b) => a == b,
+/// What a hashing exchange hashes of a message; nothing when it has no such property.
+fn hashed(publish: &Publish, hash_on: &HashOn) -> Vec<u8> {
+    let wanted = match hash_on {
+        HashOn::Key => return publish.key.to_vec(),
+        HashOn::Property(name) => Name::User(name),
+        HashOn::Attribute(attribute) => Name::Known(*attribute),
+    };
+    let mut text = Vec::new();
+    if let Some((_, value)) = properties_of(publish).find(|(name, _)| *name == wanted) {
+        properties::write_value(value, &mut text);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Pattern;
+    use crate::attributes::{Attributes, AttributesBuilder, Value};
+    use crate::request::Headers;
+
+    const NAME: Bytes = Bytes::from_static(b"e");
+
+    fn exchange(kind: ExchangeKind) -> Exchange {
+        Exchange {
+            name: NAME,
+            kind,
+            durable: false,
+            auto_delete: false,
+            internal: false,
+            alternate: None,
+            hash_on: HashOn::Key,
+            dedup: None,
+            arguments: Bytes::new(),
+        }
+    }
+
+    fn headers(id: u32) -> Attributes {
+        let mut builder = AttributesBuilder::default();
+        builder.put(Name::User(b"type"), Value::Text(b"report"));
+        builder.put(Name::User(b"id"), Value::Uint(id.into()));
+        builder.finish()
+    }
+
+    fn matcher(kind: ExchangeKind, n: u32) -> Matcher {
+        match kind {
+            ExchangeKind::Pattern => Matcher::Pattern(Pattern::from_key_pattern(format!("a.{n}.*.#").as_bytes())),
+            ExchangeKind::Headers => Matcher::Headers(Headers {
+                all: true,
+                wanted: Bytes::copy_from_slice(headers(n).as_bytes()),
+            }),
+            ExchangeKind::Hash => Matcher::Key(Bytes::from_static(b"1")),
+            _ => Matcher::Key(format!("a.{n}.b").into()),
+        }
+    }
+
+    /// What routing one message looks at, among so many bindings of which one matches.
+    fn steps(kind: ExchangeKind, bindings: u32) -> u64 {
+        let mut router = Router::default();
+        router.add_exchange(exchange(kind));
+        for n in 0..bindings {
+            let binding = Binding {
+                source: Source::Exchange(NAME),
+                matcher: matcher(kind, n),
+                destination: Destination::Queue(format!("q{n}").into()),
+                arguments: Bytes::new(),
+                cookie: Bytes::new(),
+            };
+            assert!(router.bind(&binding, Some(n)));
+        }
+        let publish = Publish {
+            topic: NAME,
+            key: Bytes::from_static(b"a.7.b"),
+            attributes: headers(7),
+            format: Format(9),
+            ..Publish::default()
+        };
+        let before = router.steps;
+        let route = router.route(&publish).expect("the exchange exists");
+        assert_eq!(route.queues.len(), 1);
+        assert!(kind == ExchangeKind::Hash || route.queues == [7]);
+        router.steps - before
+    }
+
+    #[test]
+    fn routing_among_100_000_bindings_costs_nothing_for_those_that_do_not_match() {
+        for kind in [ExchangeKind::Direct, ExchangeKind::Pattern, ExchangeKind::Headers] {
+            let (few, many) = (steps(kind, 100), steps(kind, 100_000));
+            assert!(many <= few + 1, "{kind:?}: {many} steps instead of {few}");
+        }
+        // One search by halves.
+        assert!(steps(ExchangeKind::Hash, 100_000) <= 17 + 3);
     }
 }

@@ -7,10 +7,11 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, SubscriptionId};
+use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::config::Config;
 use crate::engine::consume::{Queue, Subscription};
+use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
@@ -19,6 +20,7 @@ use crate::engine::publish::Destinations;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
+use crate::engine::timers::Timers;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
@@ -68,6 +70,8 @@ pub(crate) struct LinkState {
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
     pub blocked: bool,
+    /// Was told what is short.
+    told_shortage: bool,
 }
 
 /// An outcome that waits for the disk.
@@ -113,6 +117,7 @@ pub(crate) struct State {
     /// Groups that ever registered on a topic, by topic name.
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
+    pub dedups: Dedups,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -128,6 +133,8 @@ pub(crate) struct State {
     held_links: Vec<LinkId>,
     blocked_links: Vec<LinkId>,
     waiting: VecDeque<Waiting>,
+    /// The log before this is as safe as the flush mode says.
+    released: Position,
     /// Outcomes before this index belong to earlier holds and are not merged with.
     waiting_base: usize,
     /// Acks of durable queues in this hold: queue, first, count.
@@ -141,6 +148,9 @@ pub(crate) struct State {
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
+    pub timers: Timers,
+    /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
+    pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
     pub destinations: Destinations,
     /// A message is being published again; those that it causes wait in `republishes`.
@@ -152,6 +162,8 @@ pub(crate) struct State {
     pub replaying: bool,
     /// The broker is going down: nothing new is taken.
     pub closing: bool,
+    /// What publishers have to wait for.
+    pub shortage: Option<Shortage>,
 }
 
 /// What the end of a hold asks for outside of it.
@@ -162,6 +174,7 @@ pub(crate) struct After {
     /// Somebody waits for the disk.
     pub awaited: bool,
     pub work: bool,
+    pub deadline_moved: bool,
     pub unsynced: usize,
 }
 
@@ -183,6 +196,7 @@ impl State {
             groups: Map::default(),
             topic_groups: Map::default(),
             holders: Map::default(),
+            dedups: Dedups::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
@@ -195,6 +209,7 @@ impl State {
             held_links: Vec::new(),
             blocked_links: Vec::new(),
             waiting: VecDeque::new(),
+            released: Position(0),
             waiting_base: 0,
             settled: Vec::new(),
             dirty_queues: Vec::new(),
@@ -203,12 +218,15 @@ impl State {
             steps: 0,
             properties: Vec::new(),
             payload: Vec::new(),
+            timers: Timers::new(now),
+            deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
             republishes: VecDeque::new(),
             changed: false,
             replaying: false,
             closing: false,
+            shortage: None,
         }
     }
 
@@ -237,6 +255,7 @@ impl State {
             pulls: Map::default(),
             parked: Vec::new(),
             blocked: false,
+            told_shortage: false,
         });
         let index = match self.free_links.pop() {
             Some(index) => {
@@ -372,8 +391,14 @@ impl State {
         });
     }
 
+    /// Whether what lies there is as safe as the flush mode says: nobody has to wait for it.
+    pub(crate) fn is_safe(&self, position: Position) -> bool {
+        position < self.released.max(self.log.synced())
+    }
+
     /// The log is safe up to `mark`: whoever waited for that is told.
     pub(crate) fn release(&mut self, mark: Position) {
+        self.released = self.released.max(mark);
         while self.waiting.front().is_some_and(|waiting| waiting.mark <= mark) {
             let waiting = self.waiting.pop_front().expect("there is a front");
             if let Some(link) = self.touch(waiting.link) {
@@ -387,12 +412,18 @@ impl State {
 
     /// Publishers that were held back are told to go on, once there is room again.
     pub(crate) fn unblock(&mut self) {
-        if self.blocked_links.is_empty() || self.log.unsynced() > self.config.unsynced_max / 2 {
+        if self.blocked_links.is_empty()
+            || self.log.unsynced() > self.config.unsynced_max / 2
+            || (self.shortage.is_some() && !self.closing)
+        {
             return;
         }
         for id in std::mem::take(&mut self.blocked_links) {
             if let Some(link) = self.touch(id) {
                 link.blocked = false;
+                if std::mem::take(&mut link.told_shortage) {
+                    link.stage(Event::Notice(Notice::Unblocked));
+                }
                 link.stage(Event::Writable);
             }
         }
@@ -404,6 +435,12 @@ impl State {
             && !std::mem::replace(&mut link.blocked, true)
         {
             self.blocked_links.push(id);
+        }
+        if let Some(shortage) = self.shortage
+            && let Some(link) = self.link(id)
+            && !std::mem::replace(&mut link.told_shortage, true)
+        {
+            self.notify(id, Notice::Blocked(shortage));
         }
     }
 
@@ -476,7 +513,7 @@ impl State {
     }
 
     /// Index pages beyond what the memory may hold go to their files.
-    fn store_pages(&mut self) {
+    pub(crate) fn store_pages(&mut self) {
         while let Some((list, page)) = self.pages.next_to_store() {
             let stored = self.list(list).map_or(Ok(()), |entries| entries.store_page(page));
             if let Err(error) = stored {
@@ -550,6 +587,7 @@ impl State {
             unwritten: self.log.has_unwritten(),
             awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
             work: !self.work.is_empty(),
+            deadline_moved: std::mem::take(&mut self.deadline_moved),
             unsynced: self.log.unsynced(),
         }
     }
@@ -599,6 +637,7 @@ impl LinkState {
 /// Adds an outcome to the one before it when the same became of both.
 fn merge(last: &mut Outcome, outcome: &Outcome) -> bool {
     let same = match (last.fate, outcome.fate) {
+        (Fate::Duplicate(a), Fate::Duplicate(b)) => a.weak == b.weak,
         (Fate::Stored(a), Fate::Stored(b)) => (a.routes == 0) == (b.routes == 0) && a.weak == b.weak,
         (a, b) => a == b,
     };

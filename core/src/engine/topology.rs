@@ -1,5 +1,7 @@
 //! Exchanges, queues and bindings: declaring, deleting, binding.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::address::encode_name;
@@ -43,6 +45,7 @@ impl State {
         if exchange.durable {
             self.change(&Change::Exchange(exchange.clone()));
         }
+        self.remember_keys(&exchange);
         self.router.add_exchange(exchange.clone());
         Ok(Reply::Exchange(Box::new(exchange)))
     }
@@ -61,14 +64,15 @@ impl State {
         if durable {
             self.change(&Change::ExchangeGone(name.clone()));
         }
+        self.forget_keys(name);
         let gone = self.router.remove_exchange(name);
-        self.drop_unbound_exchanges(&gone);
+        self.drop_unbound_exchanges(gone);
         Ok(Reply::Done)
     }
 
-    /// Auto-delete exchanges go with their last binding.
-    fn drop_unbound_exchanges(&mut self, gone: &[Binding]) {
-        for binding in gone {
+    /// Auto-delete exchanges go with their last binding, and others that only they were bound to with them.
+    fn drop_unbound_exchanges(&mut self, mut gone: Vec<Arc<Binding>>) {
+        while let Some(binding) = gone.pop() {
             let Source::Exchange(name) = &binding.source else {
                 continue;
             };
@@ -81,8 +85,8 @@ impl State {
             if exchange.durable {
                 self.change(&Change::ExchangeGone(name.clone()));
             }
-            let gone = self.router.remove_exchange(name);
-            self.drop_unbound_exchanges(&gone);
+            self.forget_keys(name);
+            gone.extend(self.router.remove_exchange(name));
         }
     }
 
@@ -144,8 +148,13 @@ impl State {
         }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
-        let entries = EntryList::new(ListId::queue(id), &self.pages);
         self.router.add_queue(topic.clone(), id, spec.addressable);
+        if let Some(queue) = self.queue(id) {
+            // A checkpoint knew it already.
+            queue.spec = spec;
+            return;
+        }
+        let entries = EntryList::new(ListId::queue(id), &self.pages);
         self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
     }
 
@@ -207,7 +216,7 @@ impl State {
         self.queue_ids.remove(&queue.spec.name);
         self.release_entries(&queue);
         let gone = self.router.remove_queue(&queue.topic, id);
-        self.drop_unbound_exchanges(&gone);
+        self.drop_unbound_exchanges(gone);
         if let Some(owner) = queue.owner.and_then(|owner| self.link(owner)) {
             owner.exclusive.retain(|exclusive| *exclusive != id);
         }
@@ -220,7 +229,7 @@ impl State {
         check_pattern(&binding.matcher)?;
         self.check_binding_limit()?;
         if self.router.bind(&binding, queue) && durable {
-            self.change(&Change::Bound(binding));
+            self.change(&Change::Bound { queue, binding });
         }
         Ok(Reply::Done)
     }
@@ -233,12 +242,13 @@ impl State {
     }
 
     pub(crate) fn unbind(&mut self, link: LinkId, binding: Binding) -> Result<Reply, Refusal> {
-        let (_, durable) = self.check_ends(link, &binding)?;
+        let (queue, durable) = self.check_ends(link, &binding)?;
         if self.router.unbind(&binding) {
             if durable {
-                self.change(&Change::Unbound(binding.clone()));
+                let binding = binding.clone();
+                self.change(&Change::Unbound { queue, binding });
             }
-            self.drop_unbound_exchanges(&[binding]);
+            self.drop_unbound_exchanges(vec![Arc::new(binding)]);
         }
         Ok(Reply::Done)
     }
@@ -259,6 +269,7 @@ impl State {
                 let exchange = self.router.exchange(name).ok_or_else(|| no_exchange(name))?;
                 Ok((None, exchange.durable && source_durable))
             }
+            Destination::Topics => Ok((None, source_durable)),
         }
     }
 }

@@ -18,8 +18,8 @@ struct Node {
     literal: Map<Bytes, u32>,
     one: Option<u32>,
     many: Option<u32>,
-    /// Values of patterns that end here, each with how often it was inserted and whether its first level
-    /// is a wildcard that spares `$`.
+    /// Values of patterns that end here, each with whether its first level is a wildcard that spares `$` and
+    /// how often it was inserted; sorted, because thousands may share one pattern.
     here: Vec<(u64, bool, u32)>,
 }
 
@@ -78,9 +78,9 @@ impl Trie {
         }
         let spare = spares(pattern);
         let here = &mut self.nodes[at as usize].here;
-        match here.iter_mut().find(|(v, s, _)| *v == value && *s == spare) {
-            Some((_, _, count)) => *count += 1,
-            None => here.push((value, spare, 1)),
+        match here.binary_search_by_key(&(value, spare), |(v, s, _)| (*v, *s)) {
+            Ok(at) => here[at].2 += 1,
+            Err(at) => here.insert(at, (value, spare, 1)),
         }
     }
 
@@ -95,12 +95,12 @@ impl Trie {
         }
         let spare = spares(pattern);
         let here = &mut self.nodes[*path.last().expect("begins with the root") as usize].here;
-        let Some(index) = here.iter().position(|(v, s, _)| *v == value && *s == spare) else {
+        let Ok(index) = here.binary_search_by_key(&(value, spare), |(v, s, _)| (*v, *s)) else {
             return;
         };
         here[index].2 -= 1;
         if here[index].2 == 0 {
-            here.swap_remove(index);
+            here.remove(index);
         }
         self.prune(&path, &pattern.levels);
     }
@@ -124,8 +124,9 @@ impl Trie {
         }
     }
 
-    /// Calls `found` with the value of every pattern that matches, maybe more than once.
-    pub(crate) fn find(&self, levels: &[&[u8]], found: &mut impl FnMut(u64)) {
+    /// Calls `found` with the value of every pattern that matches, maybe more than once. Gives how many nodes
+    /// were looked at.
+    pub(crate) fn find(&self, levels: &[&[u8]], found: &mut impl FnMut(u64)) -> u64 {
         let dollar = levels.first().is_some_and(|level| begins_with_dollar(level));
         let mut search = Search {
             trie: self,
@@ -133,8 +134,10 @@ impl Trie {
             dollar,
             reached: Vec::new(),
             found,
+            steps: 0,
         };
         search.visit(ROOT, 0);
+        search.steps
     }
 
     fn child(&self, at: u32, level: &Level) -> Option<u32> {
@@ -162,10 +165,12 @@ struct Search<'a, F> {
     /// behind is covered, which keeps the search short however many `Many` a pattern has.
     reached: Vec<(u32, usize)>,
     found: &'a mut F,
+    steps: u64,
 }
 
 impl<F: FnMut(u64)> Search<'_, F> {
     fn visit(&mut self, at: u32, depth: usize) {
+        self.steps += 1;
         let node = &self.trie.nodes[at as usize];
         if let Some(many) = node.many {
             self.visit_many(many, depth);
@@ -203,6 +208,7 @@ impl<F: FnMut(u64)> Search<'_, F> {
 
     /// As [`visit`](Self::visit), but what ends at this node was reported already.
     fn visit_behind(&mut self, at: u32, depth: usize) {
+        self.steps += 1;
         let node = &self.trie.nodes[at as usize];
         if let Some(many) = node.many {
             self.visit_many(many, depth);

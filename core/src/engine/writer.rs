@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::boundary::Shortage;
 use crate::engine::Engine;
 use crate::engine::config::Flush;
 use crate::store::chunk::Slice;
@@ -37,6 +38,8 @@ pub(crate) struct Writer {
     signalled: Condvar,
     /// The signal is set already: spares taking its lock.
     requested: AtomicBool,
+    /// There was no room for the next segment.
+    pub(crate) full: AtomicBool,
 }
 
 struct Writing {
@@ -72,6 +75,7 @@ impl Writer {
             signal: Mutex::default(),
             signalled: Condvar::new(),
             requested: AtomicBool::new(false),
+            full: AtomicBool::new(false),
         }
     }
 
@@ -130,13 +134,26 @@ impl Writer {
         let at = writing.written.0;
         if at % self.segment_size > self.segment_size / 2 {
             let next = at / self.segment_size + 1;
-            if writing.claimed.insert(next) {
-                self.storage.claim(FileId::segment(next), self.segment_size)?;
+            if !writing.claimed.contains(&next) {
+                match self.storage.claim(FileId::segment(next), self.segment_size) {
+                    Ok(()) => {
+                        writing.claimed.insert(next);
+                        self.full.store(false, Ordering::Release);
+                    }
+                    // The other half of this segment is for acks, until there is room again.
+                    Err(error) if is_full(&error) => self.full.store(true, Ordering::Release),
+                    Err(error) => return Err(error),
+                }
             }
         }
         writing.claimed.retain(|segment| *segment >= at / self.segment_size);
         Ok(())
     }
+}
+
+/// Whether an error says that the disk is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Writing {
@@ -248,6 +265,9 @@ impl Engine {
             state.begin(self.0.clock.now());
             state.log.set_synced(written);
             state.release(written);
+            if self.0.writer.full.load(Ordering::Acquire) {
+                state.shortage = Some(Shortage::Disk);
+            }
             state.unblock();
             state.finish()
         };
@@ -274,5 +294,7 @@ impl Engine {
         let writer = &self.0.writer;
         writer.signal.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
         writer.signalled.notify_all();
+        *self.0.closing.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.closed.notify_all();
     }
 }

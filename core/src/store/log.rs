@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position, framed_len};
+use crate::store::segments::Segments;
 use crate::store::storage::{FileId, Storage};
 use crate::time::Millis;
 
@@ -38,35 +39,6 @@ impl LogChunk {
     }
 }
 
-/// How many entries point into each segment: queues', timers' and others' that need the record, not topics'.
-#[derive(Debug, Default)]
-pub(crate) struct Pins {
-    /// Number of `counts[0]`.
-    first: u64,
-    counts: VecDeque<i64>,
-}
-
-impl Pins {
-    fn change(&mut self, segment: u64, by: i64) {
-        if self.counts.is_empty() {
-            self.first = segment;
-        }
-        while segment < self.first {
-            self.counts.push_front(0);
-            self.first -= 1;
-        }
-        let index = (segment - self.first) as usize;
-        while self.counts.len() <= index {
-            self.counts.push_back(0);
-        }
-        self.counts[index] += by;
-        debug_assert!(
-            self.counts[index] >= 0,
-            "segment {segment} is released more often than held"
-        );
-    }
-}
-
 /// The log's tail in memory and the way to everything before it.
 pub(crate) struct Log {
     storage: Arc<dyn Storage>,
@@ -83,7 +55,7 @@ pub(crate) struct Log {
     blocks: VecDeque<(u64, Slice)>,
     /// Batches that were begun and not ended: one in another is part of it.
     batches: u32,
-    pins: Pins,
+    segments: Segments,
 }
 
 impl Log {
@@ -107,7 +79,7 @@ impl Log {
             synced: Position(start),
             blocks: VecDeque::new(),
             batches: 0,
-            pins: Pins::default(),
+            segments: Segments::default(),
         };
         log.append_head(now);
         log
@@ -116,7 +88,7 @@ impl Log {
     /// As [`new`](Self::new), with what the log before counted for each segment.
     pub(crate) fn going_on(self, before: &mut Self) -> Self {
         Self {
-            pins: std::mem::take(&mut before.pins),
+            segments: std::mem::take(&mut before.segments),
             ..self
         }
     }
@@ -188,19 +160,45 @@ impl Log {
 
     /// One more entry points to a record in the log.
     pub(crate) fn pin(&mut self, position: Position) {
-        self.pins.change(position.0 / self.segment_size, 1);
+        self.segments.pin(position.0 / self.segment_size);
+    }
+
+    /// As [`pin`](Self::pin), for an entry that a checkpoint has counted already.
+    pub(crate) fn repin(&mut self, position: Position) {
+        self.segments.at(position.0 / self.segment_size).pins += 1;
     }
 
     /// One entry fewer does.
     pub(crate) fn unpin(&mut self, position: Position) {
-        self.pins.change(position.0 / self.segment_size, -1);
+        self.segments.unpin(position.0 / self.segment_size);
+    }
+
+    /// A topic wants the record until then.
+    pub(crate) fn keep_until(&mut self, position: Position, until: Millis) {
+        let segment = self.segments.at(position.0 / self.segment_size);
+        segment.keep_until = segment.keep_until.max(until);
+    }
+
+    /// A segment is removed: nothing of it is kept in memory either.
+    pub(crate) fn forget_segment(&mut self, number: u64) {
+        self.segments.forget(number);
+        let range = number * self.segment_size..(number + 1) * self.segment_size;
+        self.blocks.retain(|(base, _)| !range.contains(base));
+    }
+
+    /// What each segment is needed for.
+    pub(crate) fn segments(&mut self) -> &mut Segments {
+        &mut self.segments
     }
 
     fn append_here(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position, Position)) -> (Position, Slice) {
+        // A segment that is filled to its last byte is followed by the next without a gap: what is written at
+        // once must not lie in both.
+        let segment = |position: u64| position / self.segment_size;
         let fits = self
             .chunks
             .back()
-            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end);
+            .is_some_and(|c| c.writer.room() >= len && c.end() == self.end && segment(c.base) == segment(self.end));
         if !fits {
             self.chunks.push_back(LogChunk {
                 base: self.end,
@@ -243,8 +241,10 @@ impl Log {
     }
 
     fn append_head(&mut self, now: Millis) {
+        let kib = (self.segment_size >> 10) as u32;
         self.append_here(HEAD_LEN, |record, position, synced| {
             record[HEADER..HEADER + 4].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+            record[HEADER + 4..HEADER + 8].copy_from_slice(&kib.to_le_bytes());
             record::seal(
                 record,
                 Header {

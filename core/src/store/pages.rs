@@ -103,7 +103,10 @@ impl ListId {
 }
 
 /// The files of pages.
-pub(crate) struct Pages(Mutex<Inner>);
+pub(crate) struct Pages {
+    segment_size: u64,
+    inner: Mutex<Inner>,
+}
 
 struct Inner {
     storage: Arc<dyn Storage>,
@@ -124,8 +127,8 @@ struct Inner {
 
 impl Pages {
     /// No pages yet, at most `resident_max` of them in memory.
-    pub(crate) fn new(storage: Arc<dyn Storage>, resident_max: usize) -> Self {
-        Self(Mutex::new(Inner {
+    pub(crate) fn new(storage: Arc<dyn Storage>, segment_size: u64, resident_max: usize) -> Self {
+        let inner = Mutex::new(Inner {
             storage,
             next: 0,
             free: Vec::new(),
@@ -135,11 +138,17 @@ impl Pages {
             unsynced: BTreeSet::new(),
             resident: VecDeque::new(),
             resident_max,
-        }))
+        });
+        Self { segment_size, inner }
+    }
+
+    /// The segment of the log that a position lies in.
+    pub(crate) fn segment(&self, position: Position) -> u64 {
+        position.0 / self.segment_size
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A page was filled in memory.
@@ -259,6 +268,16 @@ impl Pages {
     pub(crate) fn in_use(&self) -> usize {
         let inner = self.inner();
         inner.next as usize - inner.free.len() - inner.freed.len()
+    }
+
+    /// Number of the last checkpoint that was begun.
+    pub(crate) fn checkpoint(&self) -> u64 {
+        self.inner().checkpoint
+    }
+
+    /// The checkpoint of that number was read back.
+    pub(crate) fn set_checkpoint(&self, number: u64) {
+        self.inner().checkpoint = number;
     }
 
     /// After a checkpoint was read back: pages below `end` that `used` does not name are free once no old

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Settle = 4,
     /// A change to topology or offsets, see `engine/change.rs`.
     Change = 5,
+    /// Last record of a checkpoint; not in the log.
+    CheckpointEnd = 6,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             3 => Self::Message,
             4 => Self::Settle,
             5 => Self::Change,
+            6 => Self::CheckpointEnd,
             _ => return None,
         })
     }
@@ -122,8 +125,8 @@ fn put_header(record: &mut [u8], header: Header) {
     at.put_u32_le(0);
     at.put_u8(header.kind as u8);
     at.put_u8(header.flags);
-    at.put_u16_le(0);
-    at.put_u32_le(0);
+    // Zero, or what the kind of record keeps there.
+    at = &mut at[6..];
     at.put_u64_le(header.position.0);
     at.put_u64_le(header.synced.0);
     at.put_u64_le(header.stored_at.0);
@@ -169,9 +172,18 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// Fixed part of a message record's payload.
 const MESSAGE_FIXED: usize = 32;
 const DESTINATION: usize = 12;
+/// A dedup key without the name of its scope.
+const DEDUP_FIXED: usize = 17;
 const FLAG_PERSISTENT: u8 = 1;
 const FLAG_EXCHANGE: u8 = 2;
 const FLAG_RETAIN: u8 = 4;
+/// Two bits: why the message is not delivered now.
+const FLAG_LATER: u8 = 0x30;
+const LATER_AFTER: u8 = 0x10;
+const LATER_AT: u8 = 0x20;
+const LATER_HALF: u8 = 0x30;
+/// Where a message that is not delivered now says until when.
+const DUE: Range<usize> = 10..16;
 const NO_QUEUE: u32 = u32::MAX;
 
 /// Fixed part of a native V1 record with IPv4 hosts, without body, topic and properties.
@@ -179,6 +191,18 @@ const V1_FIXED: usize = 4 + 4 + 4 + 4 + 4 + 8 + 8 + 4 + 8 + 8 + 8 + 8 + 4 + 8 + 
 const V1_MAGIC: u32 = 0xDAA3_20A7;
 const SYS_FLAG_BORN_V6: i32 = 0x10;
 const SYS_FLAG_STORE_V6: i32 = 0x20;
+
+/// A message that is not delivered when it is stored: nothing points to it but a timer, or whoever knows of
+/// its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// Due then on the clock of relative timers.
+    After(Millis),
+    /// Due then on the wall.
+    At(Millis),
+    /// The half of a transaction, first asked about then on the clock of relative timers.
+    Half(Millis),
+}
 
 /// A message record about to be written.
 pub(crate) struct NewMessage<'a> {
@@ -206,6 +230,11 @@ pub(crate) struct NewMessage<'a> {
     pub reconsume_times: i32,
     /// RocketMQ's prepared transaction offset: the position of the half message it was.
     pub prepared: u64,
+    /// It is not delivered now, and enters no topic; then message queue and offset are what its native
+    /// record shows.
+    pub later: Option<Later>,
+    /// The dedup key it opens: kind and name of its scope, and a hash.
+    pub dedup: Option<(u8, &'a [u8], u128)>,
     pub properties: &'a [u8],
     pub body: &'a [u8],
 }
@@ -244,6 +273,8 @@ impl<'a> NewMessage<'a> {
             store_host,
             reconsume_times: native.map_or(0, |n| n.reconsume_times),
             prepared: 0,
+            later: None,
+            dedup: None,
             properties: if is_native { &publish.origin } else { properties },
             body: &publish.body,
         }
@@ -257,8 +288,13 @@ impl<'a> NewMessage<'a> {
                 + self.key.len()
                 + self.attributes.len()
                 + self.origin.len()
+                + self.dedup_len()
                 + self.native_len(),
         )
+    }
+
+    fn dedup_len(&self) -> usize {
+        self.dedup.map_or(0, |(_, name, _)| DEDUP_FIXED + name.len())
     }
 
     fn native_len(&self) -> usize {
@@ -289,11 +325,18 @@ impl<'a> NewMessage<'a> {
         at.put_u32_le(self.attributes.len() as u32);
         at.put_u32_le(self.origin.len() as u32);
         at.put_u32_le(native_len as u32);
-        at.put_u32_le(self.topic_queue.map_or(NO_QUEUE, |(queue, _)| queue));
+        let (later, due) = match self.later {
+            None => (0, 0),
+            Some(Later::After(due)) => (LATER_AFTER, due.0),
+            Some(Later::At(due)) => (LATER_AT, due.0),
+            Some(Later::Half(due)) => (LATER_HALF, due.0),
+        };
+        let topic_queue = self.topic_queue.filter(|_| later == 0);
+        at.put_u32_le(topic_queue.map_or(NO_QUEUE, |(queue, _)| queue));
         at.put_u8(self.format.0);
         at.put_u8(self.entry as u8);
         at.put_u16_le(0);
-        at.put_u32_le(0);
+        at.put_u32_le(self.dedup_len() as u32);
         for (queue, sequence) in self.destinations {
             at.put_u32_le(*queue);
             at.put_u64_le(*sequence);
@@ -301,12 +344,21 @@ impl<'a> NewMessage<'a> {
         at.put_slice(self.key);
         at.put_slice(self.attributes);
         at.put_slice(self.origin);
+        if let Some((kind, name, fingerprint)) = self.dedup {
+            at.put_u8(kind);
+            at.put_u128_le(fingerprint);
+            at.put_slice(name);
+        }
         self.write_native(&mut at, native_len, position, stored_at);
+        if later != 0 {
+            record[DUE].copy_from_slice(&due.to_le_bytes()[..DUE.len()]);
+        }
         let header = Header {
             kind: Kind::Message,
             flags: (if self.persistent { FLAG_PERSISTENT } else { 0 })
                 | (if self.exchange { FLAG_EXCHANGE } else { 0 })
-                | (if self.retain { FLAG_RETAIN } else { 0 }),
+                | (if self.retain { FLAG_RETAIN } else { 0 })
+                | later,
             position,
             synced,
             stored_at,
@@ -397,6 +449,7 @@ impl<'a> MessageRecord<'a> {
             self.number(1).into(),
             self.number(2).into(),
             self.number(3).into(),
+            self.number(7).into(),
         ];
         let native_start = (HEADER + MESSAGE_FIXED) as u64 + lengths.iter().sum::<u64>();
         let native_end = native_start + u64::from(self.number(4));
@@ -436,8 +489,20 @@ impl<'a> MessageRecord<'a> {
         self.attributes_start() + self.number(2) as usize
     }
 
-    fn native_start(self) -> usize {
+    fn dedup_start(self) -> usize {
         self.origin_start() + self.number(3) as usize
+    }
+
+    fn native_start(self) -> usize {
+        self.dedup_start() + self.number(7) as usize
+    }
+
+    /// The dedup key that it opens: kind and name of its scope, and a hash.
+    pub(crate) fn dedup(self) -> Option<(u8, &'a [u8], u128)> {
+        let block = &self.record[self.dedup_start()..self.native_start()];
+        let (fixed, name) = block.split_at_checked(DEDUP_FIXED)?;
+        let fingerprint = u128::from_le_bytes(fixed[1..].try_into().expect("16 bytes"));
+        Some((fixed[0], name, fingerprint))
     }
 
     pub(crate) fn native(self) -> Range<usize> {
@@ -501,7 +566,7 @@ impl<'a> MessageRecord<'a> {
     pub(crate) fn origin(self) -> (Format, &'a [u8]) {
         match Format(self.record[HEADER + 24]) {
             Format::NATIVE => (Format::NATIVE, self.properties()),
-            format => (format, &self.record[self.origin_start()..self.native_start()]),
+            format => (format, &self.record[self.origin_start()..self.dedup_start()]),
         }
     }
 
@@ -537,6 +602,26 @@ impl<'a> MessageRecord<'a> {
     pub(crate) fn born_at(self) -> Millis {
         let at = self.native_start() + 40;
         Millis(u64::from_be_bytes(self.record[at..at + 8].try_into().expect("8 bytes")))
+    }
+
+    /// Why it is not delivered now, and until when.
+    pub(crate) fn later(self) -> Option<Later> {
+        let mut due = [0; 8];
+        due[..6].copy_from_slice(&self.record[DUE]);
+        let due = Millis(u64::from_le_bytes(due));
+        match self.record[9] & FLAG_LATER {
+            LATER_AFTER => Some(Later::After(due)),
+            LATER_AT => Some(Later::At(due)),
+            LATER_HALF => Some(Later::Half(due)),
+            _ => None,
+        }
+    }
+
+    /// Message queue and offset as the native record has them.
+    pub(crate) fn native_queue(self) -> (u32, u64) {
+        let start = self.native_start();
+        let offset = self.record[start + 20..start + 28].try_into().expect("8 bytes");
+        (self.big_u32(start + 12), u64::from_be_bytes(offset))
     }
 
     /// Message queue and offset in the topic, when it entered the topic.
@@ -580,6 +665,8 @@ mod tests {
             store_host: "127.0.0.1:10911".parse().unwrap(),
             reconsume_times: 0,
             prepared: 0,
+            later: None,
+            dedup: Some((2, b"holder", 77 << 64)),
             properties: b"TAGS\x0142.cmd\x02",
             body,
         };
@@ -601,6 +688,7 @@ mod tests {
                 assert_eq!(&record[view.body()], body);
                 assert_eq!((view.topic(), view.key()), (&b"devices"[..], &b"42.cmd"[..]));
                 assert_eq!(view.origin(), (Format(2), &b"origin"[..]));
+                assert_eq!(view.dedup(), Some((2, &b"holder"[..], 77 << 64)));
                 assert_eq!(view.topic_queue(), Some((3, 12)));
                 assert_eq!(view.properties(), b"TAGS\x0142.cmd\x02");
                 assert_eq!(view.born_at(), Millis(5));

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::io;
 
+use crate::store::checkpoint::Trailer;
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::log::{END_LEN, FORMAT_VERSION};
 use crate::store::record::{self, ALIGN, HEADER, Header, Kind, Position};
@@ -51,25 +52,42 @@ pub(crate) fn replay(
     storage: &dyn Storage,
     segment_size: u64,
     unwritten_max: u64,
+    from: Option<Trailer>,
     mut apply: impl FnMut(Header, Slice),
 ) -> Result<Recovered, RecoveryError> {
     let segments = storage.files(Area::Log)?;
+    let start = from.map_or(Position(0), |trailer| trailer.start);
+    let first = start.0 / segment_size;
     let mut recovered = Recovered {
         // Consumers may have seen records of segments that were never claimed: those are skipped too.
         next_segment: segments
             .last()
             .map_or(0, |last| last + 1 + unwritten_max.div_ceil(segment_size)),
-        last_stored_at: Millis(0),
+        last_stored_at: from.map_or(Millis(0), |trailer| trailer.stored_at),
     };
-    let mut synced = Position(0);
-    let mut current = segments.first().copied();
-    let mut reached = HashSet::new();
+    // A checkpoint holds effects of everything up to its end.
+    let mut synced = from.map_or(Position(0), |trailer| trailer.end);
+    if !segments.contains(&first) && (from.is_some() || !segments.is_empty()) {
+        return Err(RecoveryError::Damaged {
+            segment: first * segment_size,
+            offset: 0,
+            why: match from {
+                Some(_) => "the segment is missing",
+                None => "the log's begin was given up, and no checkpoint can be read",
+            }
+            .to_owned(),
+        });
+    }
+    let mut current = segments.contains(&first).then_some(first);
+    // What lies before the checkpoint is not applied, but may be needed.
+    let mut reached: HashSet<u64> = segments.iter().copied().filter(|segment| *segment < first).collect();
     let mut batch = Batch::default();
     while let Some(segment) = current {
         reached.insert(segment);
+        let offset = if segment == first { start.0 % segment_size } else { 0 };
         let scan = scan_segment(
             storage,
-            segment,
+            (segment, offset),
             segment_size,
             &mut synced,
             &mut recovered,
@@ -148,7 +166,7 @@ enum Scan {
 
 fn scan_segment(
     storage: &dyn Storage,
-    segment: u64,
+    (segment, offset): (u64, u64),
     segment_size: u64,
     synced: &mut Position,
     recovered: &mut Recovered,
@@ -157,12 +175,7 @@ fn scan_segment(
     let base = segment * segment_size;
     // Most of a claimed segment was never written: a start must not pay for reading that.
     let written_end = storage.written_end(FileId::segment(segment))?.min(segment_size);
-    let mut reader = Reader {
-        storage,
-        segment,
-        offset: 0,
-        block: None,
-    };
+    let mut reader = Reader::new(storage, FileId::segment(segment), offset);
     loop {
         let position = Position(base + reader.offset);
         let record = match reader.record(position)? {
@@ -196,22 +209,40 @@ fn scan_segment(
                 });
             }
             Kind::Message | Kind::Settle | Kind::Change => apply(header, bytes),
+            // Only checkpoints have that.
+            Kind::CheckpointEnd => {}
         }
     }
 }
 
-/// Reads a segment front to back in large blocks.
-struct Reader<'a> {
+/// Reads the records of a file front to back in large blocks.
+pub(crate) struct Reader<'a> {
     storage: &'a dyn Storage,
-    segment: u64,
+    file: FileId,
     offset: u64,
     block: Option<(u64, Slice)>,
 }
 
 const BLOCK: usize = 1 << 20;
 
-impl Reader<'_> {
-    fn record(&mut self, position: Position) -> Result<Result<(Header, Slice), record::RecordError>, RecoveryError> {
+impl<'a> Reader<'a> {
+    /// The next record is the one at `offset`.
+    pub(crate) fn new(storage: &'a dyn Storage, file: FileId, offset: u64) -> Self {
+        Self {
+            storage,
+            file,
+            offset,
+            block: None,
+        }
+    }
+
+    /// Where the next record is.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The next record, which must say that it lies at `position`.
+    pub(crate) fn record(&mut self, position: Position) -> io::Result<Result<(Header, Slice), record::RecordError>> {
         let mut want = HEADER;
         loop {
             let Some(bytes) = self.bytes(want)? else {
@@ -245,9 +276,8 @@ impl Reader<'_> {
         }
         let size = count.max(BLOCK);
         let mut read = Ok(0);
-        let block = ChunkWriter::new(size).append(size, |buffer| {
-            read = self.storage.read(FileId::segment(self.segment), self.offset, buffer)
-        });
+        let block =
+            ChunkWriter::new(size).append(size, |buffer| read = self.storage.read(self.file, self.offset, buffer));
         let read = read?;
         if read < count {
             return Ok(None);

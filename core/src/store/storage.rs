@@ -10,8 +10,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek};
+use rustix::fs::StatVfs;
+use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, seek, statvfs};
 use rustix::io::Errno;
+
+use crate::store::record::HEADER;
 
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +25,24 @@ pub enum Area {
     Pages,
     /// Checkpoints, each written once.
     Checkpoints,
+    /// Space that is given up when the disk is full, so that checkpoints can still be written.
+    Reserve,
+}
+
+/// How full the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may be used in all.
+    pub total: u64,
+    /// Bytes that are free for us.
+    pub free: u64,
+}
+
+impl Space {
+    /// What is used, percent.
+    pub fn used(self) -> u64 {
+        100 - (self.free.min(self.total) * 100).div_ceil(self.total.max(1))
+    }
 }
 
 /// A file: its area and its number there.
@@ -71,8 +92,13 @@ pub trait Storage: Send + Sync + 'static {
     /// Ends the file at `size`, giving back the space behind it.
     fn truncate(&self, file: FileId, size: u64) -> io::Result<()>;
 
-    /// Removes a file.
+    /// Removes a file. One that is not there is none to remove.
     fn remove(&self, file: FileId) -> io::Result<()>;
+
+    /// How full the disk is; `None` when there is none.
+    fn space(&self) -> io::Result<Option<Space>> {
+        Ok(None)
+    }
 }
 
 /// Files in memory, for tests.
@@ -155,16 +181,40 @@ const fn folder_name(area: Area) -> &'static str {
         Area::Log => "commitlog",
         Area::Pages => "index",
         Area::Checkpoints => "checkpoint",
+        Area::Reserve => "reserve",
     }
 }
 
+/// Largest and smallest size of a segment. The smallest holds the longest record.
+const SEGMENT_SIZE: u64 = 256 << 20;
+const SEGMENT_SIZE_MIN: u64 = 64 << 20;
+
+/// What the first segment's head says.
+fn known_segment_size(log: &Path) -> io::Result<Option<u64>> {
+    let mut names: Vec<_> = fs::read_dir(log)?.collect::<Result<_, _>>()?;
+    names.sort_by_key(fs::DirEntry::file_name);
+    let Some(first) = names.first() else { return Ok(None) };
+    let mut kib = [0; 4];
+    let read = File::open(first.path())?.read_at(&mut kib, HEADER as u64 + 4)?;
+    let size = u64::from(u32::from_le_bytes(kib)) << 10;
+    Ok(Some(size).filter(|size| read == 4 && *size >= SEGMENT_SIZE_MIN))
+}
+
+/// A 32nd of the disk, within limits: what is claimed ahead must not be most of it.
+fn segment_size_for(disk: StatVfs) -> u64 {
+    let wanted = disk.f_blocks * disk.f_frsize / 32;
+    let power = 1 << (63 - wanted.max(1).leading_zeros());
+    power.clamp(SEGMENT_SIZE_MIN, SEGMENT_SIZE)
+}
+
 impl FileStorage {
-    /// Opens a data folder, making it when there is none.
+    /// Opens a data folder, making it when there is none. Its segments have the size they had before; new
+    /// ones 256 MiB, on a small disk less.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when another process has it open.
-    pub fn open(folder: &Path, segment_size: u64) -> io::Result<Self> {
-        for area in [Area::Log, Area::Pages, Area::Checkpoints] {
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        for area in [Area::Log, Area::Pages, Area::Checkpoints, Area::Reserve] {
             fs::create_dir_all(folder.join(folder_name(area)))?;
         }
         let lock = OpenOptions::new()
@@ -173,6 +223,10 @@ impl FileStorage {
             .write(true)
             .open(folder.join("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let segment_size = match known_segment_size(&folder.join(folder_name(Area::Log)))? {
+            Some(size) => size,
+            None => segment_size_for(statvfs(folder)?),
+        };
         Ok(Self {
             folder: folder.to_owned(),
             segment_size,
@@ -181,11 +235,16 @@ impl FileStorage {
         })
     }
 
+    /// Size of a log segment, bytes.
+    pub fn segment_size(&self) -> u64 {
+        self.segment_size
+    }
+
     /// What a file's name counts in.
     fn unit(&self, area: Area) -> u64 {
         match area {
             Area::Log => self.segment_size,
-            Area::Pages | Area::Checkpoints => 1,
+            Area::Pages | Area::Checkpoints | Area::Reserve => 1,
         }
     }
 
@@ -295,8 +354,21 @@ impl Storage for FileStorage {
 
     fn remove(&self, file: FileId) -> io::Result<()> {
         self.forget(file);
-        fs::remove_file(self.path(file))?;
+        match fs::remove_file(self.path(file)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         self.sync_folder(file.area)
+    }
+
+    fn space(&self) -> io::Result<Option<Space>> {
+        let stat = statvfs(&self.folder)?;
+        // What only the system's administrator may use counts as not there.
+        let used = stat.f_blocks - stat.f_bfree;
+        Ok(Some(Space {
+            total: (used + stat.f_bavail) * stat.f_frsize,
+            free: stat.f_bavail * stat.f_frsize,
+        }))
     }
 }
 
@@ -309,7 +381,7 @@ mod tests {
     #[test]
     fn everything_written_is_before_the_written_end() {
         let folder = std::env::temp_dir().join(format!("rocketbridge-storage-{}", std::process::id()));
-        let storage = FileStorage::open(&folder, SEGMENT).expect("a folder of its own");
+        let storage = FileStorage::open(&folder).expect("a folder of its own");
         let file = FileId::segment(0);
         storage.claim(file, SEGMENT).expect("there is room");
         for offset in [0, 1 << 16, 3 << 20, SEGMENT - 8] {

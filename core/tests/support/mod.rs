@@ -35,20 +35,30 @@ impl Random {
 
 /// Both clocks, moved by hand.
 #[derive(Default)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    mono: AtomicU64,
+    /// What the wall was stepped by, maybe below zero.
+    stepped: AtomicU64,
+}
 
 impl ManualClock {
     pub fn advance(&self, millis: u64) {
-        self.0.fetch_add(millis, Ordering::Relaxed);
+        self.mono.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    /// Steps the wall, forward or back.
+    pub fn step_wall(&self, millis: i64) {
+        self.stepped.fetch_add(millis as u64, Ordering::Relaxed);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Now {
-        let millis = self.0.load(Ordering::Relaxed);
+        let millis = self.mono.load(Ordering::Relaxed);
+        let stepped = self.stepped.load(Ordering::Relaxed);
         Now {
             mono: Millis(millis),
-            wall: Millis(1_700_000_000_000 + millis),
+            wall: Millis((1_700_000_000_000 + millis).wrapping_add(stepped)),
         }
     }
 }
@@ -274,6 +284,18 @@ impl Harness {
         Self::on(self.storage.after_kill(), Config::default()).unwrap()
     }
 
+    /// As [`kill`](Self::kill), and starts again so many milliseconds later: the wall has gone on, the
+    /// monotonic clock begins anew.
+    pub fn kill_for(self, millis: u64) -> Self {
+        let clock = Arc::new(ManualClock::default());
+        let wall = self.clock.now().wall.0 + millis;
+        clock.step_wall(wall as i64 - clock.now().wall.0 as i64);
+        let storage = self.storage.after_kill();
+        let engine =
+            Engine::open_storage(Arc::new(storage.clone()), SEGMENT, Config::default(), clock.clone()).unwrap();
+        Self { engine, storage, clock }
+    }
+
     /// The process dies; what the kernel has stays.
     pub fn kill(self) -> Self {
         Self::on(self.storage.after_kill(), Config::default()).unwrap()
@@ -330,6 +352,7 @@ pub fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }

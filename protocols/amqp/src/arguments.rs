@@ -5,9 +5,12 @@
 //! argument asks for and this release cannot do is refused by name; nothing is accepted and ignored that
 //! RabbitMQ would act on.
 
-use rocketbridge_core::request::Limit;
+use bytes::Bytes;
+use rocketbridge_core::attributes::Attribute;
+use rocketbridge_core::request::{ExchangeKind, HashOn, Limit, Way};
 
 use crate::codec::{Table, Value};
+use crate::mapping::way;
 use crate::reply_code::{ChannelError, Failure, Resource};
 
 /// Longest TTL and expiry in milliseconds: ten years.
@@ -198,23 +201,69 @@ fn described(value: Option<Value<'_>>) -> String {
     }
 }
 
+/// The exchange argument that names where unrouted messages go.
+pub const ALTERNATE: &str = "alternate-exchange";
+
+/// What the arguments of an exchange ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExchangeArguments {
+    /// Where messages go that no binding takes.
+    pub alternate: Option<Way>,
+    /// What an exchange of type `x-consistent-hash` hashes.
+    pub hash_on: HashOn,
+}
+
 /// Checks the arguments of an exchange.
 ///
 /// # Errors
-/// 406 for a bad type, 540 for what is not built.
-pub fn check_exchange(name: &[u8], arguments: Table<'_>) -> Result<(), Failure> {
-    const ALTERNATE: &str = "alternate-exchange";
-    match arguments.get(ALTERNATE.as_bytes()) {
-        None => Ok(()),
-        Some(Value::LongStr(_)) => Err(Failure::not_implemented(format!(
-            "exchange argument '{ALTERNATE}' is not implemented"
-        ))),
-        Some(value) => Err(Failure::from(ChannelError::InvalidArgumentType {
-            kind: value.type_name(),
-            argument: ALTERNATE,
-            resource: Resource::exchange(name),
-        })),
+/// 406 for a bad value.
+pub fn check_exchange(
+    name: &[u8],
+    kind: ExchangeKind,
+    arguments: Table<'_>,
+) -> Result<ExchangeArguments, ChannelError> {
+    let alternate = match arguments.get(ALTERNATE.as_bytes()) {
+        None => None,
+        Some(Value::LongStr(exchange)) => Some(way(exchange)),
+        Some(value) => {
+            return Err(ChannelError::InvalidArgumentType {
+                kind: value.type_name(),
+                argument: ALTERNATE,
+                resource: Resource::exchange(name),
+            });
+        }
+    };
+    let hash_on = match kind {
+        ExchangeKind::Hash => hash_on(arguments)?,
+        _ => HashOn::Key,
+    };
+    Ok(ExchangeArguments { alternate, hash_on })
+}
+
+/// The arguments of RabbitMQ's plug-in, and LavinMQ's name for the first.
+fn hash_on(arguments: Table<'_>) -> Result<HashOn, ChannelError> {
+    let get = |name: &str| arguments.get(name.as_bytes());
+    let header = get("hash-header").or_else(|| get("x-hash-on"));
+    match (header, get("hash-property")) {
+        (None, None) => Ok(HashOn::Key),
+        (Some(Value::LongStr(header)), None) => Ok(HashOn::Property(Bytes::copy_from_slice(header))),
+        (None, Some(Value::LongStr(b"message_id"))) => Ok(HashOn::Attribute(Attribute::MessageId)),
+        (None, Some(Value::LongStr(b"correlation_id"))) => Ok(HashOn::Attribute(Attribute::CorrelationId)),
+        (None, Some(Value::LongStr(b"timestamp"))) => Ok(HashOn::Attribute(Attribute::Timestamp)),
+        (None, Some(value)) => Err(ChannelError::Invalid(format!("Unsupported property: {}", plain(value)))),
+        (Some(value), None) => Err(ChannelError::Invalid(format!("Unsupported header: {}", plain(value)))),
+        (Some(_), Some(_)) => Err(ChannelError::Invalid(
+            "hash-header and hash-property are mutually exclusive".to_owned(),
+        )),
     }
+}
+
+/// Checks an exchange's arguments against those it was made with.
+///
+/// # Errors
+/// 406 when the alternate exchange differs: the only argument that RabbitMQ compares.
+pub fn check_exchange_equivalence(name: &[u8], current: Table<'_>, received: Table<'_>) -> Result<(), ChannelError> {
+    equivalent(Resource::exchange(name), ALTERNATE, current, received)
 }
 
 /// Checks the arguments of a consumer of a classic queue.

@@ -232,6 +232,7 @@ impl Core {
                 internal: false,
                 alternate: None,
                 hash_on: HashOn::Key,
+                dedup: None,
                 arguments: Bytes::new(),
             }))),
             Request::DeclareQueue(queue) => Ok(Reply::Queue(Box::new(QueueState {

@@ -125,11 +125,11 @@ impl ReasonCode {
     pub fn of_fate(fate: &Fate) -> Option<Self> {
         Some(match fate {
             Fate::Stored(stored) if stored.routes == 0 => Self::NoMatchingSubscribers,
-            Fate::Stored(_) => Self::Success,
+            Fate::Stored(_) | Fate::Duplicate(_) => Self::Success,
             Fate::Rejected(reject) => match reject {
                 Reject::AccessRefused => Self::NotAuthorized,
                 Reject::NoTopic => Self::TopicNameInvalid,
-                Reject::QueueFull | Reject::TooLarge => Self::QuotaExceeded,
+                Reject::QueueFull | Reject::TooLarge | Reject::TooLate | Reject::Shortage(_) => Self::QuotaExceeded,
                 Reject::Closed => return None,
                 Reject::NoExchange | Reject::InternalExchange | Reject::NoQueue => Self::ImplementationSpecificError,
             },

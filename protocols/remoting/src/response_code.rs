@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use rocketbridge_core::boundary::Reject;
+use rocketbridge_core::boundary::{Reject, Shortage};
 use rocketbridge_core::request::Refusal;
 
 /// RocketMQ's response codes, those that are used here.
@@ -117,10 +117,22 @@ impl From<Reject> for Refused {
                 "the topic does not exist, apply first please!",
             ),
             Reject::NoQueue => (ResponseCode::InvalidParameter, "the request queueId is illegal"),
+            Reject::TooLate => (
+                ResponseCode::MessageIllegal,
+                "timer message illegal, the delay time should not be bigger than the max delay",
+            ),
             Reject::TooLarge => (ResponseCode::MessageIllegal, "the message is larger than the limit"),
             Reject::QueueFull => (ResponseCode::SystemBusy, "a queue on the way is full"),
             Reject::AccessRefused => (ResponseCode::NoPermission, "access refused"),
             Reject::Closed => (ResponseCode::ServiceNotAvailable, "the broker is going down"),
+            Reject::Shortage(Shortage::Disk) => (
+                ResponseCode::ServiceNotAvailable,
+                "service not available now: the broker's disk is full",
+            ),
+            Reject::Shortage(Shortage::Memory) => (
+                ResponseCode::ServiceNotAvailable,
+                "service not available now: the broker's memory is full",
+            ),
             Reject::NoExchange | Reject::InternalExchange => {
                 (ResponseCode::SystemError, "the message cannot be routed")
             }

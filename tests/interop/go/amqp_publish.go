@@ -73,6 +73,39 @@ func amqpPublishChecks(s *Suite) {
 		t.Ok(t.ch.Publish(exchange, "", true, false, persistent([]byte("x"))), "publish")
 		Equal(t.T, Receive(t.T, returns, "the return").ReplyCode, 312, "reply code")
 	})
+	amqpCheck(s, "a_transaction_takes_effect_as_a_whole", func(t *amqpT) {
+		other := t.channel(t.conn)
+		queue := t.durableQueue()
+		t.Ok(t.ch.Tx(), "tx.select")
+		t.publish("", queue, persistent([]byte("rolled back")))
+		t.Ok(t.ch.TxRollback(), "tx.rollback")
+		for _, body := range []string{"one", "two", "three"} {
+			t.publish("", queue, persistent([]byte(body)))
+		}
+		state, err := other.QueueDeclarePassive(queue, true, false, false, false, nil)
+		t.Ok(err, "declare passively")
+		Equal(t.T, state.Messages, 0, "messages before the commit")
+		t.Ok(t.ch.TxCommit(), "tx.commit")
+		for _, body := range []string{"one", "two", "three"} {
+			message := t.get(queue, false)
+			Equal(t.T, string(message.Body), body, "body")
+			t.Ok(message.Ack(false), "ack")
+		}
+		t.Ok(t.ch.TxRollback(), "tx.rollback of the acks")
+		t.Ok(t.ch.Close(), "close the channel")
+		for _, body := range []string{"one", "two", "three"} {
+			message, ok, err := other.Get(queue, true)
+			t.Ok(err, "get")
+			Equal(t.T, fmt.Sprint(ok, string(message.Body), message.Redelivered), "true"+body+"true", "again")
+		}
+	})
+	amqpCheck(s, "a_mandatory_message_of_a_transaction_comes_back_at_its_commit", func(t *amqpT) {
+		returns := t.ch.NotifyReturn(make(chan amqp.Return, 1))
+		t.Ok(t.ch.Tx(), "tx.select")
+		t.Ok(t.ch.Publish("amq.direct", t.Name("nobody"), true, false, transient("x")), "publish")
+		t.Ok(t.ch.TxCommit(), "tx.commit")
+		Equal(t.T, Receive(t.T, returns, "the return").ReplyCode, 312, "reply code")
+	})
 	for _, size := range bodySizes {
 		amqpCheck(s, fmt.Sprintf("body_of_%d_bytes_is_unchanged", size), func(t *amqpT) {
 			queue := t.durableQueue()

@@ -2,7 +2,9 @@
 'use strict';
 
 const assert = require('node:assert/strict');
+const path = require('node:path');
 const amqplib = require('amqplib');
+const defs = require(path.join(path.dirname(require.resolve('amqplib')), 'lib/defs.js'));
 const { Inbox, unique, bodySizes, randomBytes, once } = require('./checks');
 
 async function connect(options, after, url = options.amqp) {
@@ -249,6 +251,27 @@ module.exports = {
       [403, (other) => other.bindQueue(queue, '', 'k')],
     ];
     for (const [wanted, action] of rows) await closesChannel(connection, wanted, action);
+  },
+
+  async a_transaction_takes_effect_when_it_commits(options, after) {
+    const { connection, channel: other } = await open(options, after);
+    const channel = await connection.createChannel();
+    const queue = await serverNamed(other);
+    // The library has no methods for class tx, but speaks it.
+    const tx = (name) => channel.rpc(defs[`Tx${name}`], {}, defs[`Tx${name}Ok`]);
+    await tx('Select');
+    channel.sendToQueue(queue, Buffer.from('rolled back'));
+    await tx('Rollback');
+    channel.sendToQueue(queue, Buffer.from('committed'));
+    assert.equal((await other.checkQueue(queue)).messageCount, 0);
+    await tx('Commit');
+    const message = await channel.get(queue);
+    assert.equal(message.content.toString(), 'committed');
+    channel.ack(message);
+    await tx('Rollback');
+    await channel.close();
+    assert.equal((await other.get(queue)).fields.redelivered, true);
+    await closesChannel(connection, 406, (closing) => closing.rpc(defs.TxCommit, {}, defs.TxCommitOk));
   },
 
   async connection_errors_have_their_codes(options) {

@@ -342,3 +342,31 @@ def connection_errors_have_their_codes(options):
     ]:
         with Client(options) as client:
             refused(exceptions.ConnectionClosedByBroker, code, action, client.channel)
+
+
+@check
+def a_transaction_takes_effect_as_a_whole_when_it_commits(options):
+    with Client(options) as client, Client(options) as other:
+        channel, queue = client.channel, unique("tx")
+        channel.queue_declare(queue, durable=True)
+        try:
+            channel.basic_publish("", queue, b"leased", pika.BasicProperties(delivery_mode=2))
+            method, _, _ = channel.basic_get(queue)
+            channel.tx_select()
+            for body in (b"one", b"two"):
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2))
+            channel.basic_ack(method.delivery_tag)
+            equal(other.ready(queue), 0, "messages before the commit")
+            channel.tx_rollback()
+            equal(other.ready(queue), 0, "messages after the rollback")
+            for body in (b"three", b"four"):
+                channel.basic_publish("", queue, body, pika.BasicProperties(delivery_mode=2))
+            channel.basic_ack(method.delivery_tag)
+            channel.tx_commit()
+            equal([other.get(queue)[2], other.get(queue)[2]], [b"three", b"four"], "what was committed")
+            # The acknowledgement was committed too: closing brings nothing back.
+            channel.close()
+            equal(other.ready(queue), 0, "messages after the channel's end")
+        finally:
+            other.channel.queue_delete(queue)
+        refused(exceptions.ChannelClosedByBroker, 406, other.channel.tx_commit)

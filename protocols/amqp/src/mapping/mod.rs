@@ -12,10 +12,10 @@ pub use predeclared::predeclared_exchanges;
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_core::address::{EMPTY_NAME, Level, Pattern, encode_name, key_from_levels, name_is_cut};
+use rocketbridge_core::address::{EMPTY_NAME, Level, Pattern, encode_name, name_is_cut, split_whole_key};
 use rocketbridge_core::attributes::{AttributesBuilder, Name};
 use rocketbridge_core::message::{Entry, Format};
-use rocketbridge_core::request::{ExchangeKind, Headers, Matcher, Source};
+use rocketbridge_core::request::{ExchangeKind, Headers, Matcher, Source, Way};
 
 use crate::codec::{Table, Value, put_short_str};
 use crate::reply_code::{ChannelError, erlang_binary};
@@ -69,6 +69,15 @@ impl ExchangeName {
     }
 }
 
+/// Where messages go on that name an exchange in an argument.
+pub fn way(exchange: &[u8]) -> Way {
+    match ExchangeName::new(exchange).route {
+        Route::Default => Way::Queue,
+        Route::Topics => Way::Topics,
+        Route::Exchange(name) => Way::Exchange(name),
+    }
+}
+
 /// Where a publish goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -100,12 +109,7 @@ pub fn target(exchange: &ExchangeName, routing_key: &Bytes) -> Target {
         Route::Topics => {
             let dot = routing_key.iter().position(|b| *b == b'.');
             let raw = routing_key.slice(..dot.unwrap_or(routing_key.len()));
-            let levels = dot.map(|dot| routing_key.slice(dot + 1..));
-            let key = match key_from_levels(levels.as_deref()) {
-                Cow::Borrowed(key) if levels.as_deref() == Some(key) => levels.unwrap_or_default(),
-                key => Bytes::copy_from_slice(&key),
-            };
-            let topic = encode_name(&raw);
+            let (topic, key) = split_whole_key(routing_key);
             (Entry::Topic, raw, topic, key)
         }
     };
@@ -137,13 +141,26 @@ pub fn matcher(
     arguments: Table<'_>,
 ) -> Result<Matcher, ChannelError> {
     Ok(match kind {
-        ExchangeKind::Fanout | ExchangeKind::Direct | ExchangeKind::Hash => {
+        ExchangeKind::Fanout | ExchangeKind::Direct => Matcher::Key(Bytes::copy_from_slice(routing_key)),
+        ExchangeKind::Hash => {
+            check_weight(routing_key)?;
             Matcher::Key(Bytes::copy_from_slice(routing_key))
         }
         ExchangeKind::Pattern if exchange.route == Route::Topics => Matcher::Pattern(topics_pattern(routing_key)),
         ExchangeKind::Pattern => Matcher::Pattern(Pattern::from_key_pattern(routing_key)),
         ExchangeKind::Headers => Matcher::Headers(headers(arguments)?),
     })
+}
+
+/// The routing key of a binding to a hashing exchange is its weight.
+fn check_weight(routing_key: &[u8]) -> Result<(), ChannelError> {
+    let text = String::from_utf8_lossy(routing_key);
+    match text.parse::<i64>() {
+        Ok(weight) if weight < 1 => Err("The binding key must be greater than 0".to_owned()),
+        Ok(weight) if weight <= i64::from(u32::MAX) => Ok(()),
+        _ => Err(format!("The binding key must be an integer: {text}")),
+    }
+    .map_err(ChannelError::Invalid)
 }
 
 /// A pattern over whole addresses: the first word stands for the topic, by its encoded name.
@@ -225,6 +242,7 @@ pub fn exchange_kind(name: &[u8]) -> Option<ExchangeKind> {
         ExchangeKind::Direct,
         ExchangeKind::Pattern,
         ExchangeKind::Headers,
+        ExchangeKind::Hash,
     ]
     .into_iter()
     .find(|kind| exchange_type(*kind).as_bytes() == name)

@@ -15,6 +15,7 @@ pub fn predeclared_exchanges() -> Vec<Exchange> {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     };
     vec![

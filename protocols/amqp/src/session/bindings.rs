@@ -72,20 +72,16 @@ impl Context<'_> {
     /// `exchange.bind`, `exchange.unbind`
     pub fn exchange_bind(&mut self, fields: &Fields<'_>) -> Result<(), Failure> {
         let destination = ExchangeName::new(&strip_line_ends(fields.destination));
-        match destination.route {
+        let to = match destination.route {
             Route::Default => return Err(ChannelError::DefaultExchange.into()),
-            Route::Topics => {
-                return Err(Failure::not_implemented(
-                    "binding an exchange to amq.topic is not implemented",
-                ));
-            }
-            Route::Exchange(_) => {}
-        }
+            Route::Topics => Destination::Topics,
+            Route::Exchange(name) => Destination::Exchange(name),
+        };
         let bind = Bind {
             action: fields.action,
             source: ExchangeName::new(&strip_line_ends(fields.source)),
             destination_name: Resource::exchange(&destination.name),
-            destination: Destination::Exchange(encode_name(&destination.name)),
+            destination: to,
             routing_key: Bytes::copy_from_slice(fields.routing_key),
             arguments: Bytes::copy_from_slice(fields.arguments.as_bytes()),
             no_wait: fields.no_wait,
@@ -144,8 +140,8 @@ impl Context<'_> {
         let answer = match (&bind.destination, bind.action) {
             (Destination::Queue(_), Action::Bind) => Method::QueueBindOk {},
             (Destination::Queue(_), Action::Unbind) => Method::QueueUnbindOk {},
-            (Destination::Exchange(_), Action::Bind) => Method::ExchangeBindOk {},
-            (Destination::Exchange(_), Action::Unbind) => Method::ExchangeUnbindOk {},
+            (Destination::Exchange(_) | Destination::Topics, Action::Bind) => Method::ExchangeBindOk {},
+            (Destination::Exchange(_) | Destination::Topics, Action::Unbind) => Method::ExchangeUnbindOk {},
         };
         match result {
             Ok(Reply::Done) => {
@@ -157,6 +153,7 @@ impl Context<'_> {
                 self.shared.forget(&bind.source.name);
                 let is_destination = match &bind.destination {
                     Destination::Queue(_) => what == "queue",
+                    Destination::Topics => false,
                     Destination::Exchange(destination) => {
                         name == *destination || name == bind.destination_name.name.as_bytes()
                     }

@@ -189,6 +189,7 @@ impl Context<'_> {
             format: FORMAT,
             origin: message.origin,
             persistent: message.persistent,
+            waits: true,
             mandatory: message.mandatory,
             ..Publish::default()
         };

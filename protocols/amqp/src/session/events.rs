@@ -106,7 +106,7 @@ impl Session {
             return;
         }
         let verdict = match fate {
-            Fate::Stored(_) => Verdict::Ack,
+            Fate::Stored(_) | Fate::Duplicate(_) => Verdict::Ack,
             Fate::Rejected(_) | Fate::Unknown => Verdict::Nack,
         };
         let mut failed = Vec::new();
@@ -370,9 +370,10 @@ pub fn rejection(reject: Reject, exchange: &[u8], user: &[u8], size_max: u64) ->
             what: resource.to_string(),
             user: String::from_utf8_lossy(user).into_owned(),
         },
+        Reject::TooLate => ChannelError::Invalid("the message is to be delivered later than is allowed".to_owned()),
         Reject::TooLarge => {
             ChannelError::Invalid(format!("message size is larger than configured max size {size_max}"))
         }
-        Reject::NoTopic | Reject::NoQueue | Reject::QueueFull | Reject::Closed => return None,
+        Reject::NoTopic | Reject::NoQueue | Reject::QueueFull | Reject::Shortage(_) | Reject::Closed => return None,
     }))
 }

@@ -5,7 +5,7 @@ use rocketbridge_core::address::encode_name;
 use rocketbridge_core::request::{Exchange, ExchangeKind, HashOn, Refusal, Reply, Request};
 
 use super::shared::{Context, What};
-use crate::arguments::check_exchange;
+use crate::arguments::{check_exchange, check_exchange_equivalence};
 use crate::codec::{Method, Table};
 use crate::mapping::{ExchangeName, PREDECLARED, Route, exchange_kind, exchange_type, strip_line_ends};
 use crate::reply_code::{ChannelError, ConnectionError, Failure, Resource};
@@ -36,16 +36,23 @@ impl Context<'_> {
             return Err(ChannelError::DefaultExchange.into());
         }
         let name = encode_name(&exchange.name);
-        let wanted = wanted_kind.filter(|_| !passive).map(|kind| Exchange {
-            name: name.clone(),
-            kind,
-            durable: declare.durable,
-            auto_delete: declare.auto_delete,
-            internal: declare.internal,
-            alternate: None,
-            hash_on: HashOn::Key,
-            arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
-        });
+        let wanted = match wanted_kind.filter(|_| !passive) {
+            None => None,
+            Some(kind) => {
+                let arguments = check_exchange(&exchange.name, kind, declare.arguments)?;
+                Some(Exchange {
+                    name: name.clone(),
+                    kind,
+                    durable: declare.durable,
+                    auto_delete: declare.auto_delete,
+                    internal: declare.internal,
+                    alternate: arguments.alternate,
+                    hash_on: arguments.hash_on,
+                    dedup: None,
+                    arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
+                })
+            }
+        };
         if exchange.route == Route::Topics {
             if let Some(wanted) = &wanted {
                 compare(&exchange, wanted, &topic_exchange(name))?;
@@ -58,7 +65,6 @@ impl Context<'_> {
         let is_reserved = exchange.name.starts_with(b"amq.");
         match wanted {
             Some(wanted) if !is_reserved => {
-                check_exchange(&exchange.name, declare.arguments)?;
                 let request = Request::DeclareExchange(wanted.clone());
                 let what = What::DeclareExchange {
                     exchange,
@@ -180,6 +186,7 @@ fn topic_exchange(name: Bytes) -> Exchange {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }
 }
@@ -214,5 +221,9 @@ fn compare(exchange: &ExchangeName, wanted: &Exchange, current: &Exchange) -> Re
             });
         }
     }
-    Ok(())
+    check_exchange_equivalence(
+        &exchange.name,
+        Table::new(&current.arguments),
+        Table::new(&wanted.arguments),
+    )
 }

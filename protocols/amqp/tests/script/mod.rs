@@ -608,6 +608,7 @@ pub fn exchange(name: &'static str, kind: ExchangeKind) -> Reply {
         internal: false,
         alternate: None,
         hash_on: HashOn::Key,
+        dedup: None,
         arguments: Bytes::new(),
     }))
 }

@@ -199,6 +199,8 @@ impl Client {
             origin,
             persistent: publish.qos > 0,
             retain: publish.retain,
+            // Only 5.0 can say no to a publish, and only to one that is answered.
+            waits: self.is.version != Version::V5 || publish.qos == 0,
             ..CorePublish::default()
         }
     }

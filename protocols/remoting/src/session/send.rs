@@ -302,7 +302,7 @@ impl Session {
     pub(super) fn handle_outcome(&mut self, outcome: Outcome, out: &mut Outbox) {
         for token in outcome.first..outcome.first.saturating_add(u64::from(outcome.count)) {
             let result = match outcome.fate {
-                Fate::Stored(stored) => Ok(stored),
+                Fate::Stored(stored) | Fate::Duplicate(stored) => Ok(stored),
                 Fate::Rejected(reject) => Err(reject.into()),
                 Fate::Unknown => Err(Refused::new(
                     ResponseCode::SystemError,

@@ -1,0 +1,674 @@
+//! Checkpoints of the state, and what follows from them: a short restart, and segments that may go.
+//!
+//! A checkpoint is taken in slices while the broker works. It notes where the log was when it began; what
+//! happened since is applied again at a restart, on a state that holds some of it already. Therefore every
+//! change can be applied twice, see [`super::replay`].
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::boundary::Shortage;
+use crate::engine::Engine;
+use crate::engine::change::Change;
+use crate::engine::entries::{EntryList, Open, Page, Slot};
+use crate::engine::replay::replay_change;
+use crate::engine::state::{STEPS_MAX, State};
+use crate::engine::timers::TimerCursor;
+use crate::engine::writer::is_full;
+use crate::request::{Binding, Destination, Source};
+use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
+use crate::store::pages::{ENTRY_LEN, Entry, ListId, Owner, PAGE_ENTRIES, get_entry, put_entry};
+use crate::store::record::Position;
+use crate::store::storage::{Area, FileId, Space, Storage};
+use crate::time::Millis;
+
+/// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
+const INTERVAL: Millis = Millis::from_secs(15);
+
+/// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
+/// `diskSpaceCleanForciblyRatio`).
+const TIGHT: u64 = 85;
+
+/// From which on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
+const FULL: u64 = 90;
+
+/// The file that is given up when the disk is full.
+const RESERVE: FileId = FileId {
+    area: Area::Reserve,
+    number: 0,
+};
+
+/// A checkpoint that may be read back.
+#[derive(Clone, Copy, Debug)]
+struct Checkpoint {
+    number: u64,
+    start: Position,
+}
+
+/// What the maintenance of the store has to remember.
+#[derive(Default)]
+pub(crate) struct Maintenance {
+    /// The last two, the older first.
+    checkpoints: VecDeque<Checkpoint>,
+    /// Size of the last one, bytes.
+    size: u64,
+    taken_at: Millis,
+    /// Little room is left: topics give up messages before their time.
+    tight: bool,
+    /// Segments that nothing needs since a checkpoint of that number.
+    unneeded: VecDeque<(u64, u64)>,
+}
+
+/// How far a checkpoint has come.
+#[derive(Default)]
+struct Cursor {
+    stage: Stage,
+    /// The queue or topic that is next, and in a topic the message queue.
+    at: usize,
+    message_queue: usize,
+    /// In its list, the first sequence that is missing; nothing when the list has not begun.
+    sequence: Option<u64>,
+    names: Vec<Bytes>,
+    timers: TimerCursor,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Front,
+    Queues,
+    Topics,
+    Groups,
+    Timers,
+    Rest,
+    Keys,
+    Done,
+}
+
+impl Engine {
+    /// Keeps the store small: takes a checkpoint when one is due, gives up what retention lets go, removes
+    /// segments that nothing needs. To be called about once a second, by one thread.
+    ///
+    /// # Errors
+    /// The disk refused something that can wait; the log is untouched.
+    pub fn maintain(&self) -> io::Result<()> {
+        let mut maintenance = self.maintenance();
+        let used = self.0.storage.space()?.map_or(0, Space::used);
+        let full = self.0.writer.full.load(Ordering::Acquire);
+        maintenance.tight = full || used >= TIGHT;
+        self.find_unneeded(&mut maintenance);
+        if self.is_due(&maintenance) {
+            self.take_checkpoint(&mut maintenance).or_else(|error| {
+                if is_full(&error) && self.release_reserve()? {
+                    return self.take_checkpoint(&mut maintenance);
+                }
+                Err(error)
+            })?;
+        }
+        self.remove_segments(&mut maintenance)?;
+        self.set_shortage(full || used >= FULL);
+        if !maintenance.tight {
+            self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
+        }
+        Ok(())
+    }
+
+    /// The life of the thread that calls [`maintain`](Self::maintain): returns when the engine is closed.
+    pub fn run_maintenance(&self) {
+        let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*closing {
+            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            closing = waited.unwrap_or_else(PoisonError::into_inner).0;
+            if *closing {
+                return;
+            }
+            drop(closing);
+            if let Err(error) = self.maintain() {
+                tracing::warn!(%error, "the store cannot be kept small just now");
+            }
+            closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Gives up the space that was kept for this.
+    fn release_reserve(&self) -> io::Result<bool> {
+        let is_there = !self.0.storage.files(Area::Reserve)?.is_empty();
+        if is_there {
+            self.0.storage.remove(RESERVE)?;
+        }
+        Ok(is_there)
+    }
+
+    fn set_shortage(&self, is_full: bool) {
+        let shortage = is_full.then_some(Shortage::Disk);
+        if self.lock().shortage == shortage {
+            return;
+        }
+        match shortage {
+            Some(_) => tracing::warn!("the disk is nearly full: publishers wait or are refused"),
+            None => tracing::info!("there is room on the disk again: publishing goes on"),
+        }
+        self.hold(|state| {
+            state.shortage = shortage;
+            state.unblock();
+        });
+    }
+
+    /// Takes a checkpoint now.
+    ///
+    /// # Errors
+    /// The disk refused it; the ones before stay.
+    pub fn checkpoint(&self) -> io::Result<()> {
+        self.take_checkpoint(&mut self.maintenance())
+    }
+
+    fn is_due(&self, maintenance: &Maintenance) -> bool {
+        let state = self.lock();
+        let last = maintenance.checkpoints.back();
+        let grown = state.log.end().0 - last.map_or(self.0.log_begin.0, |last| last.start.0);
+        let waited = self.0.clock.now().mono - maintenance.taken_at >= INTERVAL;
+        // Segments go when two checkpoints know that nothing needs them.
+        let wanted = !maintenance.unneeded.is_empty();
+        grown >= state.config.checkpoint_bytes
+            || (waited && (grown > maintenance.size || wanted))
+            || (maintenance.tight && wanted)
+    }
+
+    fn take_checkpoint(&self, maintenance: &mut Maintenance) -> io::Result<()> {
+        let (start, number, stored_at) = {
+            let state = self.lock();
+            (state.log.end(), state.pages.begin_checkpoint(), state.stored_at)
+        };
+        maintenance.taken_at = self.0.clock.now().mono;
+        let mut writer = CheckpointWriter::new(&self.0.storage, number)?;
+        let mut cursor = Cursor::default();
+        while cursor.stage != Stage::Done {
+            self.lock()
+                .checkpoint_slice(&mut cursor, &mut |change| writer.put(change));
+            writer.flush()?;
+        }
+        let (end, pages) = {
+            let state = self.lock();
+            (state.log.end(), std::sync::Arc::clone(&state.pages))
+        };
+        // The checkpoint holds effects of the log up to here.
+        self.sync_once()
+            .map_err(|failed| io::Error::other(failed.to_string()))?;
+        pages.sync()?;
+        let trailer = Trailer {
+            start,
+            end,
+            pages_end: pages.end(),
+            changes: writer.changes(),
+            stored_at,
+        };
+        maintenance.size = writer.finish(trailer)?;
+        maintenance.checkpoints.push_back(Checkpoint { number, start });
+        while maintenance.checkpoints.len() > 2 {
+            maintenance.checkpoints.pop_front();
+        }
+        let oldest = maintenance.checkpoints[0].number;
+        for old in self.0.storage.files(Area::Checkpoints)? {
+            if old < oldest {
+                self.0.storage.remove(checkpoint::checkpoint_file(old))?;
+            }
+        }
+        if maintenance.checkpoints.len() == 2 {
+            pages.forget_checkpoints_below(oldest);
+        }
+        Ok(())
+    }
+
+    /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
+    fn find_unneeded(&self, maintenance: &mut Maintenance) {
+        let (found, number) = {
+            let mut state = self.lock();
+            let current = state.log.end().0 / self.0.segment_size;
+            let wall = self.0.clock.now().wall;
+            let next = state.pages.checkpoint() + 1;
+            let known = &maintenance.unneeded;
+            let mut early = maintenance.tight && known.is_empty();
+            let free = state.log.segments().iter().filter(|(number, segment)| {
+                *number < current && segment.pins == 0 && !known.iter().any(|(known, _)| known == number)
+            });
+            // When room is short the oldest goes before its time, one after the other.
+            let found: Vec<u64> = free
+                .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
+                .map(|(number, _)| number)
+                .collect();
+            (found, next)
+        };
+        let Some(last) = found.iter().max() else { return };
+        self.drop_topic_entries(Position((last + 1) * self.0.segment_size));
+        maintenance
+            .unneeded
+            .extend(found.into_iter().map(|segment| (segment, number)));
+    }
+
+    /// Topics' entries that point before a position are given up, in slices.
+    fn drop_topic_entries(&self, before: Position) {
+        let mut topic = 0;
+        loop {
+            let mut state = self.lock();
+            let end = (topic + STEPS_MAX / 8).min(state.topics.len());
+            for topic in &mut state.topics[topic..end] {
+                for queue in &mut topic.queues {
+                    queue.entries.drop_before(before);
+                }
+            }
+            if end == state.topics.len() {
+                return;
+            }
+            topic = end;
+        }
+    }
+
+    /// Removes segments that no checkpoint that may be read back needs.
+    fn remove_segments(&self, maintenance: &mut Maintenance) -> io::Result<()> {
+        if maintenance.checkpoints.len() < 2 {
+            return Ok(());
+        }
+        let oldest = maintenance.checkpoints[0];
+        let replayed_from = oldest.start.0 / self.0.segment_size;
+        let mut kept = VecDeque::new();
+        for (segment, checkpoint) in std::mem::take(&mut maintenance.unneeded) {
+            if checkpoint > oldest.number || segment >= replayed_from {
+                kept.push_back((segment, checkpoint));
+                continue;
+            }
+            {
+                let mut state = self.lock();
+                if state.log.segments().get(segment).pins != 0 {
+                    continue;
+                }
+                state.log.forget_segment(segment);
+            }
+            self.0.storage.remove(FileId::segment(segment))?;
+            tracing::debug!(segment, "removed a segment that nothing needs");
+        }
+        maintenance.unneeded = kept;
+        Ok(())
+    }
+}
+
+impl Cursor {
+    /// Goes on with the next queue or topic.
+    fn next_list(&mut self) {
+        self.at += 1;
+        self.message_queue = 0;
+        self.sequence = None;
+    }
+}
+
+impl Maintenance {
+    /// After a start: the checkpoint that was read back, which is the only one.
+    pub(crate) fn recovered(number: u64, start: Position) -> Self {
+        Self {
+            checkpoints: VecDeque::from([Checkpoint { number, start }]),
+            ..Self::default()
+        }
+    }
+}
+
+/// Puts one page of a list, or what is behind its pages; gives whether that was the last of it.
+fn checkpoint_list(
+    id: ListId,
+    list: &EntryList,
+    bytes: u64,
+    at: &mut Option<u64>,
+    put: &mut dyn FnMut(&Change),
+) -> bool {
+    if list.end() == 0 {
+        return true;
+    }
+    let Some((number, page)) = list.page_at(at.unwrap_or(0)) else {
+        let (start, entries, done) = list.tail();
+        put(&Change::Tail {
+            list: id.0,
+            head: list.head(),
+            start,
+            done,
+            bytes,
+            entries: encode_entries(entries),
+        });
+        return true;
+    };
+    let (stored, entries) = match &page.slot {
+        Slot::Stored(stored) => (Some(*stored), Bytes::new()),
+        Slot::Resident(entries) => (None, encode_entries(&entries[..])),
+    };
+    put(&Change::Page {
+        list: id.0,
+        number,
+        done: page.done,
+        first: page.first.0,
+        mixed: page.mixed,
+        stored,
+        entries,
+    });
+    *at = Some((number + 1) * PAGE_ENTRIES as u64);
+    false
+}
+
+fn encode_entries(entries: &[Entry]) -> Bytes {
+    let mut bytes = vec![0; entries.len() * ENTRY_LEN];
+    for (slot, entry) in bytes.chunks_exact_mut(ENTRY_LEN).zip(entries) {
+        put_entry(slot, *entry);
+    }
+    bytes.into()
+}
+
+fn entry_at(entries: &[u8], at: usize) -> Entry {
+    entries
+        .get(at * ENTRY_LEN..(at + 1) * ENTRY_LEN)
+        .map_or(Entry::NONE, get_entry)
+}
+
+/// The newest checkpoint that is whole, with its number. Others are removed.
+pub(crate) fn find(storage: &dyn Storage) -> io::Result<Option<(u64, Trailer)>> {
+    let mut found = None;
+    for number in storage.files(Area::Checkpoints)?.into_iter().rev() {
+        if found.is_none() {
+            found = checkpoint::check(storage, number)?.map(|trailer| (number, trailer));
+        }
+        if found.is_none_or(|(newest, _)| newest != number) {
+            storage.remove(checkpoint::checkpoint_file(number))?;
+        }
+    }
+    Ok(found)
+}
+
+impl State {
+    /// Puts the next slice of a checkpoint.
+    fn checkpoint_slice(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) {
+        let mut steps = 0;
+        while steps < STEPS_MAX {
+            steps += 1;
+            let is_done = match cursor.stage {
+                Stage::Front => {
+                    self.checkpoint_front(put);
+                    true
+                }
+                Stage::Queues => self.checkpoint_queue(cursor, put),
+                Stage::Topics => self.checkpoint_topic(cursor, put),
+                Stage::Groups => self.checkpoint_group(cursor, put),
+                Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Rest => {
+                    self.checkpoint_rest(put);
+                    true
+                }
+                Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
+                Stage::Done => return,
+            };
+            if is_done {
+                cursor.stage = match cursor.stage {
+                    Stage::Front => Stage::Queues,
+                    Stage::Queues => Stage::Topics,
+                    Stage::Topics => Stage::Groups,
+                    Stage::Groups => Stage::Timers,
+                    Stage::Timers => Stage::Rest,
+                    Stage::Rest => Stage::Keys,
+                    Stage::Keys | Stage::Done => Stage::Done,
+                };
+                cursor.at = 0;
+                cursor.sequence = None;
+                cursor.names = match cursor.stage {
+                    Stage::Groups => self.groups.keys().cloned().collect(),
+                    _ => Vec::new(),
+                };
+            }
+        }
+    }
+
+    /// What has to be as it was at the very begin: names may be used again later.
+    fn checkpoint_front(&mut self, put: &mut dyn FnMut(&Change)) {
+        put(&Change::Numbers {
+            next_queue: self.queues.len() as u32,
+        });
+        for (number, segment) in self.log.segments().iter() {
+            put(&Change::Segment {
+                number,
+                keep_until: segment.keep_until.0,
+                pinned: segment.pinned,
+            });
+        }
+        for exchange in self.router.exchanges().filter(|exchange| exchange.durable) {
+            put(&Change::Exchange(exchange.clone()));
+        }
+        for (binding, cookie) in self.router.bindings_to_exchanges() {
+            let Destination::Exchange(name) = &binding.destination else {
+                continue;
+            };
+            if self.is_durable(&binding.source) && self.router.exchange(name).is_some_and(|to| to.durable) {
+                let binding = Binding {
+                    cookie: cookie.clone(),
+                    ..binding.clone()
+                };
+                put(&Change::Bound { queue: None, binding });
+            }
+        }
+    }
+
+    fn is_durable(&self, source: &Source) -> bool {
+        match source {
+            Source::Exchange(name) => self.router.exchange(name).is_some_and(|exchange| exchange.durable),
+            Source::Topics | Source::Everything => true,
+        }
+    }
+
+    /// One step of the queues; gives whether that was the last.
+    fn checkpoint_queue(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
+        let Some(slot) = self.queues.get(cursor.at) else {
+            return true;
+        };
+        let id = cursor.at as u32;
+        let Some(queue) = slot.as_deref().filter(|queue| queue.spec.durable) else {
+            cursor.next_list();
+            return false;
+        };
+        if cursor.sequence.is_none() {
+            put(&Change::Queue {
+                id,
+                queue: queue.spec.clone(),
+            });
+            if queue.had_consumer {
+                put(&Change::Consumed { id });
+            }
+            for (binding, cookie) in self.router.bindings_of(id) {
+                if self.is_durable(&binding.source) {
+                    let binding = Binding {
+                        cookie: cookie.clone(),
+                        ..binding.clone()
+                    };
+                    put(&Change::Bound {
+                        queue: Some(id),
+                        binding,
+                    });
+                }
+            }
+        }
+        let list = queue.progress.list();
+        if checkpoint_list(
+            ListId::queue(id),
+            list,
+            queue.progress.bytes(),
+            &mut cursor.sequence,
+            put,
+        ) {
+            cursor.next_list();
+        }
+        false
+    }
+
+    fn checkpoint_topic(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
+        let Some(topic) = self.topics.get(cursor.at) else {
+            return true;
+        };
+        let id = cursor.at as u32;
+        if cursor.message_queue == 0 && cursor.sequence.is_none() {
+            put(&Change::TopicAt {
+                id,
+                name: topic.name.clone(),
+                queues: topic.queues.len() as u32,
+            });
+            for group in self.topic_groups.get(&topic.name).into_iter().flatten() {
+                put(&Change::Group {
+                    group: group.clone(),
+                    topic: topic.name.clone(),
+                });
+            }
+        }
+        let Some(queue) = topic.queues.get(cursor.message_queue) else {
+            cursor.next_list();
+            return false;
+        };
+        let list = ListId::message_queue(id, cursor.message_queue as u32);
+        if checkpoint_list(list, &queue.entries, 0, &mut cursor.sequence, put) {
+            cursor.message_queue += 1;
+            cursor.sequence = None;
+            if cursor.message_queue == topic.queues.len() {
+                cursor.next_list();
+            }
+        }
+        false
+    }
+
+    fn checkpoint_group(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
+        let Some(name) = cursor.names.get(cursor.at) else {
+            return true;
+        };
+        cursor.at += 1;
+        if let Some(group) = self.groups.get(name) {
+            for ((topic, queue_id), offset) in &group.offsets {
+                put(&Change::Offset {
+                    group: name.clone(),
+                    topic: topic.clone(),
+                    queue_id: *queue_id,
+                    offset: *offset,
+                });
+            }
+        }
+        false
+    }
+
+    /// What is small enough for one hold.
+    fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
+        self.checkpoint_holders(put);
+        self.checkpoint_retained(put);
+    }
+
+    /// Reads a checkpoint back into a state in which there is nothing yet.
+    pub(crate) fn read_checkpoint(&mut self, storage: &dyn Storage, number: u64, trailer: &Trailer) -> io::Result<()> {
+        self.pages.set_checkpoint(number);
+        checkpoint::read(storage, number, |change| {
+            if !self.restore(&change) {
+                replay_change(self, change);
+            }
+        })?;
+        let queues = self.queues.iter().flatten().map(|queue| queue.progress.list());
+        let topics = self
+            .topics
+            .iter()
+            .flat_map(|topic| &topic.queues)
+            .map(|queue| &queue.entries);
+        let used = queues.chain(topics).flat_map(EntryList::stored_pages).collect();
+        self.pages.recovered(trailer.pages_end, used);
+        self.stored_at = self.stored_at.max(trailer.stored_at);
+        Ok(())
+    }
+
+    /// Takes back what only checkpoints hold. Gives whether it was that.
+    pub(crate) fn restore(&mut self, change: &Change) -> bool {
+        match change {
+            Change::Page {
+                list,
+                number,
+                done,
+                first,
+                mixed,
+                stored,
+                entries,
+            } => {
+                let slot = match stored {
+                    Some(stored) => Slot::Stored(*stored),
+                    None => Slot::Resident(Box::new(std::array::from_fn(|at| entry_at(entries, at)))),
+                };
+                let page = Page {
+                    done: *done,
+                    first: Position(*first),
+                    mixed: *mixed,
+                    slot,
+                };
+                if let Some(entries) = self.list(ListId(*list)) {
+                    entries.restore_page(*number, page);
+                }
+            }
+            Change::Tail {
+                list,
+                head,
+                start,
+                done,
+                bytes,
+                entries,
+            } => {
+                let id = ListId(*list);
+                let tail: Vec<Entry> = (0..entries.len() / ENTRY_LEN).map(|at| entry_at(entries, at)).collect();
+                if let Some(list) = self.list(id) {
+                    list.restore_tail(*start, &tail, *done);
+                    list.restored(*head);
+                }
+                if let Owner::Queue(queue) = id.owner() {
+                    self.restored_queue(queue, *bytes);
+                }
+            }
+            Change::Numbers { next_queue } => {
+                while self.queues.len() < *next_queue as usize {
+                    self.queues.push(None);
+                }
+            }
+            Change::Segment {
+                number,
+                keep_until,
+                pinned,
+            } => {
+                let segment = self.log.segments().at(*number);
+                segment.keep_until = Millis(*keep_until);
+                segment.pinned = *pinned;
+            }
+            Change::TopicAt { id, name, queues } => {
+                let put = self.put_topic(name.clone(), *queues);
+                debug_assert_eq!(put, *id);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
+    fn restored_queue(&mut self, id: u32, bytes: u64) {
+        let Self { queues, log, pages, .. } = self;
+        let Some(Some(queue)) = queues.get_mut(id as usize) else {
+            return;
+        };
+        let list = queue.progress.list_mut();
+        let mut lost = Vec::new();
+        let mut bytes = bytes;
+        list.each_open(|open| match open {
+            Open::Page { first, count } => log.segments().at(pages.segment(first)).pins += count,
+            Open::Entry { sequence, entry } if { entry.position }.is_memory() => {
+                lost.push(sequence);
+                bytes = bytes.saturating_sub(u64::from(entry.size));
+            }
+            Open::Entry { entry, .. } => log.segments().at(pages.segment(entry.position)).pins += 1,
+        });
+        for sequence in lost {
+            list.finish(sequence..sequence + 1, |_, _| {});
+        }
+        queue.progress.restored(bytes);
+    }
+}
