@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rocketbridge_core::address::Level;
-use rocketbridge_core::boundary::{Event, Fate, Reject, SubscriptionId};
+use rocketbridge_core::boundary::{Event, Fate, HolderKey, Reject, SubscriptionId};
 use rocketbridge_core::request::{Reply, Request, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::Config;
@@ -141,6 +141,25 @@ fn a_message_sent_twice_is_published_once_until_it_is_released() {
     // The identifier stands for another message now.
     script.send(b"\x34\x05\0\x01t\0\x07");
     assert_eq!(script.publishes().len(), 1);
+}
+
+/// Core tells a message that is sent again over another connection, and the identifier is free only when core
+/// has safely forgotten it.
+#[test]
+fn a_kept_session_opens_and_closes_keys_with_core() {
+    let mut script = kept();
+    script.send(b"\x34\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, Some(HolderKey::Open(7)));
+    script.outcome(0, 1, Fate::Duplicate(placed(0)));
+    assert_eq!(script.sent(), b"\x50\x02\0\x07");
+    script.send(b"\x62\x02\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, Some(HolderKey::Close(7)));
+    assert_eq!(script.sent(), b"");
+    script.outcome(1, 1, stored(0));
+    assert_eq!(script.sent(), b"\x70\x02\0\x07");
+    // QoS 1 has no such key.
+    script.send(b"\x32\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, None);
 }
 
 #[test]

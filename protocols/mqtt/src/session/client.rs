@@ -16,7 +16,7 @@ use super::publish::{LastTopic, Unconfirmed};
 use super::shared::Shared;
 use super::subscribe::{Asked, PendingAck};
 use crate::codec::properties::PropertyId;
-use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header, put_short_ack};
+use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header};
 use crate::config::Config;
 use crate::inflight::{InFlight, Step};
 use crate::mapping::queue_of;
@@ -315,14 +315,4 @@ pub(super) fn settled(subscription: SubscriptionId, sequence: u64) -> Settlement
 /// Whether a topic or filter is below `$SYS`.
 pub(super) fn is_sys(text: &[u8]) -> bool {
     text.starts_with(b"$SYS/")
-}
-
-impl Client {
-    /// Ends the client's QoS 2 exchange: the identifier may be used for another message. [MQTT-4.3.3-12]
-    fn handle_pubrel(&mut self, ack: &Ack, out: &mut Outbox) {
-        self.unreleased.remove(&ack.packet_id);
-        // One that nobody knows is answered likewise, so that the exchange ends.
-        let reason = ReasonCode::Success;
-        put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
-    }
 }

@@ -4,15 +4,16 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, Attributes};
-use rocketbridge_core::boundary::{Fate, Outcome, Publish as CorePublish, Reject};
+use rocketbridge_core::boundary::{Fate, HolderKey, Outcome, Publish as CorePublish, Reject};
 use rocketbridge_core::message::Entry;
+use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 
 use super::Close;
 use super::client::{Client, is_sys};
 use crate::codec::properties::{Properties, PropertyId};
 use crate::codec::text::{LEVEL, level_count};
-use crate::codec::{PacketType, Publish, Version, put_short_ack};
+use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};
 use crate::reason_code::ReasonCode;
@@ -20,12 +21,13 @@ use crate::reason_code::ReasonCode;
 /// Size of the pieces that addresses and origins are cut from, bytes.
 const SCRATCH_SIZE: usize = 1024;
 
-/// A QoS 1 or 2 publish whose PUBACK or PUBREC is not sent.
+/// A publish whose PUBACK or PUBREC is not sent, or a release whose PUBCOMP is not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unconfirmed {
     token: u64,
     packet_id: u16,
-    qos: u8,
+    /// PUBACK, PUBREC or PUBCOMP.
+    answers_with: PacketType,
     answer: Option<ReasonCode>,
 }
 
@@ -68,7 +70,13 @@ impl Client {
             return self.refuse_publish(&publish, ReasonCode::NotAuthorized, out);
         }
         let token = self.await_outcome(&publish);
-        out.publish(self.core_publish(publish, token));
+        // Where the session is kept, core knows the message when it is sent again over another connection.
+        let holder_key =
+            (publish.qos == 2 && self.is.keep > Millis(0)).then_some(HolderKey::Open(u64::from(publish.packet_id)));
+        out.publish(CorePublish {
+            holder_key,
+            ..self.core_publish(publish, token)
+        });
         Ok(())
     }
 
@@ -98,7 +106,11 @@ impl Client {
             self.unconfirmed.push_back(Unconfirmed {
                 token,
                 packet_id: publish.packet_id,
-                qos: publish.qos,
+                answers_with: if publish.qos == 2 {
+                    PacketType::PubRec
+                } else {
+                    PacketType::PubAck
+                },
                 answer: None,
             });
         }
@@ -268,28 +280,56 @@ impl Client {
     fn send_answers(&mut self, out: &mut Outbox) {
         while let Some(Unconfirmed {
             packet_id,
-            qos,
+            answers_with,
             answer: Some(reason),
             ..
         }) = self.unconfirmed.front().copied()
         {
-            let (packet_type, reason) = match (qos, reason) {
-                // The server may say so (5.0, 3.5.2.1); like Mosquitto it says it for QoS 1 only.
-                (2, ReasonCode::NoMatchingSubscribers) => (PacketType::PubRec, ReasonCode::Success),
-                (2, reason) => (PacketType::PubRec, reason),
-                (_, reason) => (PacketType::PubAck, reason),
-            };
-            put_short_ack(out.bytes(), self.is.version, packet_type, packet_id, reason);
             self.unconfirmed.pop_front();
-            if qos == 2 && reason.is_failure() {
+            let reason = match answers_with {
+                // The server may say so (5.0, 3.5.2.1); like Mosquitto it says it in PUBACK only. An identifier
+                // that nobody knows is answered likewise, so that the exchange ends.
+                PacketType::PubRec | PacketType::PubComp if !reason.is_failure() => ReasonCode::Success,
+                _ => reason,
+            };
+            put_short_ack(out.bytes(), self.is.version, answers_with, packet_id, reason);
+            if answers_with != PacketType::PubRec {
+                continue;
+            }
+            if reason.is_failure() {
                 // The exchange is over. [MQTT-4.3.3-9]
                 self.unreleased.remove(&packet_id);
-            } else if qos == 2
-                && let Some(is_answered) = self.unreleased.get_mut(&packet_id)
-            {
+            } else if let Some(is_answered) = self.unreleased.get_mut(&packet_id) {
                 *is_answered = true;
             }
         }
+    }
+
+    /// Ends the client's QoS 2 exchange: the identifier may be used for another message. [MQTT-4.3.3-12]
+    ///
+    /// Where the session is kept, core knows the identifier too, and PUBCOMP waits until it has safely forgotten
+    /// it: a new message under the same identifier must not be taken for the old one.
+    pub(super) fn handle_pubrel(&mut self, ack: &Ack, out: &mut Outbox) {
+        self.unreleased.remove(&ack.packet_id);
+        if self.is.keep == Millis(0) {
+            let reason = ReasonCode::Success;
+            put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
+            return;
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.unconfirmed.push_back(Unconfirmed {
+            token,
+            packet_id: ack.packet_id,
+            answers_with: PacketType::PubComp,
+            answer: None,
+        });
+        out.publish(CorePublish {
+            token,
+            holder_key: Some(HolderKey::Close(u64::from(ack.packet_id))),
+            waits: true,
+            ..CorePublish::default()
+        });
     }
 }
 

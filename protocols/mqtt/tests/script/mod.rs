@@ -246,13 +246,17 @@ pub fn attached(present: bool, cookies: &[&'static [u8]]) -> Reply {
 }
 
 pub fn stored(routes: u32) -> Fate {
-    Fate::Stored(Stored {
+    Fate::Stored(placed(routes))
+}
+
+pub fn placed(routes: u32) -> Stored {
+    Stored {
         position: Position(0),
         queue_id: 0,
         queue_offset: 0,
         routes,
         weak: false,
-    })
+    }
 }
 
 /// A message `x` of another MQTT client.
