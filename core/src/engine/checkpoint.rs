@@ -74,6 +74,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -85,7 +87,8 @@ enum Stage {
     Topics,
     Groups,
     Timers,
-    Rest,
+    Holders,
+    Retained,
     Keys,
     Done,
 }
@@ -398,10 +401,8 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
-                Stage::Rest => {
-                    self.checkpoint_rest(put);
-                    true
-                }
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
                 Stage::Done => return,
             };
@@ -411,14 +412,16 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Rest,
-                    Stage::Rest => Stage::Keys,
+                    Stage::Timers => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -554,12 +557,6 @@ impl State {
             }
         }
         false
-    }
-
-    /// What is small enough for one hold.
-    fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
-        self.checkpoint_retained(put);
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.
