@@ -294,7 +294,7 @@ where
     fn read(&mut self, now: Now, cx: &mut Context<'_>, spent: &mut Spent) -> bool {
         if std::mem::take(&mut self.paused) && !self.input.is_empty() {
             // It may have stopped between two whole frames.
-            self.session.handle_bytes(now, &mut self.input, &mut self.out);
+            self.handle_input(now);
             self.submit(now);
             return true;
         }
@@ -325,6 +325,7 @@ where
             self.input.clear();
             self.session.handle_bytes(now, &mut buffer, &mut self.out);
             self.input.extend_from_slice(&buffer);
+            self.note_pause();
         }
         scratch::give_input(buffer);
         result
@@ -334,13 +335,24 @@ where
         self.input.reserve(READ_MAX);
         let result = poll_read(&mut self.stream, &mut self.input, READ_MAX, cx);
         if let Poll::Ready(Ok(1..)) = result {
-            self.session.handle_bytes(now, &mut self.input, &mut self.out);
+            self.handle_input(now);
             if self.input.len() <= CARRY_MAX {
                 // Not the whole large buffer for a small rest.
                 self.input = BytesMut::from(&self.input[..]);
             }
         }
         result
+    }
+
+    fn handle_input(&mut self, now: Now) {
+        self.session.handle_bytes(now, &mut self.input, &mut self.out);
+        self.note_pause();
+    }
+
+    /// A session that stopped between two whole frames may go on with what is there before the next turn
+    /// looks: by events of this one.
+    fn note_pause(&mut self) {
+        self.paused |= !self.session.wants_read();
     }
 
     /// Reads and throws away.

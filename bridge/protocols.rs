@@ -40,6 +40,7 @@ pub struct Bound {
 pub const PROTOCOLS: &[Protocol] = &[
     Protocol { name: "amqp", title: "AMQP 0-9-1", listen_key: "amqp.listen", listen: |c| &c.amqp.listen, sessions: |c, _| sessions(&c.amqp.protocol, rocketbridge_amqp::Session::new) },
     Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, sessions: mqtt },
+    Protocol { name: "stomp", title: "STOMP", listen_key: "stomp.listen", listen: |c| &c.stomp.listen, sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
     Protocol { name: "remoting", title: "RocketMQ clients", listen_key: "remoting.listen", listen: |c| &c.remoting.listen, sessions: remoting },
     Protocol { name: "name_server", title: "RocketMQ clients that ask for routes", listen_key: "remoting.name_server_listen", listen: |c| &c.remoting.name_server_listen, sessions: remoting },
 ];

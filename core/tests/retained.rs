@@ -498,7 +498,8 @@ fn sessions_wills_notes_and_last_values_survive_in_a_checkpoint() {
     harness.engine.sync_once().unwrap();
     let sequence = kept.deliveries().last().unwrap().sequence;
     let notes = vec![(sequence, 77)];
-    kept.ask(&harness.engine, Request::Note { subscription, notes }).unwrap();
+    kept.ask(&harness.engine, Request::Note { subscription, notes })
+        .unwrap();
     let attach = Attach {
         will: will(0, "gone"),
         ..session("brief", 0)

@@ -84,6 +84,10 @@ impl Retained {
         }
     }
 
+    pub(crate) fn get(&self, address: &[u8]) -> Option<Entry> {
+        self.values.get(address).copied()
+    }
+
     /// Values whose address matches, from `from` on. Looks at no more than `steps` and gives where to go on.
     fn find(&self, pattern: &Pattern, from: &[u8], steps: usize) -> (Vec<Entry>, Option<Vec<u8>>) {
         let mut walk = Walk {
@@ -259,7 +263,7 @@ impl State {
         self.set_retained(address, new);
     }
 
-    fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
+    pub(crate) fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
         if let Some(entry) = entry {
             self.hold_entry(entry);
         }
@@ -289,8 +293,8 @@ impl State {
             return;
         };
         let (mut found, next) = self.retained.find(&recall.pattern, &recall.from, RECALLED_MAX);
-        let wall = self.now.wall;
-        found.retain(|entry| !entry.is_expired(wall));
+        let now = self.clock();
+        found.retain(|entry| !entry.is_expired(now));
         if self.queue(recall.queue).is_none() {
             // It went meanwhile.
         } else {
@@ -312,7 +316,7 @@ impl State {
         let mut first = None;
         for entry in &mut entries {
             entry.word |= RECALLED;
-            let sequence = self.keep(id, *entry);
+            let sequence = self.keep(id, 0, *entry);
             first.get_or_insert(sequence);
         }
         let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);

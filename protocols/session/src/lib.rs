@@ -6,9 +6,11 @@
 
 mod outbox;
 mod read;
+mod unacked;
 
 pub use outbox::{Order, Outbox};
 pub use read::{Cursor, Truncated};
+pub use unacked::Unacked;
 
 use bytes::BytesMut;
 use rocketbridge_core::boundary::Event;

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::SubscriptionId;
+use rocketbridge_session::Unacked;
 
 use super::confirms::Confirms;
 use super::publishes::ChannelKey;
 use super::tx::Tx;
-use super::unacked::Unacked;
 use crate::codec::{FRAME_BODY, FRAME_HEADER, MethodId};
 use crate::mapping::{ExchangeName, Target};
 use crate::reply_code::ConnectionError;

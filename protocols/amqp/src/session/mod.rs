@@ -22,7 +22,6 @@ mod publishes;
 mod queues;
 mod shared;
 mod tx;
-mod unacked;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

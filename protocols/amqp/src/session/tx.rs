@@ -13,10 +13,10 @@ use rocketbridge_core::request::{Commit, Refusal, Reply, Request};
 
 use super::events::rejection;
 use super::shared::{Context, What};
-use super::unacked::Unacked;
 use crate::codec::Method;
 use crate::mapping::ExchangeName;
 use crate::reply_code::{ChannelError, Failure, Resource};
+use rocketbridge_session::Unacked;
 
 /// Octets that the transactions of one connection may hold together.
 const HELD_MAX: usize = 4 * Commit::BYTES_MAX;

@@ -1,5 +1,5 @@
-//! Deliveries that a channel's client has not settled yet, as runs: neighbours in one queue with
-//! neighbouring delivery tags are one entry, however many they are.
+//! Deliveries that a client has not settled yet, as runs: neighbours in one queue with neighbouring
+//! delivery tags are one entry, however many they are.
 
 use std::collections::VecDeque;
 
@@ -48,8 +48,8 @@ impl Run {
     }
 }
 
-/// Unsettled deliveries of one channel, by delivery tag.
-#[derive(Debug, Default)]
+/// Unsettled deliveries of one channel or subscription, by delivery tag.
+#[derive(Clone, Debug, Default)]
 pub struct Unacked {
     runs: VecDeque<Run>,
 }
@@ -72,6 +72,12 @@ impl Unacked {
             subscription,
             sequence,
         });
+    }
+
+    /// Whether that tag is unsettled.
+    pub fn contains(&self, tag: u64) -> bool {
+        let at = self.runs.partition_point(|run| run.end() <= tag);
+        self.runs.get(at).is_some_and(|run| run.tag <= tag)
     }
 
     /// Puts back deliveries that were taken out, the first of which has that tag.
@@ -206,6 +212,7 @@ mod tests {
         assert_eq!(all, [103, 101, 105, 102, 104]);
         assert!(!unacked.settle_one(0, Settle::Ack, |_, _| panic!("tag 0")));
         assert!(!unacked.settle_one(6, Settle::Ack, |_, _| panic!("tag 6")));
+        assert!(!unacked.contains(5) && pushed(5).contains(5) && !pushed(5).contains(6));
     }
 
     #[test]

@@ -1,0 +1,217 @@
+//! What core says: deliveries, outcomes, answers.
+
+use bytes::{BufMut, Bytes};
+use rocketbridge_core::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
+use rocketbridge_core::request::{Refusal, Reply};
+use rocketbridge_session::Outbox;
+
+use super::Failure;
+use super::client::{Client, put_receipt};
+use super::queues::Wishes;
+use super::send::rejection;
+use super::subscribe::ToExchange;
+use crate::codec::{Command, END_OF_FRAME, put_number_header, put_plain_header};
+use crate::config::Config;
+use crate::error_message::Error;
+use crate::mapping::outbound;
+
+/// What core was asked. Each with the receipt of the frame that led to it, which an ERROR names too.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// To make a queue that a frame needs.
+    Declare {
+        name: Bytes,
+        wishes: Wishes,
+        command: Command,
+        receipt: Option<Bytes>,
+    },
+    /// What type an exchange has.
+    Exchange(Box<ToExchange>),
+    Bind {
+        name: Bytes,
+        receipt: Option<Bytes>,
+    },
+    Subscribe {
+        queue: Bytes,
+        receipt: Option<Bytes>,
+    },
+    Unsubscribe {
+        id: SubscriptionId,
+        receipt: Option<Bytes>,
+    },
+    Delete {
+        receipt: Option<Bytes>,
+    },
+    Commit {
+        receipts: Vec<Bytes>,
+    },
+}
+
+impl Client {
+    pub(super) fn handle_event(&mut self, event: Event, config: &Config, out: &mut Outbox) -> Result<(), Failure> {
+        match event {
+            Event::Delivery(delivery) => {
+                self.deliver(&delivery, out);
+                Ok(())
+            }
+            Event::Outcome(outcome) => self.handle_outcome(outcome, config, out),
+            Event::Reply { result, .. } => self.handle_reply(result, config, out),
+            Event::Notice(Notice::SubscriptionEnded(id)) => self.handle_ended(id),
+            // Nothing is published as mandatory, and the driver itself goes on when there is room again.
+            Event::Notice(_) | Event::Returned { .. } | Event::Writable => Ok(()),
+        }
+    }
+
+    fn deliver(&mut self, delivery: &Delivery, out: &mut Outbox) {
+        let is_leaving = self.is_leaving();
+        let Some(subscription) = self.subscriptions.get_mut(&delivery.subscription) else {
+            return give_back(delivery, Settle::Release, out);
+        };
+        if is_leaving || delivery.leased && !subscription.takes {
+            return give_back(delivery, Settle::Release, out);
+        }
+        let message = &delivery.message;
+        if subscription
+            .selector
+            .as_ref()
+            .is_some_and(|selector| !selector.matches(message))
+        {
+            return give_back(delivery, Settle::Ack, out);
+        }
+        subscription.delivered += 1;
+        let number = subscription.delivered;
+        if delivery.leased {
+            subscription
+                .unacked
+                .push(number, delivery.subscription, delivery.sequence);
+        }
+        let bytes = out.bytes();
+        let mut digits = itoa::Buffer::new();
+        let digits = digits.format(number).as_bytes();
+        bytes.put_slice(&subscription.prefix);
+        bytes.put_slice(digits);
+        bytes.put_u8(b'\n');
+        if !subscription.ack_prefix.is_empty() {
+            bytes.put_slice(&subscription.ack_prefix);
+            bytes.put_slice(digits);
+            bytes.put_u8(b'\n');
+        }
+        bytes.put_slice(if delivery.redelivered {
+            b"redelivered:true\n"
+        } else {
+            b"redelivered:false\n"
+        });
+        if message.is_persistent() {
+            put_plain_header(bytes, "persistent", b"true");
+        }
+        let payload = message.payload();
+        if !payload.is_empty() {
+            put_number_header(bytes, "content-length", payload.len() as u64);
+        }
+        outbound::put_headers(message, self.version, &mut self.foreign, bytes);
+        bytes.put_u8(b'\n');
+        out.body(&payload, || payload.share());
+        out.bytes().put_slice(END_OF_FRAME);
+    }
+
+    /// Replies come in the order of requests.
+    fn handle_reply(
+        &mut self,
+        result: Result<Reply, Refusal>,
+        config: &Config,
+        out: &mut Outbox,
+    ) -> Result<(), Failure> {
+        let Some(asked) = self.asked.pop_front() else {
+            return Ok(());
+        };
+        let receipt = match (asked, result) {
+            (
+                Asked::Declare {
+                    wishes,
+                    command,
+                    receipt,
+                    ..
+                },
+                Ok(Reply::Queue(state)),
+            ) => {
+                let checked = wishes.check(&state);
+                checked.map_err(|error| Failure::of(error, command, receipt))?;
+                None
+            }
+            (Asked::Exchange(waiting), Ok(Reply::Exchange(exchange))) => {
+                self.subscribe_to_exchange(*waiting, &exchange, out);
+                None
+            }
+            (Asked::Subscribe { receipt, .. } | Asked::Delete { receipt }, Ok(_)) => receipt,
+            (Asked::Unsubscribe { id, receipt }, _) => {
+                self.subscriptions.remove(&id);
+                receipt
+            }
+            // It is gone, which is what was wanted.
+            (Asked::Delete { receipt }, Err(Refusal::NotFound { .. })) => receipt,
+            (Asked::Commit { receipts }, Ok(_)) => {
+                for receipt in receipts {
+                    put_receipt(self.version, &receipt, out.bytes());
+                }
+                None
+            }
+            (
+                Asked::Declare {
+                    name, command, receipt, ..
+                },
+                Err(refusal),
+            ) => {
+                return Err(Failure::of(Error::of_refusal(&refusal, &name), command, receipt));
+            }
+            (Asked::Exchange(waiting), Err(refusal)) => return Err(waiting.failure(&refusal)),
+            (Asked::Bind { name, receipt } | Asked::Subscribe { queue: name, receipt }, Err(refusal)) => {
+                return Err(Failure::of(
+                    Error::of_refusal(&refusal, &name),
+                    Command::Subscribe,
+                    receipt,
+                ));
+            }
+            (Asked::Delete { receipt }, Err(refusal)) => {
+                return Err(Failure::of(
+                    Error::of_refusal(&refusal, b""),
+                    Command::Unsubscribe,
+                    receipt,
+                ));
+            }
+            (Asked::Commit { mut receipts }, Err(refusal)) => {
+                let error = match &refusal {
+                    Refusal::Rejected { reject, .. } => rejection(*reject, b"the transaction", config),
+                    other => Error::of_refusal(other, b""),
+                };
+                return Err(Failure::of(error, Command::Commit, receipts.pop()));
+            }
+            (Asked::Declare { .. } | Asked::Exchange(_) | Asked::Bind { .. }, Ok(_)) => None,
+        };
+        if let Some(receipt) = receipt {
+            put_receipt(self.version, &receipt, out.bytes());
+        }
+        Ok(())
+    }
+
+    /// A queue was deleted under its subscribers.
+    fn handle_ended(&mut self, id: SubscriptionId) -> Result<(), Failure> {
+        match self.subscriptions.get(&id) {
+            Some(subscription) if subscription.takes => Err(Failure {
+                subscription: subscription.header.clone(),
+                ..Failure::from(Error::Cancelled)
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn give_back(delivery: &Delivery, action: Settle, out: &mut Outbox) {
+    if delivery.leased {
+        out.settle(Settlement {
+            subscription: delivery.subscription,
+            first: delivery.sequence,
+            count: 1,
+            action,
+        });
+    }
+}
