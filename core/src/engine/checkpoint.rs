@@ -91,8 +91,10 @@ enum Stage {
     Topics,
     Groups,
     Timers,
+    Halves,
     Holders,
     Retained,
+    Rest,
     Keys,
     Done,
 }
@@ -407,8 +409,13 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
                 Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
                 Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
+                Stage::Rest => {
+                    self.checkpoint_rest(put);
+                    true
+                }
                 Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
                 Stage::Done => return,
             };
@@ -418,9 +425,11 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Holders,
+                    Stage::Timers => Stage::Halves,
+                    Stage::Halves => Stage::Holders,
                     Stage::Holders => Stage::Retained,
-                    Stage::Retained => Stage::Keys,
+                    Stage::Retained => Stage::Rest,
+                    Stage::Rest => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
@@ -565,6 +574,16 @@ impl State {
             }
         }
         false
+    }
+
+    /// What is small enough for one hold.
+    fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
+        for (group, retry) in &self.retries {
+            put(&Change::Retry {
+                group: group.clone(),
+                retry: retry.clone(),
+            });
+        }
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.

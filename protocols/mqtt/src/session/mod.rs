@@ -201,7 +201,9 @@ impl MqttSession {
             // Nothing is published as mandatory, and the driver itself goes on when there is room again.
             (
                 _,
-                Event::Notice(Notice::GroupChanged(_) | Notice::Blocked(_) | Notice::Unblocked)
+                Event::Notice(
+                    Notice::GroupChanged(_) | Notice::CheckTransaction(_) | Notice::Blocked(_) | Notice::Unblocked,
+                )
                 | Event::Returned { .. }
                 | Event::Writable,
             ) => Ok(()),
