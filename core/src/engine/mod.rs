@@ -276,6 +276,11 @@ impl Engine {
         self.lock().halves.len()
     }
 
+    /// How many messages full queues have dropped since the start.
+    pub fn dropped_count(&self) -> u64 {
+        self.lock().dropped
+    }
+
     /// How many addresses have a last value.
     pub fn retained_count(&self) -> usize {
         self.lock().retained.len()

@@ -138,6 +138,8 @@ pub(crate) struct State {
     /// When the wills of clients that are gone are published.
     pub will_times: BTreeSet<(Millis, Bytes)>,
     pub retained: Retained,
+    /// Messages that full queues dropped.
+    pub dropped: u64,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -231,6 +233,7 @@ impl State {
             wills: Map::default(),
             will_times: BTreeSet::new(),
             retained: Retained::default(),
+            dropped: 0,
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
