@@ -4,7 +4,7 @@
 //! happened since is applied again at a restart, on a state that holds some of it already. Therefore every
 //! change can be applied twice, see [`super::replay`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -60,6 +60,8 @@ pub(crate) struct Maintenance {
     taken_at: Millis,
     /// Little room is left: topics give up messages before their time.
     tight: bool,
+    /// Segments that were not to be copied forward.
+    stuck: BTreeSet<u64>,
     /// Segments that nothing needs since a checkpoint of that number.
     unneeded: VecDeque<(u64, u64)>,
 }
@@ -111,6 +113,8 @@ impl Engine {
             })?;
         }
         self.remove_segments(&mut maintenance)?;
+        let Maintenance { tight, stuck, .. } = &mut *maintenance;
+        self.move_forward(*tight, stuck)?;
         self.set_shortage(full || used >= FULL);
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;

@@ -13,6 +13,7 @@ mod dedup;
 mod entries;
 mod group;
 mod holder;
+mod moving;
 mod policy_codec;
 mod progress;
 mod publish;
@@ -32,6 +33,7 @@ mod writer;
 pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
+pub use moving::Pinned;
 pub use writer::StoreFailed;
 
 use std::collections::VecDeque;

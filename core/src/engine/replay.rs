@@ -15,7 +15,7 @@ use crate::engine::state::State;
 use crate::engine::trie::Map;
 use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
-use crate::store::record::{HEADER, Header, Kind, MessageRecord, Position};
+use crate::store::record::{FLAG_MOVED, HEADER, Header, Kind, MessageRecord, Position};
 use crate::time::Millis;
 
 /// What a replay has to remember until its end.
@@ -72,6 +72,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
     if !view.is_whole() {
         tracing::error!(position = %header.position, "skipping a message that cannot be read");
         return;
+    }
+    if header.flags & FLAG_MOVED != 0 {
+        return state.moved(header.position, record);
     }
     let entry = Entry {
         position: header.position,

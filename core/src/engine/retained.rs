@@ -84,6 +84,10 @@ impl Retained {
         }
     }
 
+    pub(crate) fn get(&self, address: &[u8]) -> Option<Entry> {
+        self.values.get(address).copied()
+    }
+
     /// All of them, for a checkpoint.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
         self.values.iter().map(|(address, entry)| (&address[..], *entry))
@@ -264,7 +268,7 @@ impl State {
         self.set_retained(address, new);
     }
 
-    fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
+    pub(crate) fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
         if let Some(entry) = entry {
             self.hold_entry(entry);
         }

@@ -265,6 +265,7 @@ impl Pages {
     }
 
     /// Pages in files that hold something.
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         let inner = self.inner();
         inner.next as usize - inner.free.len() - inner.freed.len()
@@ -350,5 +351,35 @@ pub(crate) fn get_entry(slot: &[u8]) -> Entry {
         position: Position(number(0)),
         size: u32::from_le_bytes(slot[8..12].try_into().expect("4 bytes")),
         word: number(12),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::storage::MemoryStorage;
+
+    /// Two checkpoints may be read back: a page that either may name must keep what it holds.
+    #[test]
+    fn a_freed_page_is_not_reused_before_the_next_checkpoint() {
+        let pages = Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 0);
+        let list = ListId::queue(1);
+        let entries = [Entry::NONE; PAGE_ENTRIES];
+        let first = pages.write(list, 0, &entries).unwrap();
+        let one = pages.begin_checkpoint();
+        pages.free(first);
+        let mut write = |index| pages.write(list, index, &entries).unwrap();
+        assert_ne!(write(1), first);
+        // The checkpoint that may name it is one of two.
+        let two = pages.begin_checkpoint();
+        pages.forget_checkpoints_below(one);
+        assert_ne!(write(2), first);
+        // It is the older one.
+        pages.begin_checkpoint();
+        assert_ne!(write(3), first);
+        pages.forget_checkpoints_below(two);
+        assert_eq!(write(4), first);
+        assert!(pages.read(first, list, 0).is_err(), "it is another page now");
+        assert!(pages.read(first, list, 4).is_ok());
     }
 }
