@@ -14,7 +14,9 @@ mod entries;
 mod group;
 mod holder;
 mod moving;
+mod offsets;
 mod policy_codec;
+mod pop;
 mod progress;
 mod publish;
 mod ranges;
@@ -162,6 +164,7 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.pops.begin(state.log.end().0);
         state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
@@ -244,13 +247,20 @@ impl Engine {
                 break;
             }
         }
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::end_leases) {
+                break;
+            }
+        }
     }
 
     /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
-        state.timers.next(now)
+        // Leases matter when somebody waits for what comes back.
+        let leases = state.pops.next();
+        [state.timers.next(now), leases].into_iter().flatten().min()
     }
 
     /// Who is to be woken when the next deadline has become an earlier one.
@@ -371,7 +381,10 @@ impl Link for EngineLink {
 
     fn cancel(&mut self, id: RequestId) {
         let link = self.id;
-        self.engine.hold(|state| state.cancel_pull(link, id));
+        self.engine.hold(|state| {
+            state.cancel_pull(link, id);
+            state.cancel_pop(link, id);
+        });
     }
 
     fn resume(&mut self) {
@@ -439,10 +452,22 @@ impl State {
             Request::JoinConsumers(join) => self.join(link, join),
             Request::LeaveConsumers { group, client_id } => {
                 self.leave(link, &group, &client_id);
+                // It said goodbye: others need not wait until its locks expire.
+                self.unlock_all(&group, &client_id);
                 Ok(Reply::Done)
             }
             Request::Members { group } => Ok(self.members(&group)),
             Request::Pull(pull) => return self.pull(link, id, pull),
+            Request::Pop(pop) => return self.pop(link, id, pop),
+            Request::AckPopped(ack) => self.ack_popped(&ack),
+            Request::ChangeInvisible(change) => self.change_invisible(&change),
+            Request::ResetOffset {
+                group,
+                topic,
+                queue_id,
+                to,
+            } => self.reset_offset(&group, &topic, queue_id, to),
+            Request::Lag { group, topic } => self.lag(&group, &topic),
             Request::CommittedOffset { group, topic, queue_id } => Ok(self.committed_offset(&group, &topic, queue_id)),
             Request::CommitOffset {
                 group,
@@ -499,6 +524,7 @@ impl State {
         let exclusive = std::mem::take(&mut state.exclusive);
         let memberships = std::mem::take(&mut state.memberships);
         let pulls = std::mem::take(&mut state.pulls);
+        let pops = std::mem::take(&mut state.pops);
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
         }
@@ -510,6 +536,9 @@ impl State {
         }
         for (request, pulling) in pulls {
             self.stop_waiting(id, request, &pulling);
+        }
+        for (request, pop) in pops {
+            self.stop_popping(id, request, &pop);
         }
         self.changed = false;
         self.remove_link(id);

@@ -92,9 +92,8 @@ pub(crate) struct Pops {
 
 impl Progress {
     fn advance(&mut self) {
-        if let Some(first) = self.acked.iter().next()
-            && first.start <= self.head
-        {
+        let first = self.acked.iter().next();
+        if let Some(first) = first.filter(|first| first.start <= self.head) {
             let to = first.end.max(self.head);
             self.acked.remove(0..to, |_| {});
             self.head = to;
@@ -104,6 +103,9 @@ impl Progress {
 
     fn ack(&mut self, range: Range<u64>) {
         let range = range.start.max(self.head)..range.end;
+        if range.is_empty() {
+            return;
+        }
         self.ready.remove(range.clone(), |_| {});
         for offset in range.clone() {
             self.attempts.remove(&offset);
@@ -285,7 +287,7 @@ impl State {
             Some(queue) => queue..queue + 1,
             None => 0..queues,
         };
-        self.check_group(&pop.group)?;
+        self.group(&pop.group)?;
         self.register_group(&pop.group, &pop.topic);
         self.end_leases();
         let mut popped = Popped {
@@ -352,9 +354,13 @@ impl State {
         let (topic, queue) = (progress.topic as usize, progress.queue as usize);
         let start = self.topics[topic].queues[queue].entries.head();
         progress.skip_to(start);
-        let attempt = if pop.attempt.is_empty() { 0 } else { fnv1a(&pop.attempt).max(1) };
+        let attempt = if pop.attempt.is_empty() {
+            0
+        } else {
+            fnv1a(&pop.attempt).max(1)
+        };
         if pop.in_order && attempt != 0 {
-            self.take_back(id, attempt);
+            self.take_attempt_back(id, attempt);
         }
         let found = self.find_for_pop(id, pop, filter, popped);
         if found.is_empty() {
@@ -378,6 +384,7 @@ impl State {
             self.pops.put_lease(id, first, lease);
             at += count;
         }
+        self.deadline_moved |= self.pops.next() == Some(until);
         let progress = &self.pops.list[id as usize];
         for Found { offset, message, .. } in found {
             let attempts = progress.attempts.get(&offset).copied().unwrap_or(0);
@@ -393,32 +400,37 @@ impl State {
     }
 
     /// The same attempt again: what it got comes again, as if it had not been handed out.
-    fn take_back(&mut self, id: u32, attempt: u64) {
+    fn take_attempt_back(&mut self, id: u32, attempt: u64) {
         let leases = &self.pops.list[id as usize].leases;
         let own = leases.iter().filter(|(_, lease)| lease.attempt == attempt);
         for first in own.map(|(first, _)| *first).collect::<Vec<_>>() {
             if let Some(lease) = self.pops.take_lease(id, first) {
-                self.pops.list[id as usize].ready.insert(first..first + u64::from(lease.count));
+                self.pops.list[id as usize]
+                    .ready
+                    .insert(first..first + u64::from(lease.count));
             }
         }
     }
 
     fn find_for_pop(&mut self, id: u32, pop: &Pop, filter: &Filter, popped: &Popped) -> Vec<Found> {
+        let bytes = popped.messages.iter().map(|popped| popped.message.record_len() as u64);
         let mut search = Search {
-            room: pop.messages_max.clamp(1, POP_MAX) as usize - popped.messages.len().min(POP_MAX as usize),
-            bytes: 0,
+            room: (pop.messages_max.clamp(1, POP_MAX) as usize).saturating_sub(popped.messages.len()),
+            bytes: bytes.sum(),
             bytes_max: pop.bytes_max.into(),
             is_first: popped.messages.is_empty(),
             busy: BTreeSet::new(),
             found: Vec::new(),
             steps: 0,
         };
-        search.room = (pop.messages_max.clamp(1, POP_MAX) as usize).saturating_sub(popped.messages.len());
-        search.bytes = popped.messages.iter().map(|popped| popped.message.record_len() as u64).sum();
         let progress = &self.pops.list[id as usize];
         let (topic, queue) = (progress.topic as usize, progress.queue as usize);
         if pop.in_order {
-            search.busy = progress.leases.values().flat_map(|lease| lease.groups.iter().copied()).collect();
+            search.busy = progress
+                .leases
+                .values()
+                .flat_map(|lease| lease.groups.iter().copied())
+                .collect();
         }
         // What came back or was put aside is before everything else.
         let ready: Vec<u64> = progress.ready.iter().flatten().take(SCAN_MAX).collect();
@@ -538,7 +550,10 @@ impl State {
         let progress = &self.pops.list[id as usize];
         let list = &self.topics[progress.topic as usize].queues[progress.queue as usize].entries;
         let group = progress.group.clone();
-        let Some(message) = list.get(offset).and_then(|entry| self.message(entry.position, entry.size)) else {
+        let Some(message) = list
+            .get(offset)
+            .and_then(|entry| self.message(entry.position, entry.size))
+        else {
             return false;
         };
         let acked = Change::PopAcked {
@@ -565,6 +580,9 @@ impl State {
         native.reconsume_times = i32::try_from(attempts).unwrap_or(i32::MAX);
         native.queue_id = Some(0);
         native.topic_queues = 1;
+        if self.topic_id(&revived.publish.topic).is_err() {
+            self.add_topic(revived.publish.topic.clone(), 1);
+        }
         match self.republish(revived, Done::Change(acked)) {
             Ok(()) => {
                 self.pops.list[id as usize].ack(offset..offset + 1);
@@ -591,7 +609,9 @@ impl State {
     /// Messages are done with. Tells of each whether it was still this lease's to settle.
     pub(crate) fn ack_popped(&mut self, ack: &AckPopped) -> Result<Reply, Refusal> {
         if ack.messages.len() > POP_MAX as usize {
-            return Err(Refusal::Invalid(format!("at most {POP_MAX} messages are settled at once")));
+            return Err(Refusal::Invalid(format!(
+                "at most {POP_MAX} messages are settled at once"
+            )));
         }
         let topic = self.topic_id(&ack.topic)?;
         self.end_leases();
@@ -643,7 +663,11 @@ impl State {
         let topic = self.topic_id(&change.topic)?;
         self.end_leases();
         let held = change.message;
-        let id = self.pops.ids.get(&(change.group.clone(), topic, held.queue_id)).copied();
+        let id = self
+            .pops
+            .ids
+            .get(&(change.group.clone(), topic, held.queue_id))
+            .copied();
         let id = id.ok_or(Refusal::LeaseEnded)?;
         match self.pops.list[id as usize].lease_of(held.offset) {
             Some((_, lease)) if lease.id == held.lease => {}
@@ -661,6 +685,7 @@ impl State {
             attempt: 0,
             ..lease
         };
+        self.deadline_moved = true;
         self.pops.put_lease(id, held.offset, lease);
         Ok(Reply::Lease(lease_id))
     }
@@ -743,7 +768,9 @@ impl State {
                 progress.reset(head);
                 progress.next = end;
                 progress.attempts = attempts.into_iter().filter(|(offset, _)| *offset < end).collect();
-                acked.into_iter().for_each(|range| progress.acked.insert(range.start..range.end.min(end).max(range.start)));
+                acked
+                    .into_iter()
+                    .for_each(|range| progress.acked.insert(range.start..range.end.min(end).max(range.start)));
             }
             progress.skip_to(start);
             let mut ready = Ranges::default();
@@ -763,14 +790,21 @@ impl State {
         };
         let place = self.pop_place(*at as u32);
         *at += 1;
-        let ranges = progress.acked.iter().map(|range| (range.start, range.end - range.start));
+        let ranges = progress
+            .acked
+            .iter()
+            .map(|range| (range.start, range.end - range.start));
         put(&Change::PopState {
             place: place.clone(),
             head: progress.head,
             next: progress.next,
             acked: ranges.collect(),
         });
-        let runs: Vec<_> = progress.attempts.iter().map(|(offset, attempts)| (*offset, 1, *attempts)).collect();
+        let runs: Vec<_> = progress
+            .attempts
+            .iter()
+            .map(|(offset, attempts)| (*offset, 1, *attempts))
+            .collect();
         for runs in runs.chunks(512) {
             put(&Change::PopReturned {
                 place: place.clone(),

@@ -15,6 +15,7 @@ use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
+use crate::engine::pop::Pops;
 use crate::engine::progress::Entry;
 use crate::engine::publish::Destinations;
 use crate::engine::republish::{Done, Revived};
@@ -24,7 +25,7 @@ use crate::engine::timers::Timers;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply};
+use crate::request::{Pop, Refusal, Reply};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -66,6 +67,8 @@ pub(crate) struct LinkState {
     pub memberships: Vec<(Bytes, Bytes)>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
+    /// Held pops.
+    pub pops: Map<RequestId, Pop>,
     /// Queues with a delivery that found the inbox full.
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
@@ -118,6 +121,7 @@ pub(crate) struct State {
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
     pub dedups: Dedups,
+    pub pops: Pops,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -197,6 +201,7 @@ impl State {
             topic_groups: Map::default(),
             holders: Map::default(),
             dedups: Dedups::default(),
+            pops: Pops::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
@@ -253,6 +258,7 @@ impl State {
             holder: None,
             memberships: Vec::new(),
             pulls: Map::default(),
+            pops: Map::default(),
             parked: Vec::new(),
             blocked: false,
             told_shortage: false,
@@ -566,6 +572,7 @@ impl State {
     pub(crate) fn finish(&mut self) -> After {
         self.deliver_dirty();
         self.answer_pulls();
+        self.answer_pops();
         self.write_settled();
         self.store_pages();
         let mut wakers = Vec::new();

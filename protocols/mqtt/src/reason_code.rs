@@ -115,6 +115,7 @@ impl ReasonCode {
             | Refusal::InUse
             | Refusal::NotEmpty
             | Refusal::Ended
+            | Refusal::LeaseEnded
             | Refusal::Rejected { .. }
             | Refusal::NoSubscription => Self::UnspecifiedError,
         }
