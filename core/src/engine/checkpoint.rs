@@ -16,6 +16,8 @@ use crate::boundary::Shortage;
 use crate::engine::Engine;
 use crate::engine::change::Change;
 use crate::engine::entries::{EntryList, Open, Page, Slot};
+use crate::engine::progress::Progress;
+use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
@@ -76,6 +78,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -87,6 +91,9 @@ enum Stage {
     Topics,
     Groups,
     Timers,
+    Halves,
+    Holders,
+    Retained,
     Rest,
     Keys,
     Pops,
@@ -403,6 +410,9 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
@@ -417,7 +427,10 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Rest,
+                    Stage::Timers => Stage::Halves,
+                    Stage::Halves => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
                     Stage::Keys => Stage::Pops,
                     Stage::Pops | Stage::Done => Stage::Done,
@@ -426,6 +439,7 @@ impl State {
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -478,7 +492,7 @@ impl State {
             cursor.next_list();
             return false;
         };
-        if cursor.sequence.is_none() {
+        if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
                 queue: queue.spec.clone(),
@@ -486,6 +500,7 @@ impl State {
             if queue.had_consumer {
                 put(&Change::Consumed { id });
             }
+            Self::checkpoint_policy(id, queue, put);
             for (binding, cookie) in self.router.bindings_of(id) {
                 if self.is_durable(&binding.source) {
                     let binding = Binding {
@@ -499,15 +514,16 @@ impl State {
                 }
             }
         }
-        let list = queue.progress.list();
-        if checkpoint_list(
-            ListId::queue(id),
-            list,
-            queue.progress.bytes(),
-            &mut cursor.sequence,
-            put,
-        ) {
+        // One list for each level of priority; they are counted as message queues of a topic are.
+        let Some(level) = queue.levels().nth(cursor.message_queue) else {
+            Self::checkpoint_finishing(id, queue, put);
             cursor.next_list();
+            return false;
+        };
+        let list = ListId::queue(id, level_of(level.next()));
+        if checkpoint_list(list, level.list(), level.bytes(), &mut cursor.sequence, put) {
+            cursor.message_queue += 1;
+            cursor.sequence = None;
         }
         false
     }
@@ -573,8 +589,12 @@ impl State {
 
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
-        self.checkpoint_retained(put);
+        for (group, retry) in &self.retries {
+            put(&Change::Retry {
+                group: group.clone(),
+                retry: retry.clone(),
+            });
+        }
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.
@@ -585,7 +605,12 @@ impl State {
                 replay_change(self, change);
             }
         })?;
-        let queues = self.queues.iter().flatten().map(|queue| queue.progress.list());
+        let queues = self
+            .queues
+            .iter()
+            .flatten()
+            .flat_map(|queue| queue.levels())
+            .map(Progress::list);
         let topics = self
             .topics
             .iter()
@@ -637,8 +662,8 @@ impl State {
                     list.restore_tail(*start, &tail, *done);
                     list.restored(*head);
                 }
-                if let Owner::Queue(queue) = id.owner() {
-                    self.restored_queue(queue, *bytes);
+                if let Owner::Queue(queue, level) = id.owner() {
+                    self.restored_queue(queue, level, *bytes);
                 }
             }
             Change::Numbers { next_queue } => {
@@ -665,25 +690,26 @@ impl State {
     }
 
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
-    fn restored_queue(&mut self, id: u32, bytes: u64) {
+    fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
         let Some(Some(queue)) = queues.get_mut(id as usize) else {
             return;
         };
-        let list = queue.progress.list_mut();
+        let Some(progress) = queue.level_mut(level) else { return };
+        let list = progress.list_mut();
         let mut lost = Vec::new();
         let mut bytes = bytes;
         list.each_open(|open| match open {
             Open::Page { first, count } => log.segments().at(pages.segment(first)).pins += count,
             Open::Entry { sequence, entry } if { entry.position }.is_memory() => {
                 lost.push(sequence);
-                bytes = bytes.saturating_sub(u64::from(entry.size));
+                bytes = bytes.saturating_sub(entry.body_len());
             }
             Open::Entry { entry, .. } => log.segments().at(pages.segment(entry.position)).pins += 1,
         });
         for sequence in lost {
             list.finish(sequence..sequence + 1, |_, _| {});
         }
-        queue.progress.restored(bytes);
+        progress.restored(bytes);
     }
 }

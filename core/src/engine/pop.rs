@@ -18,10 +18,11 @@ use crate::engine::change::Change;
 use crate::engine::group::takes;
 use crate::engine::progress::Entry;
 use crate::engine::ranges::Ranges;
-use crate::engine::republish::{Done, Revived, edit_properties};
+use crate::engine::republish::{Done, edit_properties};
+use crate::engine::retry::DEAD_LETTER_PREFIX;
 use crate::engine::state::{LinkId, STEPS_MAX, State};
 use crate::engine::trie::Map;
-use crate::message::{self, Format, Message};
+use crate::message::Message;
 use crate::request::{AckPopped, ChangeInvisible, Filter, Pop, PopFrom, Popped, PoppedMessage, Refusal, Reply};
 use crate::time::Millis;
 
@@ -33,9 +34,6 @@ const ASIDE_MAX: u64 = 4096;
 
 /// Most messages of one pop, and most settled by one request.
 const POP_MAX: u32 = 1024;
-
-/// How often a message is handed out before it goes to the dead-letter topic, as RocketMQ has it.
-const ATTEMPTS_MAX: u32 = 16;
 
 /// Messages handed out together from one message queue, neighbours.
 #[derive(Clone, Debug)]
@@ -523,10 +521,12 @@ impl State {
     /// Messages return to their places, or go for good when they came back too often.
     fn give_back_popped(&mut self, id: u32, range: Range<u64>) {
         let mut runs: Vec<(u64, u64, u32)> = Vec::new();
+        let attempts_max = self.retry_of(&self.pops.list[id as usize].group).attempts_max;
+        let attempts_max = u32::try_from(attempts_max).unwrap_or(u32::MAX);
         for offset in range {
             let progress = &mut self.pops.list[id as usize];
             let attempts = progress.attempts.get(&offset).copied().unwrap_or(0).saturating_add(1);
-            if attempts > ATTEMPTS_MAX && self.dead_letter_popped(id, offset) {
+            if attempts > attempts_max && self.dead_letter_popped(id, offset) {
                 continue;
             }
             let progress = &mut self.pops.list[id as usize];
@@ -560,21 +560,17 @@ impl State {
             place: self.pop_place(id),
             ranges: vec![(offset, 1)],
         };
-        let mut revived = Revived::of(&message);
-        let properties = Bytes::copy_from_slice(message.native_properties());
+        let mut revived = self.native_again(&message);
+        let properties = revived.publish.origin.clone();
         let find = |name: &[u8]| crate::properties::find(&properties, name).unwrap_or_default();
-        let topic = message.topic();
         let with = [
-            (&b"DLQ_ORIGIN_TOPIC"[..], topic),
+            (&b"DLQ_ORIGIN_TOPIC"[..], message.topic()),
             (b"DLQ_ORIGIN_MESSAGE_ID", find(crate::properties::UNIQUE_KEY)),
         ];
         let with: Vec<_> = with.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         revived.publish.origin = edit_properties(&properties, &[], &with);
-        revived.publish.format = Format::NATIVE;
-        revived.publish.attributes = crate::attributes::Attributes::EMPTY;
-        revived.publish.entry = message::Entry::Queue;
-        revived.publish.persistent = true;
-        revived.publish.topic = [b"%DLQ%", &group[..]].concat().into();
+        revived.publish.topic = [DEAD_LETTER_PREFIX, &group[..]].concat().into();
+        revived.retag();
         let attempts = self.pops.list[id as usize].attempts.get(&offset).copied().unwrap_or(0);
         let native = revived.native();
         native.reconsume_times = i32::try_from(attempts).unwrap_or(i32::MAX);
