@@ -114,6 +114,7 @@ impl Server {
                 let acceptor = Acceptor {
                     protocol: protocol.name,
                     broker: engine.clone(),
+                    transport: protocol.transport,
                     sessions: Arc::clone(&sessions),
                     connections: Arc::clone(&connections),
                     clock,

@@ -94,13 +94,16 @@ impl Broker {
                 .map_or("127.0.0.1:0".to_owned(), ToString::to_string)
         };
         let config = format!(
-            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\n[stomp]\nlisten = [{:?}]\n\
+            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n\
+             [stomp]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
             folder.0.join("data"),
             options.config,
             address("amqp"),
             address("mqtt"),
+            address("mqtt_websocket"),
             address("stomp"),
+            address("stomp_websocket"),
             address("remoting"),
             address("name_server"),
         );
