@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use rocketbridge::bench::options::{self, Options};
 use rocketbridge::config::{Override, Sources, environment};
 use rocketbridge::protocols::PROTOCOLS;
 
@@ -10,14 +12,18 @@ use rocketbridge::protocols::PROTOCOLS;
 pub enum Task {
     /// Run the broker with this configuration.
     Serve(Sources),
+    /// Measure a broker.
+    Bench(Box<Options>),
 }
 
 const ROOT_HELP: &str = "\
 Example:
   rocketbridge serve --data-dir /var/lib/rocketbridge
       starts a broker for AMQP 0-9-1, MQTT and RocketMQ clients on this machine
+  rocketbridge bench amqp --url amqp://guest:guest@127.0.0.1:5672
+      measures it, or any other broker
 
-`rocketbridge serve --help` shows how to configure it.";
+`rocketbridge serve --help` shows how to configure it, `rocketbridge bench --help` what can be measured.";
 
 const SERVE_HELP: &str = "\
 Configuration:
@@ -68,6 +74,10 @@ pub fn parse() -> Task {
     let matches = command().get_matches();
     match matches.subcommand() {
         Some(("serve", matches)) => Task::Serve(sources(matches)),
+        Some(("bench", matches)) => match options::parse(matches) {
+            Ok(options) => Task::Bench(Box::new(options)),
+            Err(words) => command().error(ErrorKind::ValueValidation, words).exit(),
+        },
         _ => unreachable!("a subcommand is required"),
     }
 }
@@ -81,6 +91,7 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .after_help(ROOT_HELP)
         .subcommand(serve())
+        .subcommand(options::command())
 }
 
 fn serve() -> Command {

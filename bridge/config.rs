@@ -49,6 +49,8 @@ pub struct Config {
     pub users: Vec<User>,
     /// Clients without credentials.
     pub anonymous: Anonymous,
+    /// Topics that know copies of messages. Default none.
+    pub deduplicate: Vec<Deduplicate>,
 }
 
 impl Default for Config {
@@ -70,8 +72,36 @@ impl Default for Config {
                 loopback_only: true,
             }],
             anonymous: Anonymous::default(),
+            deduplicate: Vec::new(),
         }
     }
+}
+
+/// A topic that knows copies of messages: the second of two with the same value of a property is confirmed and not
+/// stored.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deduplicate {
+    /// The topic, by its own name.
+    pub topic: String,
+    /// The property. Default `UNIQ_KEY`: the id that a RocketMQ producer gives each message, in other protocols the
+    /// message id.
+    #[serde(default = "unique_key")]
+    pub property: String,
+    /// Values remembered, about 100 bytes of memory each. Default 100,000.
+    #[serde(default = "dedup_keys")]
+    pub keys: u32,
+    /// How long each is remembered. Default: as long as there is room.
+    #[serde(default, with = "humantime_serde")]
+    pub time: Option<Duration>,
+}
+
+fn unique_key() -> String {
+    "UNIQ_KEY".into()
+}
+
+fn dedup_keys() -> u32 {
+    100_000
 }
 
 /// The log on disk.
@@ -162,6 +192,8 @@ pub struct Limits {
     pub transient_max: usize,
     /// Most topics that publishing makes; beyond it messages enter topic `catch-all`. Default 10,000.
     pub topics_auto_max: usize,
+    /// Dedup keys remembered by all topics and exchanges together, about 100 bytes of memory each. Default 1,000,000.
+    pub dedup_keys_max: usize,
 }
 
 impl Default for Limits {
@@ -173,6 +205,7 @@ impl Default for Limits {
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,
+            dedup_keys_max: engine.dedup_keys_max,
         }
     }
 }

@@ -35,7 +35,10 @@ const END_TIME: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let cli::Task::Serve(sources) = cli::parse();
+    let sources = match cli::parse() {
+        cli::Task::Serve(sources) => sources,
+        cli::Task::Bench(options) => return rocketbridge::bench::run(&options),
+    };
     let loaded = match sources.load() {
         Ok(loaded) => loaded,
         Err(error) => return refuse(exit::CONFIG, &error),

@@ -10,7 +10,9 @@ use std::task::Wake;
 use std::thread;
 
 use bytes::Bytes;
+use rocketbridge_core::address::encode_name;
 use rocketbridge_core::engine::{self, Engine, OpenError, StoreFailed};
+use rocketbridge_core::request::Dedup;
 use rocketbridge_core::time::{Clock, Millis};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, oneshot};
@@ -19,7 +21,7 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
 use crate::clock::SystemClock;
-use crate::config::{Config, Flush};
+use crate::config::{Config, Deduplicate, Flush};
 use crate::connections::{Call, Connections};
 use crate::listener::{self, Acceptor};
 use crate::log;
@@ -309,6 +311,15 @@ fn reachable_ip(ip: IpAddr) -> IpAddr {
     outward.map_or(Ipv4Addr::LOCALHOST.into(), |address| address.ip())
 }
 
+fn dedup_topic(deduplicate: &Deduplicate) -> (Bytes, Dedup) {
+    let dedup = Dedup {
+        property: Bytes::from(deduplicate.property.clone()),
+        keys_max: deduplicate.keys,
+        time: deduplicate.time.map(|time| Millis(time.as_millis() as u64)),
+    };
+    (encode_name(&Bytes::from(deduplicate.topic.clone())), dedup)
+}
+
 fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
     let users = config.users.iter().map(|user| engine::User {
         name: Bytes::from(user.name.clone()),
@@ -325,6 +336,8 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
+        dedup_keys_max: config.limits.dedup_keys_max,
+        dedup_topics: config.deduplicate.iter().map(dedup_topic).collect(),
         check_after: Millis(config.transactions.check_after.as_millis() as u64),
         check_interval: Millis(config.transactions.check_interval.as_millis() as u64),
         check_max: config.transactions.check_max,

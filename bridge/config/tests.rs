@@ -57,9 +57,27 @@ fn every_section_of_a_file_is_read() {
         password = "b"
         [anonymous]
         loopback = false
+        [[deduplicate]]
+        topic = "orders"
+        [[deduplicate]]
+        topic = "a.b"
+        property = "x-id"
+        keys = 5
+        time = "1m"
     "#;
     let config = load(text, vec![]).unwrap().config;
     assert_eq!(config.data_dir, Path::new("/srv/mq"));
+    let [orders, other] = &config.deduplicate[..] else {
+        panic!("{:?}", config.deduplicate)
+    };
+    assert_eq!(
+        (&orders.property[..], orders.keys, orders.time),
+        ("UNIQ_KEY", 100_000, None)
+    );
+    assert_eq!(
+        (&other.property[..], other.keys, other.time),
+        ("x-id", 5, Some(Duration::from_secs(60)))
+    );
     assert_eq!(config.amqp.listen, ["0.0.0.0:5672", "[::1]:0"]);
     assert!(config.mqtt.listen.is_empty() && config.remoting.name_server_listen.is_empty());
     assert_eq!(config.remoting.listen, ["localhost:10911"]);

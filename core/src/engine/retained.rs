@@ -84,6 +84,10 @@ impl Retained {
         }
     }
 
+    pub(crate) fn get(&self, address: &[u8]) -> Option<Entry> {
+        self.values.get(address).copied()
+    }
+
     /// All of them, for a checkpoint.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
         self.values.iter().map(|(address, entry)| (&address[..], *entry))
@@ -264,7 +268,7 @@ impl State {
         self.set_retained(address, new);
     }
 
-    fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
+    pub(crate) fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
         if let Some(entry) = entry {
             self.hold_entry(entry);
         }
@@ -294,8 +298,8 @@ impl State {
             return;
         };
         let (mut found, next) = self.retained.find(&recall.pattern, &recall.from, RECALLED_MAX);
-        let wall = self.now.wall;
-        found.retain(|entry| !entry.is_expired(wall));
+        let now = self.clock();
+        found.retain(|entry| !entry.is_expired(now));
         if self.queue(recall.queue).is_none() {
             // It went meanwhile.
         } else {
@@ -317,7 +321,7 @@ impl State {
         let mut first = None;
         for entry in &mut entries {
             entry.word |= RECALLED;
-            let sequence = self.keep(id, *entry);
+            let sequence = self.keep(id, 0, *entry);
             first.get_or_insert(sequence);
         }
         let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);

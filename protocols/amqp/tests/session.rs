@@ -593,6 +593,45 @@ fn a_message_over_16_mib_ends_the_channel_and_its_body_is_swallowed() {
 }
 
 #[test]
+fn a_copy_is_confirmed_like_the_message_it_is_a_copy_of() {
+    let mut script = Script::opened();
+    script.open_channel(1);
+    let mut arguments = TableWriter::default();
+    arguments.put(b"x-cache-size", Value::Int(9));
+    script.method(
+        1,
+        &Method::ExchangeDeclare {
+            ticket: 0,
+            exchange: ShortStr(b"e"),
+            kind: ShortStr(b"x-message-deduplication"),
+            passive: false,
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            no_wait: false,
+            arguments: arguments.table(),
+        },
+    );
+    let (_, request) = script.request();
+    let Request::DeclareExchange(exchange) = request else {
+        panic!("{request:?}")
+    };
+    let dedup = exchange.dedup.as_ref().unwrap();
+    assert_eq!((exchange.kind, dedup.keys_max), (ExchangeKind::Fanout, 9));
+    assert_eq!(dedup.property, "x-deduplication-header");
+
+    let mut script = Script::opened();
+    script.open_channel(1);
+    script.confirm_select(1);
+    script.publish(1, b"e", b"k", b"\x00\x00", b"body");
+    script.meet("e");
+    let Fate::Stored(first) = stored(1) else { unreachable!() };
+    script.events(vec![outcome(0, 1, Fate::Duplicate(first))]);
+    let sent = script.sent();
+    assert_eq!(frames(&sent).iter().map(Frame::name).collect::<Vec<_>>(), ["basic.ack"]);
+}
+
+#[test]
 fn a_returned_message_precedes_its_confirm() {
     let mut script = Script::opened();
     script.open_channel(1);
@@ -1175,12 +1214,9 @@ fn a_bind_in_vain_says_which_end_is_missing() {
 #[test]
 fn arguments_that_are_not_built_are_refused_by_name() {
     let mut arguments = TableWriter::default();
-    arguments.put(b"x-message-ttl", Value::Int(1000));
+    arguments.put(b"x-queue-type", Value::LongStr(b"stream"));
     let mut script = Script::opened();
     script.open_channel(1);
     script.method(1, &queue_declare(b"q", arguments.table()));
-    script.expect_connection_close(
-        540,
-        "NOT_IMPLEMENTED - queue argument 'x-message-ttl' is not implemented",
-    );
+    script.expect_connection_close(540, "NOT_IMPLEMENTED - queue type 'stream' is not implemented");
 }

@@ -3,6 +3,8 @@
 //! This file turns names into addresses and bindings. [`inbound`] reads a published message's properties,
 //! [`outbound`] writes those of a message that is delivered.
 
+pub mod dedup;
+pub mod history;
 pub mod inbound;
 pub mod outbound;
 mod predeclared;
@@ -246,6 +248,7 @@ pub fn exchange_kind(name: &[u8]) -> Option<ExchangeKind> {
     ]
     .into_iter()
     .find(|kind| exchange_type(*kind).as_bytes() == name)
+    .or_else(|| (name == dedup::DEDUP_TYPE).then_some(ExchangeKind::Fanout))
 }
 
 /// RabbitMQ takes line ends out of the names it is given.

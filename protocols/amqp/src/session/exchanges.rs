@@ -7,6 +7,7 @@ use rocketbridge_core::request::{Exchange, ExchangeKind, HashOn, Refusal, Reply,
 use super::shared::{Context, What};
 use crate::arguments::{check_exchange, check_exchange_equivalence};
 use crate::codec::{Method, Table};
+use crate::mapping::dedup::dedup;
 use crate::mapping::{ExchangeName, PREDECLARED, Route, exchange_kind, exchange_type, strip_line_ends};
 use crate::reply_code::{ChannelError, ConnectionError, Failure, Resource};
 
@@ -48,7 +49,7 @@ impl Context<'_> {
                     internal: declare.internal,
                     alternate: arguments.alternate,
                     hash_on: arguments.hash_on,
-                    dedup: None,
+                    dedup: dedup(&exchange.name, declare.kind, declare.arguments)?,
                     arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
                 })
             }
@@ -160,6 +161,7 @@ impl Context<'_> {
             Refusal::NotFound { .. } => ChannelError::NotFound(resource.clone()).into(),
             Refusal::Locked => ChannelError::Locked(resource.clone()).into(),
             Refusal::InUse => ChannelError::InUse(resource.clone()).into(),
+            Refusal::SingleActive => ChannelError::SingleActive(resource.clone()).into(),
             Refusal::NotEmpty => ChannelError::NotEmpty(resource.clone()).into(),
             Refusal::AccessRefused => ChannelError::AccessRefused {
                 what: resource.to_string(),
