@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,6 +100,8 @@ impl Engine {
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
+        let pages = Arc::clone(&self.lock().pages);
+        pages.claim_ahead().or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
         let used = self.0.storage.space()?.map_or(0, Space::used);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || used >= TIGHT;
@@ -198,7 +200,7 @@ impl Engine {
         }
         let (end, pages) = {
             let state = self.lock();
-            (state.log.end(), std::sync::Arc::clone(&state.pages))
+            (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
         self.sync_once()
