@@ -10,6 +10,7 @@ use crate::address::decode_name;
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::Publish;
 use crate::compression;
+use crate::history::History;
 use crate::properties::{self, AttributeIter};
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{MessageRecord, NewMessage, Position};
@@ -137,6 +138,18 @@ impl Message {
         match view.origin() {
             (Format::NATIVE, header) => properties::attributes(header),
             _ => AttributeIter::encoded(Iter::new(view.attributes())),
+        }
+    }
+
+    /// Which queues gave it up before, if any did.
+    pub fn history(&self) -> Option<History> {
+        let block = self.view().attributes();
+        if block.first() != Some(&(Attribute::History as u8)) {
+            return None;
+        }
+        match Iter::new(block).next() {
+            Some((Name::Known(Attribute::History), Value::Binary(bytes))) => History::decode(bytes),
+            _ => None,
         }
     }
 

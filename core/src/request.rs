@@ -569,6 +569,9 @@ pub enum Refusal {
     /// It has consumers or bindings, or is consumed exclusively.
     #[error("it is in use")]
     InUse,
+    /// Only its one active consumer gets its messages.
+    #[error("it has a single active consumer")]
+    SingleActive,
     /// It still has messages.
     #[error("it is not empty")]
     NotEmpty,

@@ -122,6 +122,10 @@ pub(crate) enum Change {
         id: u32,
         runs: Vec<(u64, u64, u32)>,
     },
+    /// Messages of the queue may expire.
+    Expiring {
+        id: u32,
+    },
     /// Ranges of a queue's sequences are done with: first, count.
     Purged {
         id: u32,
@@ -381,6 +385,10 @@ impl Change {
                     out.put_u32_le(*attempts);
                 }
             }
+            Self::Expiring { id } => {
+                out.put_u8(23);
+                out.put_u32_le(*id);
+            }
             Self::Purged { id, ranges } => {
                 out.put_u8(22);
                 out.put_u32_le(*id);
@@ -594,6 +602,7 @@ impl Change {
                 let runs: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?, at.u32()?))).collect();
                 Self::Attempts { id, runs: runs? }
             }
+            23 => Self::Expiring { id: at.u32()? },
             22 => {
                 let (id, count) = (at.u32()?, at.u32()?);
                 let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
@@ -1025,6 +1034,7 @@ mod tests {
                 id: 1,
                 runs: vec![(5, 2, 1)],
             },
+            Change::Expiring { id: 1 },
             Change::Purged {
                 id: 1,
                 ranges: vec![(5, 2)],

@@ -16,6 +16,8 @@ use crate::boundary::Shortage;
 use crate::engine::Engine;
 use crate::engine::change::Change;
 use crate::engine::entries::{EntryList, Open, Page, Slot};
+use crate::engine::progress::Progress;
+use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
@@ -477,7 +479,7 @@ impl State {
             cursor.next_list();
             return false;
         };
-        if cursor.sequence.is_none() {
+        if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
                 queue: queue.spec.clone(),
@@ -485,6 +487,7 @@ impl State {
             if queue.had_consumer {
                 put(&Change::Consumed { id });
             }
+            Self::checkpoint_policy(id, queue, put);
             for (binding, cookie) in self.router.bindings_of(id) {
                 if self.is_durable(&binding.source) {
                     let binding = Binding {
@@ -498,15 +501,16 @@ impl State {
                 }
             }
         }
-        let list = queue.progress.list();
-        if checkpoint_list(
-            ListId::queue(id),
-            list,
-            queue.progress.bytes(),
-            &mut cursor.sequence,
-            put,
-        ) {
+        // One list for each level of priority; they are counted as message queues of a topic are.
+        let Some(level) = queue.levels().nth(cursor.message_queue) else {
+            Self::checkpoint_finishing(id, queue, put);
             cursor.next_list();
+            return false;
+        };
+        let list = ListId::queue(id, level_of(level.next()));
+        if checkpoint_list(list, level.list(), level.bytes(), &mut cursor.sequence, put) {
+            cursor.message_queue += 1;
+            cursor.sequence = None;
         }
         false
     }
@@ -576,7 +580,12 @@ impl State {
                 replay_change(self, change);
             }
         })?;
-        let queues = self.queues.iter().flatten().map(|queue| queue.progress.list());
+        let queues = self
+            .queues
+            .iter()
+            .flatten()
+            .flat_map(|queue| queue.levels())
+            .map(Progress::list);
         let topics = self
             .topics
             .iter()
@@ -628,8 +637,8 @@ impl State {
                     list.restore_tail(*start, &tail, *done);
                     list.restored(*head);
                 }
-                if let Owner::Queue(queue) = id.owner() {
-                    self.restored_queue(queue, *bytes);
+                if let Owner::Queue(queue, level) = id.owner() {
+                    self.restored_queue(queue, level, *bytes);
                 }
             }
             Change::Numbers { next_queue } => {
@@ -656,25 +665,26 @@ impl State {
     }
 
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
-    fn restored_queue(&mut self, id: u32, bytes: u64) {
+    fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
         let Some(Some(queue)) = queues.get_mut(id as usize) else {
             return;
         };
-        let list = queue.progress.list_mut();
+        let Some(progress) = queue.level_mut(level) else { return };
+        let list = progress.list_mut();
         let mut lost = Vec::new();
         let mut bytes = bytes;
         list.each_open(|open| match open {
             Open::Page { first, count } => log.segments().at(pages.segment(first)).pins += count,
             Open::Entry { sequence, entry } if { entry.position }.is_memory() => {
                 lost.push(sequence);
-                bytes = bytes.saturating_sub(u64::from(entry.size));
+                bytes = bytes.saturating_sub(entry.body_len());
             }
             Open::Entry { entry, .. } => log.segments().at(pages.segment(entry.position)).pins += 1,
         });
         for sequence in lost {
             list.finish(sequence..sequence + 1, |_, _| {});
         }
-        queue.progress.restored(bytes);
+        progress.restored(bytes);
     }
 }

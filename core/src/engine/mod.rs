@@ -4,6 +4,7 @@
 //! handing events to inboxes; wake-ups and writing happen after the lock is released ([`writer`]). What a
 //! message passes: [`publish`] (routed by [`router`], encoded into the log), [`consume`] or [`group`].
 
+mod attempts;
 mod batch;
 mod change;
 mod checkpoint;
@@ -14,9 +15,11 @@ mod entries;
 mod group;
 mod holder;
 mod moving;
+mod policy;
 mod policy_codec;
 mod progress;
 mod publish;
+mod queue;
 mod ranges;
 mod replay;
 mod republish;
@@ -166,6 +169,7 @@ impl Engine {
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
+        state.recovered();
         state.changed = false;
         let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
@@ -205,10 +209,8 @@ impl Engine {
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            match state.work.pop_front() {
-                Some(Work::Deliver(queue)) => state.deliver(queue),
-                Some(Work::Recall) => state.go_on_recalling(),
-                None => {}
+            if let Some(work) = state.work.pop_front() {
+                state.go_on(work);
             }
             after = state.finish();
         }
@@ -250,7 +252,12 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
-        state.timers.next(now)
+        state
+            .timers
+            .next(now)
+            .into_iter()
+            .chain(state.next_queue_deadline())
+            .min()
     }
 
     /// Who is to be woken when the next deadline has become an earlier one.
@@ -287,7 +294,7 @@ impl Engine {
                 .enumerate()
                 .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
-                .map(|(id, queue)| (id, queue.progress.next()))
+                .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
                 .collect();
             state.change_quietly(&Change::Stopped { delivered });
         });
@@ -396,6 +403,20 @@ impl Drop for EngineLink {
 }
 
 impl State {
+    /// Goes on with what an earlier hold left.
+    fn go_on(&mut self, work: Work) {
+        match work {
+            Work::Deliver(queue) => self.deliver(queue),
+            Work::Recall => self.go_on_recalling(),
+            Work::Finish(queue) => self.finish_slice(queue),
+            Work::Bury(queue) => self.bury_slice(queue),
+            Work::Limit(queue) => self.enforce_limit(queue),
+            Work::Dispose => self.dispose_slice(),
+            // Every hold looks at deadlines when it ends.
+            Work::Deadlines => {}
+        }
+    }
+
     /// Carries out one request; exactly one reply answers it, now or later.
     fn request(&mut self, link: LinkId, id: RequestId, request: Request) {
         self.changed = false;

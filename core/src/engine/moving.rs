@@ -7,6 +7,8 @@ use bytes::Bytes;
 
 use crate::engine::Engine;
 use crate::engine::entries::Open;
+use crate::engine::progress::Progress;
+use crate::engine::queue::level_of;
 use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::store::chunk::Slice;
@@ -44,11 +46,15 @@ impl Engine {
             at += 1;
             let Some(queue) = slot.as_deref() else { continue };
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
-            queue.progress.list().each_open(|open| match open {
-                Open::Page { first, count } => *counts.entry(state.pages.segment(first)).or_default() += count as u64,
-                Open::Entry { entry, .. } if { entry.position }.is_memory() => {}
-                Open::Entry { entry, .. } => *counts.entry(state.pages.segment(entry.position)).or_default() += 1,
-            });
+            for level in queue.levels() {
+                level.list().each_open(|open| match open {
+                    Open::Page { first, count } => {
+                        *counts.entry(state.pages.segment(first)).or_default() += count as u64;
+                    }
+                    Open::Entry { entry, .. } if { entry.position }.is_memory() => {}
+                    Open::Entry { entry, .. } => *counts.entry(state.pages.segment(entry.position)).or_default() += 1,
+                });
+            }
             for (segment, count) in counts {
                 let most = by_segment.entry(segment).or_default();
                 if count > most.1 {
@@ -140,10 +146,8 @@ impl State {
         let needs = |entry: Option<Entry>| entry.is_some_and(|entry| { entry.position } == header.position);
         let in_queue = view.destinations().any(|(id, sequence)| {
             let queue = self.queues.get(id as usize).and_then(Option::as_deref);
-            queue.is_some_and(|queue| {
-                let list = queue.progress.list();
-                !list.is_done(sequence) && needs(list.get(sequence))
-            })
+            let level = queue.and_then(|queue| queue.level(level_of(sequence)));
+            level.is_some_and(|level| !level.list().is_done(sequence) && needs(level.list().get(sequence)))
         });
         let is_last_value = view.is_retained() && needs(self.retained.get(&index_key(view.topic(), view.key())));
         if !in_queue && !is_last_value {
@@ -176,7 +180,9 @@ impl State {
             let Some(Some(queue)) = queues.get_mut(id as usize) else {
                 continue;
             };
-            let list = queue.progress.list_mut();
+            let Some(list) = queue.list_of(sequence).map(Progress::list_mut) else {
+                continue;
+            };
             let Some(old) = list.get(sequence).filter(|_| !list.is_done(sequence)) else {
                 continue;
             };

@@ -298,8 +298,8 @@ impl State {
             return;
         };
         let (mut found, next) = self.retained.find(&recall.pattern, &recall.from, RECALLED_MAX);
-        let wall = self.now.wall;
-        found.retain(|entry| !entry.is_expired(wall));
+        let now = self.clock();
+        found.retain(|entry| !entry.is_expired(now));
         if self.queue(recall.queue).is_none() {
             // It went meanwhile.
         } else {
@@ -321,7 +321,7 @@ impl State {
         let mut first = None;
         for entry in &mut entries {
             entry.word |= RECALLED;
-            let sequence = self.keep(id, *entry);
+            let sequence = self.keep(id, 0, *entry);
             first.get_or_insert(sequence);
         }
         let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);

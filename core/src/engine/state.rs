@@ -10,13 +10,13 @@ use bytes::Bytes;
 use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::config::Config;
-use crate::engine::consume::{Queue, Subscription};
 use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
-use crate::engine::progress::Entry;
+use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
+use crate::engine::queue::{Queue, Subscription};
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
@@ -89,6 +89,16 @@ pub(crate) enum Work {
     Deliver(QueueId),
     /// Go on with the first of the last values asked for.
     Recall,
+    /// Take off its list what a queue is done with.
+    Finish(QueueId),
+    /// Dead-letter what a queue gave up.
+    Bury(QueueId),
+    /// Give up what a queue has too much of.
+    Limit(QueueId),
+    /// Look at heads that expire and at queues that nobody uses.
+    Deadlines,
+    /// Release what queues that are gone kept.
+    Dispose,
 }
 
 /// Memory for events that is kept for the next hold.
@@ -145,6 +155,18 @@ pub(crate) struct State {
     pub dirty_topics: Vec<(u32, u32)>,
     pub work: VecDeque<Work>,
     pub steps: usize,
+    /// When the heads of queues expire, on the broker's clock.
+    pub heads: BTreeSet<(u64, QueueId)>,
+    /// When queues go that nobody uses.
+    pub unused: BTreeSet<(Millis, QueueId)>,
+    /// What queues that are gone kept.
+    pub disposed: Vec<Progress>,
+    /// How many queues refuse messages when they are full, and how many keep transient ones: where there are
+    /// none, nobody looks.
+    pub refusing_queues: usize,
+    pub keeping_queues: usize,
+    /// The broker's own clock: wall time when it started, and what has passed since.
+    started: Now,
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
@@ -216,6 +238,12 @@ impl State {
             dirty_topics: Vec::new(),
             work: VecDeque::new(),
             steps: 0,
+            heads: BTreeSet::new(),
+            unused: BTreeSet::new(),
+            disposed: Vec::new(),
+            refusing_queues: 0,
+            keeping_queues: 0,
+            started: now,
             properties: Vec::new(),
             payload: Vec::new(),
             timers: Timers::new(now),
@@ -528,7 +556,11 @@ impl State {
     /// A list of entries by its number.
     pub(crate) fn list(&mut self, id: ListId) -> Option<&mut EntryList> {
         match id.owner() {
-            Owner::Queue(queue) => Some(self.queue(queue)?.progress.list_mut()),
+            Owner::Queue(queue, level) => {
+                let Self { queues, pages, .. } = self;
+                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
+            }
             Owner::MessageQueue(topic, queue) => {
                 let topic = self.topics.get_mut(topic as usize)?;
                 Some(&mut topic.queues.get_mut(queue as usize)?.entries)
@@ -562,8 +594,27 @@ impl State {
         self.waiting_base = self.waiting.len();
     }
 
+    /// The broker's clock: Unix time when it started and what has passed since, whatever became of the wall
+    /// clock. What a relative time comes to is on it.
+    pub(crate) fn clock(&self) -> Millis {
+        self.started.wall + self.now.mono.since(self.started.mono)
+    }
+
+    /// When that time of the broker's clock comes, on the monotonic one.
+    pub(crate) fn mono_of(&self, at: Millis) -> Millis {
+        self.started.mono + at.since(self.started.wall)
+    }
+
+    /// Leaves something for another hold.
+    pub(crate) fn put_off(&mut self, work: Work) {
+        if !self.work.contains(&work) {
+            self.work.push_back(work);
+        }
+    }
+
     /// Ends a hold: hands over what it has to tell.
     pub(crate) fn finish(&mut self) -> After {
+        self.act_on_deadlines();
         self.deliver_dirty();
         self.answer_pulls();
         self.write_settled();

@@ -103,7 +103,9 @@ impl From<Refusal> for Refused {
             Refusal::AccessRefused => ResponseCode::NoPermission,
             Refusal::NotSupported(_) => ResponseCode::RequestCodeNotSupported,
             Refusal::Closed => ResponseCode::ServiceNotAvailable,
-            Refusal::Locked | Refusal::InUse | Refusal::NotEmpty | Refusal::Ended => ResponseCode::SystemError,
+            Refusal::SingleActive | Refusal::Locked | Refusal::InUse | Refusal::NotEmpty | Refusal::Ended => {
+                ResponseCode::SystemError
+            }
         };
         Self::new(code, refusal.to_string())
     }
