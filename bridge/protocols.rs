@@ -39,7 +39,7 @@ pub struct Bound {
 #[rustfmt::skip]
 pub const PROTOCOLS: &[Protocol] = &[
     Protocol { name: "amqp", title: "AMQP 0-9-1", listen_key: "amqp.listen", listen: |c| &c.amqp.listen, sessions: |c, _| sessions(&c.amqp.protocol, rocketbridge_amqp::Session::new) },
-    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
+    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, sessions: mqtt },
     Protocol { name: "stomp", title: "STOMP", listen_key: "stomp.listen", listen: |c| &c.stomp.listen, sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
     Protocol { name: "remoting", title: "RocketMQ clients", listen_key: "remoting.listen", listen: |c| &c.remoting.listen, sessions: remoting },
     Protocol { name: "name_server", title: "RocketMQ clients that ask for routes", listen_key: "remoting.name_server_listen", listen: |c| &c.remoting.name_server_listen, sessions: remoting },
@@ -52,6 +52,13 @@ where
 {
     let config = Arc::new(config.clone());
     Arc::new(move |peer, seed, now| Box::new(new(Arc::clone(&config), peer, seed, now)))
+}
+
+/// All connections count together.
+fn mqtt(config: &Config, _: &Bound) -> NewSession {
+    let config = Arc::new(config.mqtt.protocol.clone());
+    let stats = Arc::<rocketbridge_mqtt::Stats>::default();
+    Arc::new(move |_, seed, now| Box::new(MqttSession::new(Arc::clone(&config), Arc::clone(&stats), seed, now)))
 }
 
 /// The name server tells clients where the broker is, so it must know the real port.

@@ -81,6 +81,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -92,6 +94,9 @@ enum Stage {
     Topics,
     Groups,
     Timers,
+    Halves,
+    Holders,
+    Retained,
     Rest,
     Keys,
     Done,
@@ -411,6 +416,9 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
@@ -424,7 +432,10 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Rest,
+                    Stage::Timers => Stage::Halves,
+                    Stage::Halves => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };
@@ -432,6 +443,7 @@ impl State {
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -573,8 +585,12 @@ impl State {
 
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
-        self.checkpoint_retained(put);
+        for (group, retry) in &self.retries {
+            put(&Change::Retry {
+                group: group.clone(),
+                retry: retry.clone(),
+            });
+        }
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.

@@ -24,11 +24,13 @@ mod ranges;
 mod replay;
 mod republish;
 mod retained;
+mod retry;
 mod router;
 mod state;
 mod targets;
 mod timers;
 mod topology;
+mod transactions;
 mod trie;
 mod wheel;
 mod writer;
@@ -242,7 +244,7 @@ impl Engine {
     /// [`next_deadline`](Self::next_deadline) has come.
     pub fn fire(&self) {
         for _ in 0..TURNS_MAX {
-            if !self.hold(State::turn_timers) {
+            if !self.hold(|state| state.check_halves() | state.turn_timers()) {
                 break;
             }
         }
@@ -252,12 +254,10 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
-        state
-            .timers
-            .next(now)
-            .into_iter()
-            .chain(state.next_queue_deadline())
-            .min()
+        let elapsed = state.timers.elapsed(now);
+        let check = state.halves.next().map(|at| now.mono + at.since(elapsed));
+        let own = [state.timers.next(now), check, state.next_queue_deadline()];
+        own.into_iter().flatten().min()
     }
 
     /// Who is to be woken when the next deadline has become an earlier one.
@@ -269,6 +269,11 @@ impl Engine {
     pub fn timers(&self) -> (u64, usize) {
         let state = self.lock();
         (state.timers.len(), state.timers.memory())
+    }
+
+    /// How many half messages wait for the end of their transactions.
+    pub fn half_count(&self) -> usize {
+        self.lock().halves.len()
     }
 
     /// How many addresses have a last value.
@@ -456,7 +461,14 @@ impl State {
             Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
-            Request::JoinProducers { .. } => Ok(Reply::Done),
+            Request::JoinProducers { group, .. } => self.join_producers(link, group),
+            Request::LeaveProducers { group } => {
+                self.leave_producers(link, &group);
+                Ok(Reply::Done)
+            }
+            Request::EndTransaction(end) => self.end_transaction(&end),
+            Request::GiveBack(back) => self.give_back_message(&back),
+            Request::SetRetry { group, retry } => self.set_retry(group, retry),
             Request::JoinConsumers(join) => self.join(link, join),
             Request::LeaveConsumers { group, client_id } => {
                 self.leave(link, &group, &client_id);
@@ -519,6 +531,7 @@ impl State {
         let subscriptions = std::mem::take(&mut state.subscriptions);
         let exclusive = std::mem::take(&mut state.exclusive);
         let memberships = std::mem::take(&mut state.memberships);
+        let producing = std::mem::take(&mut state.producing);
         let pulls = std::mem::take(&mut state.pulls);
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
@@ -528,6 +541,9 @@ impl State {
         }
         for (group, client) in memberships {
             self.leave(id, &group, &client);
+        }
+        for group in producing {
+            self.leave_producers(id, &group);
         }
         for (request, pulling) in pulls {
             self.stop_waiting(id, request, &pulling);

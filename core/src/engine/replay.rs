@@ -94,7 +94,7 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         state.replay_key(scope, fingerprint, header.position, header.stored_at);
     }
     if let Some(later) = view.later() {
-        return state.replay_later(later, entry);
+        return state.replay_later(later, entry, view.native_queue().1);
     }
     if let Some((queue, offset)) = view.topic_queue()
         && let Some(topic) = state.topic_ids.get(view.topic()).copied()
@@ -156,6 +156,12 @@ fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
 /// Applies a change; once more if need be.
 pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
+        Change::Half { .. } | Change::HalfNumbers { .. } | Change::HalfChecked { .. } | Change::HalfDone { .. } => {
+            state.replay_halves(change);
+        }
+        Change::Retry { group, retry } => {
+            state.retries.insert(group, retry);
+        }
         Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
             state.replay_timers(Position(0), change);
         }

@@ -21,10 +21,11 @@ use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::timers::Timers;
+use crate::engine::transactions::Halves;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply};
+use crate::request::{Refusal, Reply, Retry};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -64,6 +65,8 @@ pub(crate) struct LinkState {
     pub holder: Option<Bytes>,
     /// Consumer groups, each with this link's client id.
     pub memberships: Vec<(Bytes, Bytes)>,
+    /// Producer groups.
+    pub producing: Vec<Bytes>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
     /// Queues with a delivery that found the inbox full.
@@ -171,6 +174,11 @@ pub(crate) struct State {
     pub properties: Vec<u8>,
     payload: Vec<u8>,
     pub timers: Timers,
+    pub halves: Halves,
+    /// Members of producer groups, the one that was asked last at the end.
+    pub producers: Map<Bytes, VecDeque<LinkId>>,
+    /// How groups' messages are tried again, unless as usual.
+    pub retries: Map<Bytes, Retry>,
     /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
     pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
@@ -247,6 +255,9 @@ impl State {
             properties: Vec::new(),
             payload: Vec::new(),
             timers: Timers::new(now),
+            halves: Halves::default(),
+            producers: Map::default(),
+            retries: Map::default(),
             deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
@@ -280,6 +291,7 @@ impl State {
             exclusive: Vec::new(),
             holder: None,
             memberships: Vec::new(),
+            producing: Vec::new(),
             pulls: Map::default(),
             parked: Vec::new(),
             blocked: false,
@@ -346,6 +358,24 @@ impl State {
 
     pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
         self.tell(id, Event::Notice(notice));
+    }
+
+    /// Whether the link's inbox has room for one more message.
+    pub(crate) fn can_take(&mut self, id: LinkId) -> bool {
+        self.touch(id).is_some_and(|link| {
+            let (staged, bytes) = (
+                link.staged_deliveries + link.held_deliveries,
+                link.staged_bytes + link.held_bytes,
+            );
+            link.inbox.room(staged, bytes).is_some()
+        })
+    }
+
+    /// Tells a link something that does not wait for anything.
+    pub(crate) fn tell_now(&mut self, id: LinkId, notice: Notice) {
+        if let Some(link) = self.touch(id) {
+            link.stage(Event::Notice(notice));
+        }
     }
 
     /// Answers a request. When it changed something durable, the answer waits for the disk.
@@ -652,8 +682,13 @@ impl State {
 
 impl LinkState {
     fn stage(&mut self, event: Event) {
-        if let Event::Delivery(delivery) = &event {
-            let size = self.places.charge(&delivery.message);
+        let message = match &event {
+            Event::Delivery(delivery) => Some(&delivery.message),
+            Event::Notice(Notice::CheckTransaction(check)) => Some(&check.message),
+            _ => None,
+        };
+        if let Some(message) = message {
+            let size = self.places.charge(message);
             self.staged_deliveries += 1;
             self.staged_bytes += size;
             self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));

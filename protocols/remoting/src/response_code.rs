@@ -41,6 +41,8 @@ pub enum ResponseCode {
     SubscriptionGroupNotExist = 26,
     /// A value is out of range.
     InvalidParameter = 29,
+    /// It cannot be done (any more).
+    IllegalOperation = 604,
 }
 
 /// A request that is answered with an error.
