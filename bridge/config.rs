@@ -114,6 +114,9 @@ pub struct Store {
     /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// Bytes by which the log grows until the next checkpoint, at most: what a start after a crash has to read
+    /// again. Default 256 MiB.
+    pub checkpoint_size: u64,
 }
 
 impl Default for Store {
@@ -122,6 +125,7 @@ impl Default for Store {
         Self {
             flush: Flush::Sync,
             retention: Duration::from_millis(engine.retention.0),
+            checkpoint_size: engine.checkpoint_bytes,
         }
     }
 }

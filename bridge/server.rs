@@ -343,6 +343,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         check_max: config.transactions.check_max,
         delay_max: Millis(config.timers.delay_max.as_millis() as u64),
         body_max: config.limits.body_size_max,
+        checkpoint_bytes: config.store.checkpoint_size,
         retention: Millis(config.store.retention.as_millis() as u64),
         unsynced_max: config.limits.unsynced_max,
         transient_max: config.limits.transient_max,
