@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,9 @@ use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
 const INTERVAL: Millis = Millis::from_secs(15);
+
+/// Between two looks at what is to be done.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
 /// `diskSpaceCleanForciblyRatio`).
@@ -102,12 +105,16 @@ enum Stage {
 
 impl Engine {
     /// Keeps the store small: takes a checkpoint when one is due, gives up what retention lets go, removes
-    /// segments that nothing needs. To be called about once a second, by one thread.
+    /// segments that nothing needs. To be called every now and then, by one thread.
     ///
     /// # Errors
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
+        let pages = Arc::clone(&self.lock().pages);
+        pages
+            .claim_ahead()
+            .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
         let used = self.0.storage.space()?.map_or(0, Space::used);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || used >= TIGHT;
@@ -134,7 +141,7 @@ impl Engine {
     pub fn run_maintenance(&self) {
         let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
         while !*closing {
-            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            let waited = self.0.closed.wait_timeout(closing, PAUSE);
             closing = waited.unwrap_or_else(PoisonError::into_inner).0;
             if *closing {
                 return;
@@ -206,7 +213,7 @@ impl Engine {
         }
         let (end, pages) = {
             let state = self.lock();
-            (state.log.end(), std::sync::Arc::clone(&state.pages))
+            (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
         self.sync_once()
