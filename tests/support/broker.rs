@@ -96,14 +96,17 @@ impl Broker {
                 .map_or("127.0.0.1:0".to_owned(), ToString::to_string)
         };
         let config = format!(
-            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\n{}\n[stomp]\nlisten = [{:?}]\n\
+            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n{}\n\
+             [stomp]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
             folder.0.join("data"),
             options.config,
             address("amqp"),
             address("mqtt"),
+            address("mqtt_websocket"),
             options.mqtt,
             address("stomp"),
+            address("stomp_websocket"),
             address("remoting"),
             address("name_server"),
         );
