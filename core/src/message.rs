@@ -47,6 +47,15 @@ pub struct Message {
     record: Slice,
 }
 
+/// Messages are equal when their records are.
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.record[..] == other.record[..]
+    }
+}
+
+impl Eq for Message {}
+
 impl Message {
     pub(crate) fn new(record: Slice) -> Self {
         Self { record }

@@ -82,6 +82,15 @@ pub enum Request {
     /// none with that native unique key at that position, or it is due.
     TakeBack { position: Position, unique_key: Bytes },
 
+    /// Ends a transaction. [`Reply::Transaction`]; [`Refusal::Rejected`] when the message cannot be published
+    /// now: then the transaction goes on.
+    EndTransaction(EndTransaction),
+    /// A consumer of a group could not handle a message: it comes again later, or goes to the group's
+    /// dead-letter topic. [`Reply::Done`]; [`Refusal::NotFound`].
+    GiveBack(Box<GiveBack>),
+    /// How a group's messages are tried again. [`Reply::Done`].
+    SetRetry { group: Bytes, retry: Retry },
+
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
@@ -108,8 +117,11 @@ pub enum Request {
     FindTopic { topic: Bytes },
     /// Makes a topic unless it exists. [`Reply::Topic`].
     DeclareTopic { topic: Bytes, queues: u32 },
-    /// This link is a producer of that group. [`Reply::Done`].
+    /// This link is a producer of that group until it leaves or ends: it may be asked about the group's
+    /// transactions. [`Reply::Done`].
     JoinProducers { group: Bytes, client_id: Bytes },
+    /// [`Reply::Done`].
+    LeaveProducers { group: Bytes },
     /// This link's client is a member of that consumer group, with these subscriptions, until it
     /// leaves or the link ends. Members are told of changes. [`Reply::Done`].
     JoinConsumers(Join),
@@ -119,6 +131,24 @@ pub enum Request {
     Members { group: Bytes },
     /// Messages from one message queue, from an offset on. [`Reply::Pulled`].
     Pull(Pull),
+    /// Messages from a topic under a lease that ends by itself. [`Reply::Popped`].
+    Pop(Pop),
+    /// Popped messages are done with. [`Reply::Settled`], at once: as durable as a committed offset.
+    AckPopped(AckPopped),
+    /// A popped message stays invisible for another time from now on. [`Reply::Lease`]: the lease's new number;
+    /// [`Refusal::LeaseEnded`].
+    ChangeInvisible(ChangeInvisible),
+    /// A group goes on from another place. Who pulls learns it by its next pull, and until then what it commits is
+    /// ignored; leases of who pops end. [`Reply::Places`]: message queues and their new offsets.
+    ResetOffset {
+        group: Bytes,
+        topic: Bytes,
+        /// One message queue, or all.
+        queue_id: Option<u32>,
+        to: ResetTo,
+    },
+    /// How far a group has come with a topic. [`Reply::Lag`], one for each message queue.
+    Lag { group: Bytes, topic: Bytes },
     /// [`Reply::Offset`]: the group's committed offset, `None` when it never committed one.
     CommittedOffset { group: Bytes, topic: Bytes, queue_id: u32 },
     /// [`Reply::Done`], at once: it is as durable as a message that is confirmed later. May go backwards, as
@@ -147,6 +177,145 @@ pub enum Request {
     },
     /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
     View { position: Position },
+}
+
+/// RocketMQ's delay levels, from the first on.
+pub const DELAY_LEVELS: [Millis; 18] = [
+    Millis::from_secs(1),
+    Millis::from_secs(5),
+    Millis::from_secs(10),
+    Millis::from_secs(30),
+    Millis::from_secs(60),
+    Millis::from_secs(2 * 60),
+    Millis::from_secs(3 * 60),
+    Millis::from_secs(4 * 60),
+    Millis::from_secs(5 * 60),
+    Millis::from_secs(6 * 60),
+    Millis::from_secs(7 * 60),
+    Millis::from_secs(8 * 60),
+    Millis::from_secs(9 * 60),
+    Millis::from_secs(10 * 60),
+    Millis::from_secs(20 * 60),
+    Millis::from_secs(30 * 60),
+    Millis::from_secs(3600),
+    Millis::from_secs(2 * 3600),
+];
+
+/// A message that a consumer of a group could not handle.
+#[derive(Clone, Debug)]
+pub struct GiveBack {
+    /// The group.
+    pub group: Bytes,
+    /// The message's position.
+    pub position: Position,
+    /// 0: as the group's policy says, above: that delay level, below: not again.
+    pub level: i32,
+    /// How often it is tried again at most; `None` or less than zero: as the group has it.
+    pub attempts_max: Option<i32>,
+    /// The message's id, unless it was given back before.
+    pub id: Bytes,
+}
+
+/// How a group's messages are tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// How often at most; then they go to the group's dead-letter topic.
+    pub attempts_max: i32,
+    /// Message queues of the retry topic. With none, what is given back is dropped.
+    pub queues: u32,
+    /// How long to wait before each time.
+    pub policy: RetryPolicy,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts_max: 16,
+            queues: 1,
+            policy: RetryPolicy::Levels(DELAY_LEVELS.to_vec()),
+        }
+    }
+}
+
+/// How long to wait before a message is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RetryPolicy {
+    /// These times; the first attempt waits for the third of them, as in RocketMQ.
+    Levels(Vec<Millis>),
+    /// Longer by that factor each time.
+    Exponential {
+        /// The first time.
+        initial: Millis,
+        /// The longest time.
+        max: Millis,
+        /// The factor.
+        multiplier: u32,
+    },
+}
+
+impl RetryPolicy {
+    /// How long to wait before a message is tried again that was tried again so often already.
+    pub fn delay(&self, attempts: i32) -> Millis {
+        let attempts = u32::try_from(attempts).unwrap_or(0);
+        match self {
+            Self::Levels(levels) => {
+                let last = levels.len().saturating_sub(1);
+                levels
+                    .get((attempts as usize + 2).min(last))
+                    .copied()
+                    .unwrap_or_default()
+            }
+            Self::Exponential {
+                initial,
+                max,
+                multiplier,
+            } => {
+                let factor = u64::from(*multiplier).saturating_pow(attempts.min(64));
+                Millis(initial.0.saturating_mul(factor).min(max.0))
+            }
+        }
+    }
+}
+
+/// What becomes of a half message.
+#[derive(Clone, Debug)]
+pub struct EndTransaction {
+    /// Its position.
+    pub position: Position,
+    /// Its number, which its outcome told as the queue offset.
+    pub offset: u64,
+    /// The group that it was sent by.
+    pub group: Bytes,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// It answers a [`Notice::CheckTransaction`](crate::boundary::Notice::CheckTransaction).
+    pub from_check: bool,
+}
+
+/// What a producer says about its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The message is published.
+    Commit,
+    /// There never was a message.
+    Rollback,
+    /// Not known yet: ask again.
+    Unknown,
+}
+
+/// How ending a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionEnd {
+    /// It is done.
+    Done,
+    /// There is no such half message (any more).
+    NotFound,
+    /// It was sent by another group.
+    OtherGroup,
+    /// Its number is another one.
+    OtherOffset,
+    /// The time is up within which it had to be ended unasked.
+    TooLate,
 }
 
 /// Publishes and settlements that take effect together.
@@ -457,6 +626,133 @@ pub struct Pull {
     pub hold: bool,
 }
 
+/// A pop: messages are leased to the group, not to the connection.
+#[derive(Clone, Debug)]
+pub struct Pop {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// One message queue, or all in turn.
+    pub queue_id: Option<u32>,
+    /// Most messages wanted, at most 1,024.
+    pub messages_max: u32,
+    /// Most bytes wanted; at least one message comes whatever its size.
+    pub bytes_max: u32,
+    /// How long nobody else gets them. Then they come again, and after 16 times they go to the group's dead-letter
+    /// topic.
+    pub invisible: Millis,
+    /// Which messages; `None` takes the filter that the group joined with, else all. Others are passed for good.
+    pub filter: Option<Filter>,
+    /// Where a group begins that has neither popped nor committed an offset.
+    pub from: PopFrom,
+    /// Of messages with one ordering key none comes while an earlier one is leased.
+    pub in_order: bool,
+    /// In order: the same attempt again gets what it got before. Empty is none.
+    pub attempt: Bytes,
+    /// Wait when there is nothing, until [`cancel`](crate::boundary::Link::cancel).
+    pub hold: bool,
+}
+
+/// Where a new group begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PopFrom {
+    /// With the first message there is.
+    #[default]
+    Begin,
+    /// With what comes next.
+    End,
+}
+
+/// What a pop found.
+#[derive(Debug)]
+pub struct Popped {
+    /// The messages, of each message queue in its order.
+    pub messages: Vec<PoppedMessage>,
+    /// When, Unix milliseconds.
+    pub popped_at: Millis,
+    /// Messages left that nobody has.
+    pub remaining: u64,
+}
+
+/// A popped message.
+#[derive(Clone, Debug)]
+pub struct PoppedMessage {
+    /// Its message queue.
+    pub queue_id: u32,
+    /// Its offset there.
+    pub offset: u64,
+    /// The lease's number: with the two above it settles the message.
+    pub lease: u64,
+    /// How often it came back before.
+    pub attempts: u32,
+    /// It may have been handed out before.
+    pub redelivered: bool,
+    /// The message.
+    pub message: Message,
+}
+
+/// Which popped message is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its message queue.
+    pub queue_id: u32,
+    /// Its offset there.
+    pub offset: u64,
+    /// The lease's number.
+    pub lease: u64,
+}
+
+/// Popped messages that are done with.
+#[derive(Clone, Debug)]
+pub struct AckPopped {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// At most 1,024.
+    pub messages: Vec<Held>,
+}
+
+/// Another invisible time for a popped message.
+#[derive(Clone, Debug)]
+pub struct ChangeInvisible {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// Which.
+    pub message: Held,
+    /// From now on; zero gives it back at once, and the lease is over.
+    pub invisible: Millis,
+}
+
+/// Where a reset goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetTo {
+    /// The first message stored at or after that time, Unix milliseconds.
+    Time(Millis),
+    /// What comes next.
+    End,
+    /// That offset, as far as the message queue has it.
+    Offset(u64),
+}
+
+/// How far a group has come with a message queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLag {
+    /// The message queue.
+    pub queue_id: u32,
+    /// The offset that the next message gets.
+    pub end: u64,
+    /// The first message that the group is not done with; `None` when it never began.
+    pub committed: Option<u64>,
+    /// Messages leased by pops.
+    pub leased: u64,
+    /// When the last message was stored that it is done with.
+    pub stored_at: Option<Millis>,
+}
+
 /// What a pull found.
 #[derive(Debug)]
 pub struct Pulled {
@@ -481,6 +777,8 @@ pub enum PullStatus {
     NotFound,
     /// The offset is out of bounds; go on at `next_offset`.
     OffsetMoved,
+    /// The group was reset; go on at `next_offset`.
+    OffsetReset,
 }
 
 /// The answer to a request.
@@ -492,6 +790,8 @@ pub enum Reply {
     Exchange(Box<Exchange>),
     /// A queue as it is.
     Queue(Box<QueueState>),
+    /// How ending a transaction went.
+    Transaction(TransactionEnd),
     /// A number of messages.
     Count(u64),
     /// What a get took, if there was anything.
@@ -511,6 +811,16 @@ pub enum Reply {
     Members(Vec<Bytes>),
     /// What a pull found.
     Pulled(Box<Pulled>),
+    /// What a pop found.
+    Popped(Box<Popped>),
+    /// Of each message, whether it was this lease's to settle.
+    Settled(Vec<bool>),
+    /// A lease's number; 0 when it is over.
+    Lease(u64),
+    /// Message queues and offsets.
+    Places(Vec<(u32, u64)>),
+    /// How far a group has come.
+    Lag(Vec<QueueLag>),
     /// An offset.
     Offset(Option<u64>),
     /// First and next offset.
@@ -592,6 +902,9 @@ pub enum Refusal {
     /// The queue that the subscription was from is gone: a get needs a new one.
     #[error("the subscription's queue is gone")]
     Ended,
+    /// The popped message is somebody else's by now, or done with.
+    #[error("the lease has ended")]
+    LeaseEnded,
     /// The group has not joined with a subscription of that topic.
     #[error("the group has no subscription of that topic")]
     NoSubscription,

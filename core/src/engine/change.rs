@@ -6,11 +6,15 @@ use crate::address::{Level, Pattern};
 use crate::attributes::Attributes;
 use crate::engine::dedup::{OpenKey, Scope};
 use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
+use crate::engine::pop::PopPlace;
 use crate::engine::progress::Entry;
 use crate::engine::timers::Axis;
+use crate::engine::transactions::Half;
 use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
+use crate::request::{
+    Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Retry, RetryPolicy, Source, Will,
+};
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -107,6 +111,30 @@ pub(crate) enum Change {
         holder: Bytes,
         number: u64,
     },
+    /// A group's progress with a message queue that it pops from.
+    PopState {
+        place: PopPlace,
+        head: u64,
+        next: u64,
+        acked: Vec<(u64, u64)>,
+    },
+    /// Popped messages are done with: first, count.
+    PopAcked {
+        place: PopPlace,
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Popped messages came back so often: first, count, attempts.
+    PopReturned {
+        place: PopPlace,
+        runs: Vec<(u64, u64, u32)>,
+    },
+    /// A group goes on from another offset.
+    Reset {
+        group: Bytes,
+        topic: Bytes,
+        queue_id: u32,
+        offset: u64,
+    },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
         delivered: Vec<(u32, u64)>,
@@ -147,6 +175,30 @@ pub(crate) enum Change {
         axis: Axis,
         due: u64,
         position: Position,
+    },
+    /// In a checkpoint: a half message.
+    Half {
+        position: Position,
+        half: Half,
+    },
+    /// In a checkpoint: the number of the next half message.
+    HalfNumbers {
+        next: u64,
+    },
+    /// A half message was asked about for the nth time, and when it is asked about next.
+    HalfChecked {
+        position: Position,
+        checks: u32,
+        next: Millis,
+    },
+    /// A half message was committed, rolled back, or given up.
+    HalfDone {
+        position: Position,
+    },
+    /// How a group's messages are tried again.
+    Retry {
+        group: Bytes,
+        retry: Retry,
     },
     /// In a checkpoint: timers of a minute, which has no others whose records lie before `end`.
     Timers {
@@ -326,6 +378,51 @@ impl Change {
                 out.put_u32_le(positions.len() as u32);
                 positions.iter().for_each(|position| out.put_u64_le(position.0));
             }
+            Self::Half { position, half } => {
+                out.put_u8(34);
+                out.put_u64_le(position.0);
+                out.put_u32_le(half.size);
+                out.put_u64_le(half.offset);
+                out.put_u64_le(half.next.0);
+                out.put_u32_le(half.checks);
+            }
+            Self::HalfNumbers { next } => {
+                out.put_u8(35);
+                out.put_u64_le(*next);
+            }
+            Self::HalfChecked { position, checks, next } => {
+                out.put_u8(36);
+                out.put_u64_le(position.0);
+                out.put_u32_le(*checks);
+                out.put_u64_le(next.0);
+            }
+            Self::HalfDone { position } => {
+                out.put_u8(37);
+                out.put_u64_le(position.0);
+            }
+            Self::Retry { group, retry } => {
+                out.put_u8(38);
+                put_bytes(out, group);
+                out.put_i32_le(retry.attempts_max);
+                out.put_u32_le(retry.queues);
+                match &retry.policy {
+                    RetryPolicy::Levels(levels) => {
+                        out.put_u8(0);
+                        out.put_u32_le(levels.len() as u32);
+                        levels.iter().for_each(|level| out.put_u64_le(level.0));
+                    }
+                    RetryPolicy::Exponential {
+                        initial,
+                        max,
+                        multiplier,
+                    } => {
+                        out.put_u8(1);
+                        out.put_u64_le(initial.0);
+                        out.put_u64_le(max.0);
+                        out.put_u32_le(*multiplier);
+                    }
+                }
+            }
             Self::TimerRecalled { axis, due, position } => {
                 out.put_u8(32);
                 out.put_u8(*axis as u8);
@@ -360,6 +457,45 @@ impl Change {
                 out.put_u8(41);
                 put_bytes(out, holder);
                 out.put_u64_le(*number);
+            }
+            Self::PopState {
+                place,
+                head,
+                next,
+                acked,
+            } => {
+                out.put_u8(42);
+                put_pop_place(out, place);
+                out.put_u64_le(*head);
+                out.put_u64_le(*next);
+                put_pairs(out, acked);
+            }
+            Self::PopAcked { place, ranges } => {
+                out.put_u8(43);
+                put_pop_place(out, place);
+                put_pairs(out, ranges);
+            }
+            Self::PopReturned { place, runs } => {
+                out.put_u8(44);
+                put_pop_place(out, place);
+                out.put_u32_le(runs.len() as u32);
+                for (first, count, attempts) in runs {
+                    out.put_u64_le(*first);
+                    out.put_u64_le(*count);
+                    out.put_u32_le(*attempts);
+                }
+            }
+            Self::Reset {
+                group,
+                topic,
+                queue_id,
+                offset,
+            } => {
+                out.put_u8(45);
+                put_bytes(out, group);
+                put_bytes(out, topic);
+                out.put_u32_le(*queue_id);
+                out.put_u64_le(*offset);
             }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
@@ -536,6 +672,28 @@ impl Change {
                 holder: at.bytes()?,
                 number: at.u64()?,
             },
+            42 => Self::PopState {
+                place: at.pop_place()?,
+                head: at.u64()?,
+                next: at.u64()?,
+                acked: at.pairs()?,
+            },
+            43 => Self::PopAcked {
+                place: at.pop_place()?,
+                ranges: at.pairs()?,
+            },
+            44 => {
+                let place = at.pop_place()?;
+                let count = at.u32()?;
+                let runs: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?, at.u32()?))).collect();
+                Self::PopReturned { place, runs: runs? }
+            }
+            45 => Self::Reset {
+                group: at.bytes()?,
+                topic: at.bytes()?,
+                queue_id: at.u32()?,
+                offset: at.u64()?,
+            },
             50 => Self::Note {
                 id: at.u32()?,
                 sequence: at.u64()?,
@@ -585,6 +743,44 @@ impl Change {
                 axis: Axis::of(at.u8()?)?,
                 due: at.u64()?,
                 position: Position(at.u64()?),
+            },
+            34 => Self::Half {
+                position: Position(at.u64()?),
+                half: Half {
+                    size: at.u32()?,
+                    offset: at.u64()?,
+                    next: Millis(at.u64()?),
+                    checks: at.u32()?,
+                },
+            },
+            35 => Self::HalfNumbers { next: at.u64()? },
+            36 => Self::HalfChecked {
+                position: Position(at.u64()?),
+                checks: at.u32()?,
+                next: Millis(at.u64()?),
+            },
+            37 => Self::HalfDone {
+                position: Position(at.u64()?),
+            },
+            38 => Self::Retry {
+                group: at.bytes()?,
+                retry: Retry {
+                    attempts_max: at.u32()? as i32,
+                    queues: at.u32()?,
+                    policy: match at.u8()? {
+                        0 => {
+                            let count = at.u32()?;
+                            let levels: Option<Vec<_>> = (0..count).map(|_| Some(Millis(at.u64()?))).collect();
+                            RetryPolicy::Levels(levels?)
+                        }
+                        1 => RetryPolicy::Exponential {
+                            initial: Millis(at.u64()?),
+                            max: Millis(at.u64()?),
+                            multiplier: at.u32()?,
+                        },
+                        _ => return None,
+                    },
+                },
             },
             33 => Self::Timers {
                 axis: Axis::of(at.u8()?)?,
@@ -667,6 +863,20 @@ pub(crate) fn put_bools(out: &mut Vec<u8>, bools: &[bool]) {
     out.extend(bools.iter().map(|b| u8::from(*b)));
 }
 
+fn put_pop_place(out: &mut Vec<u8>, place: &PopPlace) {
+    put_bytes(out, &place.group);
+    put_bytes(out, &place.topic);
+    out.put_u32_le(place.queue);
+}
+
+fn put_pairs(out: &mut Vec<u8>, pairs: &[(u64, u64)]) {
+    out.put_u32_le(pairs.len() as u32);
+    for (first, count) in pairs {
+        out.put_u64_le(*first);
+        out.put_u64_le(*count);
+    }
+}
+
 fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
     match &binding.source {
         Source::Exchange(name) => {
@@ -745,6 +955,19 @@ impl Reader<'_> {
     pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let length = self.u32()?;
         self.take(length as usize).map(Bytes::copy_from_slice)
+    }
+
+    fn pop_place(&mut self) -> Option<PopPlace> {
+        Some(PopPlace {
+            group: self.bytes()?,
+            topic: self.bytes()?,
+            queue: self.u32()?,
+        })
+    }
+
+    fn pairs(&mut self) -> Option<Vec<(u64, u64)>> {
+        let count = self.u32()?;
+        (0..count).map(|_| Some((self.u64()?, self.u64()?))).collect()
     }
 
     fn open_key(&mut self) -> Option<OpenKey> {
@@ -864,6 +1087,14 @@ mod tests {
         })
     }
 
+    fn place() -> PopPlace {
+        PopPlace {
+            group: name("g"),
+            topic: name("t"),
+            queue: 2,
+        }
+    }
+
     fn samples() -> Vec<Change> {
         let binding = Binding {
             source: Source::Everything,
@@ -950,6 +1181,38 @@ mod tests {
                 keep: 9,
             },
             Change::HolderGone(name("c")),
+            Change::Half {
+                position: Position(8),
+                half: Half {
+                    size: 400,
+                    offset: 3,
+                    next: Millis(9),
+                    checks: 2,
+                },
+            },
+            Change::HalfNumbers { next: 4 },
+            Change::HalfChecked {
+                position: Position(8),
+                checks: 3,
+                next: Millis(10),
+            },
+            Change::HalfDone { position: Position(8) },
+            Change::Retry {
+                group: name("g"),
+                retry: Retry::default(),
+            },
+            Change::Retry {
+                group: name("g"),
+                retry: Retry {
+                    attempts_max: -1,
+                    queues: 2,
+                    policy: RetryPolicy::Exponential {
+                        initial: Millis(1),
+                        max: Millis(2),
+                        multiplier: 3,
+                    },
+                },
+            },
             Change::Clock {
                 ahead: -5,
                 elapsed: Millis(7),
@@ -977,6 +1240,26 @@ mod tests {
                     position: Position(8),
                     closes_at: u64::MAX,
                 }],
+            },
+            Change::PopState {
+                place: place(),
+                head: 1,
+                next: 9,
+                acked: vec![(3, 2)],
+            },
+            Change::PopAcked {
+                place: place(),
+                ranges: vec![(1, 2), (5, 1)],
+            },
+            Change::PopReturned {
+                place: place(),
+                runs: vec![(1, 2, 3)],
+            },
+            Change::Reset {
+                group: name("g"),
+                topic: name("t"),
+                queue_id: 1,
+                offset: 7,
             },
             Change::KeyClosed {
                 holder: name("c"),

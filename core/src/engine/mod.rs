@@ -15,8 +15,10 @@ mod entries;
 mod group;
 mod holder;
 mod moving;
+mod offsets;
 mod policy;
 mod policy_codec;
+mod pop;
 mod progress;
 mod publish;
 mod queue;
@@ -24,11 +26,13 @@ mod ranges;
 mod replay;
 mod republish;
 mod retained;
+mod retry;
 mod router;
 mod state;
 mod targets;
 mod timers;
 mod topology;
+mod transactions;
 mod trie;
 mod wheel;
 mod writer;
@@ -165,6 +169,7 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.pops.begin(state.log.end().0);
         state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
@@ -242,7 +247,12 @@ impl Engine {
     /// [`next_deadline`](Self::next_deadline) has come.
     pub fn fire(&self) {
         for _ in 0..TURNS_MAX {
-            if !self.hold(State::turn_timers) {
+            if !self.hold(|state| state.check_halves() | state.turn_timers()) {
+                break;
+            }
+        }
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::end_leases) {
                 break;
             }
         }
@@ -252,12 +262,11 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
-        state
-            .timers
-            .next(now)
-            .into_iter()
-            .chain(state.next_queue_deadline())
-            .min()
+        let elapsed = state.timers.elapsed(now);
+        let check = state.halves.next().map(|at| now.mono + at.since(elapsed));
+        let leases = state.pops.next();
+        let own = [state.timers.next(now), check, state.next_queue_deadline(), leases];
+        own.into_iter().flatten().min()
     }
 
     /// Who is to be woken when the next deadline has become an earlier one.
@@ -269,6 +278,16 @@ impl Engine {
     pub fn timers(&self) -> (u64, usize) {
         let state = self.lock();
         (state.timers.len(), state.timers.memory())
+    }
+
+    /// How many half messages wait for the end of their transactions.
+    pub fn half_count(&self) -> usize {
+        self.lock().halves.len()
+    }
+
+    /// How many messages full queues have dropped since the start.
+    pub fn dropped_count(&self) -> u64 {
+        self.lock().dropped
     }
 
     /// How many addresses have a last value.
@@ -378,7 +397,10 @@ impl Link for EngineLink {
 
     fn cancel(&mut self, id: RequestId) {
         let link = self.id;
-        self.engine.hold(|state| state.cancel_pull(link, id));
+        self.engine.hold(|state| {
+            state.cancel_pull(link, id);
+            state.cancel_pop(link, id);
+        });
     }
 
     fn resume(&mut self) {
@@ -456,14 +478,33 @@ impl State {
             Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
-            Request::JoinProducers { .. } => Ok(Reply::Done),
+            Request::JoinProducers { group, .. } => self.join_producers(link, group),
+            Request::LeaveProducers { group } => {
+                self.leave_producers(link, &group);
+                Ok(Reply::Done)
+            }
+            Request::EndTransaction(end) => self.end_transaction(&end),
+            Request::GiveBack(back) => self.give_back_message(&back),
+            Request::SetRetry { group, retry } => self.set_retry(group, retry),
             Request::JoinConsumers(join) => self.join(link, join),
             Request::LeaveConsumers { group, client_id } => {
                 self.leave(link, &group, &client_id);
+                // It said goodbye: others need not wait until its locks expire.
+                self.unlock_all(&group, &client_id);
                 Ok(Reply::Done)
             }
             Request::Members { group } => Ok(self.members(&group)),
             Request::Pull(pull) => return self.pull(link, id, pull),
+            Request::Pop(pop) => return self.pop(link, id, pop),
+            Request::AckPopped(ack) => self.ack_popped(&ack),
+            Request::ChangeInvisible(change) => self.change_invisible(&change),
+            Request::ResetOffset {
+                group,
+                topic,
+                queue_id,
+                to,
+            } => self.reset_offset(&group, &topic, queue_id, to),
+            Request::Lag { group, topic } => self.lag(&group, &topic),
             Request::CommittedOffset { group, topic, queue_id } => Ok(self.committed_offset(&group, &topic, queue_id)),
             Request::CommitOffset {
                 group,
@@ -519,7 +560,9 @@ impl State {
         let subscriptions = std::mem::take(&mut state.subscriptions);
         let exclusive = std::mem::take(&mut state.exclusive);
         let memberships = std::mem::take(&mut state.memberships);
+        let producing = std::mem::take(&mut state.producing);
         let pulls = std::mem::take(&mut state.pulls);
+        let pops = std::mem::take(&mut state.pops);
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
         }
@@ -529,8 +572,14 @@ impl State {
         for (group, client) in memberships {
             self.leave(id, &group, &client);
         }
+        for group in producing {
+            self.leave_producers(id, &group);
+        }
         for (request, pulling) in pulls {
             self.stop_waiting(id, request, &pulling);
+        }
+        for (request, pop) in pops {
+            self.stop_popping(id, request, &pop);
         }
         self.changed = false;
         self.remove_link(id);

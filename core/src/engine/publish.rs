@@ -90,7 +90,10 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
-        let later = self.later(publish.deliver)?;
+        if let Some(dead) = self.dead_letter_of(publish) {
+            return self.try_publish(link, &dead, destinations);
+        }
+        let later = self.later(publish)?;
         if let Some(HolderKey::Close(number)) = publish.holder_key {
             self.close_key(link, publish, number);
             return Ok(());
@@ -283,7 +286,9 @@ impl State {
 
     pub(crate) fn check_size(&self, publish: &Publish) -> Result<(), Reject> {
         let header = publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len();
-        if publish.body.len() > self.config.body_max || header > 1 << 20 {
+        let is_native = publish.format == Format::NATIVE;
+        let too_long = is_native && publish.origin.len() > properties::PROPERTIES_MAX;
+        if publish.body.len() > self.config.body_max || header > 1 << 20 || too_long {
             return Err(Reject::TooLarge);
         }
         Ok(())
@@ -308,7 +313,7 @@ impl State {
         }
         // What goes straight to a queue enters a topic only if that queue may be seen as one: reply
         // queues and queues that are gone leave no topics behind.
-        if publish.entry == message::Entry::Queue && !route.addressed {
+        if publish.entry == message::Entry::Queue && !route.addressed && !is_native {
             return Ok(TopicOf::None);
         }
         if is_native {

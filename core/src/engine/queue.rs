@@ -80,6 +80,8 @@ pub(crate) struct Extra {
     pub finishing: VecDeque<Range<u64>>,
     /// Given up, but not yet dead-lettered.
     pub dying: VecDeque<(Range<u64>, Reason)>,
+    /// Messages dropped because the queue was full.
+    pub dropped: u64,
     /// The only consumer that gets something.
     active: Option<(LinkId, SubscriptionId)>,
 }

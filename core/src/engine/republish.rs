@@ -46,6 +46,8 @@ impl Revived {
             born_at: view.born_at(),
             reconsume_times: view.reconsume_times(),
             topic_queues: 0,
+            half: false,
+            attempts_max: None,
         };
         let publish = Publish {
             entry: view.entry(),
@@ -173,7 +175,10 @@ impl State {
     fn republish_one(&mut self, revived: &Revived, placed: &Placed, done: Done) {
         let mut destinations = std::mem::take(&mut self.destinations);
         self.carry_out(done);
-        self.put(&revived.publish, revived.birth, placed, &mut destinations);
+        match self.later(&revived.publish) {
+            Ok(Some(later)) => self.put_later(&revived.publish, revived.birth, placed, later),
+            _ => self.put(&revived.publish, revived.birth, placed, &mut destinations),
+        };
         self.destinations = destinations;
     }
 

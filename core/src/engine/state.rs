@@ -14,6 +14,7 @@ use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
+use crate::engine::pop::Pops;
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
 use crate::engine::queue::{Queue, Subscription};
@@ -21,10 +22,11 @@ use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::timers::Timers;
+use crate::engine::transactions::Halves;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply};
+use crate::request::{Pop, Refusal, Reply, Retry};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -64,8 +66,12 @@ pub(crate) struct LinkState {
     pub holder: Option<Bytes>,
     /// Consumer groups, each with this link's client id.
     pub memberships: Vec<(Bytes, Bytes)>,
+    /// Producer groups.
+    pub producing: Vec<Bytes>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
+    /// Held pops.
+    pub pops: Map<RequestId, Pop>,
     /// Queues with a delivery that found the inbox full.
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
@@ -128,6 +134,7 @@ pub(crate) struct State {
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
     pub dedups: Dedups,
+    pub pops: Pops,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -135,6 +142,8 @@ pub(crate) struct State {
     /// When the wills of clients that are gone are published.
     pub will_times: BTreeSet<(Millis, Bytes)>,
     pub retained: Retained,
+    /// Messages that full queues dropped.
+    pub dropped: u64,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -171,6 +180,11 @@ pub(crate) struct State {
     pub properties: Vec<u8>,
     payload: Vec<u8>,
     pub timers: Timers,
+    pub halves: Halves,
+    /// Members of producer groups, the one that was asked last at the end.
+    pub producers: Map<Bytes, VecDeque<LinkId>>,
+    /// How groups' messages are tried again, unless as usual.
+    pub retries: Map<Bytes, Retry>,
     /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
     pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
@@ -219,10 +233,12 @@ impl State {
             topic_groups: Map::default(),
             holders: Map::default(),
             dedups: Dedups::default(),
+            pops: Pops::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
             retained: Retained::default(),
+            dropped: 0,
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -247,6 +263,9 @@ impl State {
             properties: Vec::new(),
             payload: Vec::new(),
             timers: Timers::new(now),
+            halves: Halves::default(),
+            producers: Map::default(),
+            retries: Map::default(),
             deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
@@ -280,7 +299,9 @@ impl State {
             exclusive: Vec::new(),
             holder: None,
             memberships: Vec::new(),
+            producing: Vec::new(),
             pulls: Map::default(),
+            pops: Map::default(),
             parked: Vec::new(),
             blocked: false,
             told_shortage: false,
@@ -346,6 +367,24 @@ impl State {
 
     pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
         self.tell(id, Event::Notice(notice));
+    }
+
+    /// Whether the link's inbox has room for one more message.
+    pub(crate) fn can_take(&mut self, id: LinkId) -> bool {
+        self.touch(id).is_some_and(|link| {
+            let (staged, bytes) = (
+                link.staged_deliveries + link.held_deliveries,
+                link.staged_bytes + link.held_bytes,
+            );
+            link.inbox.room(staged, bytes).is_some()
+        })
+    }
+
+    /// Tells a link something that does not wait for anything.
+    pub(crate) fn tell_now(&mut self, id: LinkId, notice: Notice) {
+        if let Some(link) = self.touch(id) {
+            link.stage(Event::Notice(notice));
+        }
     }
 
     /// Answers a request. When it changed something durable, the answer waits for the disk.
@@ -617,6 +656,7 @@ impl State {
         self.act_on_deadlines();
         self.deliver_dirty();
         self.answer_pulls();
+        self.answer_pops();
         self.write_settled();
         self.store_pages();
         let mut wakers = Vec::new();
@@ -652,8 +692,13 @@ impl State {
 
 impl LinkState {
     fn stage(&mut self, event: Event) {
-        if let Event::Delivery(delivery) = &event {
-            let size = self.places.charge(&delivery.message);
+        let message = match &event {
+            Event::Delivery(delivery) => Some(&delivery.message),
+            Event::Notice(Notice::CheckTransaction(check)) => Some(&check.message),
+            _ => None,
+        };
+        if let Some(message) = message {
+            let size = self.places.charge(message);
             self.staged_deliveries += 1;
             self.staged_bytes += size;
             self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));
