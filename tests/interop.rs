@@ -84,7 +84,7 @@ fn python_amqp() {
 
 #[test]
 fn python_mqtt() {
-    run(Language::Python, "mqtt", 8);
+    run(Language::Python, "mqtt", 14);
 }
 
 #[test]
@@ -94,5 +94,5 @@ fn node_amqp() {
 
 #[test]
 fn node_mqtt() {
-    run(Language::Node, "mqtt", 7);
+    run(Language::Node, "mqtt", 12);
 }

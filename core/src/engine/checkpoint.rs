@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +31,9 @@ use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
 const INTERVAL: Millis = Millis::from_secs(15);
+
+/// Between two looks at what is to be done.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
 /// `diskSpaceCleanForciblyRatio`).
@@ -78,6 +81,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -90,19 +95,26 @@ enum Stage {
     Groups,
     Timers,
     Halves,
+    Holders,
+    Retained,
     Rest,
     Keys,
+    Pops,
     Done,
 }
 
 impl Engine {
     /// Keeps the store small: takes a checkpoint when one is due, gives up what retention lets go, removes
-    /// segments that nothing needs. To be called about once a second, by one thread.
+    /// segments that nothing needs. To be called every now and then, by one thread.
     ///
     /// # Errors
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
+        let pages = Arc::clone(&self.lock().pages);
+        pages
+            .claim_ahead()
+            .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
         let used = self.0.storage.space()?.map_or(0, Space::used);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || used >= TIGHT;
@@ -129,7 +141,7 @@ impl Engine {
     pub fn run_maintenance(&self) {
         let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
         while !*closing {
-            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            let waited = self.0.closed.wait_timeout(closing, PAUSE);
             closing = waited.unwrap_or_else(PoisonError::into_inner).0;
             if *closing {
                 return;
@@ -201,7 +213,7 @@ impl Engine {
         }
         let (end, pages) = {
             let state = self.lock();
-            (state.log.end(), std::sync::Arc::clone(&state.pages))
+            (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
         self.sync_once()
@@ -406,11 +418,14 @@ impl State {
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
                 Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
                 }
                 Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
+                Stage::Pops => self.checkpoint_pops(&mut cursor.at, put),
                 Stage::Done => return,
             };
             if is_done {
@@ -420,14 +435,18 @@ impl State {
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
                     Stage::Timers => Stage::Halves,
-                    Stage::Halves => Stage::Rest,
+                    Stage::Halves => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
-                    Stage::Keys | Stage::Done => Stage::Done,
+                    Stage::Keys => Stage::Pops,
+                    Stage::Pops | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -563,20 +582,26 @@ impl State {
                     offset: *offset,
                 });
             }
+            for ((topic, queue_id), offset) in &group.resets {
+                put(&Change::Reset {
+                    group: name.clone(),
+                    topic: topic.clone(),
+                    queue_id: *queue_id,
+                    offset: *offset,
+                });
+            }
         }
         false
     }
 
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
         for (group, retry) in &self.retries {
             put(&Change::Retry {
                 group: group.clone(),
                 retry: retry.clone(),
             });
         }
-        self.checkpoint_retained(put);
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.
