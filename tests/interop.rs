@@ -29,7 +29,7 @@ fn go_rocketmq_tutorial() {
 
 #[test]
 fn go_rocketmq() {
-    run(Language::Go, "rocketmq", 28);
+    run(Language::Go, "rocketmq", 29);
 }
 
 #[test]
@@ -54,12 +54,12 @@ fn java_amqp() {
 
 #[test]
 fn java_rocketmq_4_9_8() {
-    run(Language::Java("4.9.8"), "rocketmq", 23);
+    run(Language::Java("4.9.8"), "rocketmq", 25);
 }
 
 #[test]
 fn java_rocketmq_5_3_3() {
-    run(Language::Java("5.3.3"), "rocketmq", 23);
+    run(Language::Java("5.3.3"), "rocketmq", 25);
 }
 
 #[test]
