@@ -20,6 +20,7 @@ mod policy_codec;
 mod progress;
 mod publish;
 mod queue;
+mod queues;
 mod ranges;
 mod replay;
 mod republish;
@@ -296,8 +297,6 @@ impl Engine {
             let delivered = state
                 .queues
                 .iter()
-                .enumerate()
-                .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
                 .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
                 .collect();

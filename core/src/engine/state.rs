@@ -16,7 +16,8 @@ use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
-use crate::engine::queue::{Queue, Subscription};
+use crate::engine::queue::Subscription;
+use crate::engine::queues::Queues;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
@@ -120,7 +121,7 @@ pub(crate) struct State {
     /// Files of index entries.
     pub pages: Arc<Pages>,
     pub router: Router,
-    pub queues: Vec<Option<Box<Queue>>>,
+    pub queues: Queues,
     pub queue_ids: Map<Bytes, QueueId>,
     pub topics: Vec<Topic>,
     pub topic_ids: Map<Bytes, u32>,
@@ -218,7 +219,7 @@ impl State {
             memory: Memory::new(),
             pages,
             router: Router::default(),
-            queues: Vec::new(),
+            queues: Queues::default(),
             queue_ids: Map::default(),
             topics: Vec::new(),
             topic_ids: Map::default(),
@@ -588,7 +589,7 @@ impl State {
         match id.owner() {
             Owner::Queue(queue, level) => {
                 let Self { queues, pages, .. } = self;
-                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                let queue = queues.get_mut(queue)?;
                 Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
             }
             Owner::MessageQueue(topic, queue) => {
