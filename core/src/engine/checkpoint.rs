@@ -100,6 +100,7 @@ enum Stage {
     Retained,
     Rest,
     Keys,
+    Pops,
     Done,
 }
 
@@ -425,6 +426,7 @@ impl State {
                     true
                 }
                 Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
+                Stage::Pops => self.checkpoint_pops(&mut cursor.at, put),
                 Stage::Done => return,
             };
             if is_done {
@@ -438,7 +440,8 @@ impl State {
                     Stage::Holders => Stage::Retained,
                     Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
-                    Stage::Keys | Stage::Done => Stage::Done,
+                    Stage::Keys => Stage::Pops,
+                    Stage::Pops | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
                 cursor.sequence = None;
@@ -578,6 +581,14 @@ impl State {
         if let Some(group) = self.groups.get(name) {
             for ((topic, queue_id), offset) in &group.offsets {
                 put(&Change::Offset {
+                    group: name.clone(),
+                    topic: topic.clone(),
+                    queue_id: *queue_id,
+                    offset: *offset,
+                });
+            }
+            for ((topic, queue_id), offset) in &group.resets {
+                put(&Change::Reset {
                     group: name.clone(),
                     topic: topic.clone(),
                     queue_id: *queue_id,

@@ -66,6 +66,7 @@ impl Replay {
             }
         }
         clamp_offsets(state);
+        state.replay_pops_done();
         state.replay_timers_done();
         state.replay_holders_done();
         state.settled.clear();
@@ -207,12 +208,13 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
             queue_id,
             offset,
         } => {
-            state
-                .groups
-                .entry(group)
-                .or_default()
-                .offsets
-                .insert((topic, queue_id), offset);
+            let place = (topic, queue_id);
+            let known = state.groups.entry(group.clone()).or_default();
+            known.resets.remove(&place);
+            known.offsets.insert(place.clone(), offset);
+            if let Some(id) = state.topic_ids.get(&place.0).copied() {
+                state.reset_popped(&group, id, queue_id, offset);
+            }
         }
         Change::Holder { name, keep } => state.replay_holder(name, Millis(keep)),
         Change::HolderGone(name) => state.replay_holder_gone(&name),
@@ -276,6 +278,20 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
                 }
             }
         }
+        Change::PopState {
+            place,
+            head,
+            next,
+            acked,
+        } => state.replay_pop_state(&place, head, next, &acked),
+        Change::PopAcked { place, ranges } => state.replay_pop_acked(&place, &ranges),
+        Change::PopReturned { place, runs } => state.replay_pop_returned(&place, &runs),
+        Change::Reset {
+            group,
+            topic,
+            queue_id,
+            offset,
+        } => state.put_reset(&group, topic, queue_id, offset),
         Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
         Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
         Change::Stopped { .. }
@@ -297,7 +313,7 @@ fn clamp_offsets(state: &mut State) {
         ..
     } = state;
     for group in groups.values_mut() {
-        for ((topic, queue), offset) in &mut group.offsets {
+        for ((topic, queue), offset) in group.offsets.iter_mut().chain(&mut group.resets) {
             let end = topic_ids
                 .get(topic)
                 .and_then(|id| topics[*id as usize].queues.get(*queue as usize))
