@@ -22,6 +22,7 @@ mod pop;
 mod progress;
 mod publish;
 mod queue;
+mod queues;
 mod ranges;
 mod replay;
 mod republish;
@@ -285,6 +286,11 @@ impl Engine {
         self.lock().halves.len()
     }
 
+    /// How many messages full queues have dropped since the start.
+    pub fn dropped_count(&self) -> u64 {
+        self.lock().dropped
+    }
+
     /// How many addresses have a last value.
     pub fn retained_count(&self) -> usize {
         self.lock().retained.len()
@@ -305,8 +311,6 @@ impl Engine {
             let delivered = state
                 .queues
                 .iter()
-                .enumerate()
-                .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
                 .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
                 .collect();

@@ -17,7 +17,8 @@ use crate::engine::holder::{Holder, PendingWill};
 use crate::engine::pop::Pops;
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
-use crate::engine::queue::{Queue, Subscription};
+use crate::engine::queue::Subscription;
+use crate::engine::queues::Queues;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
@@ -123,7 +124,7 @@ pub(crate) struct State {
     /// Files of index entries.
     pub pages: Arc<Pages>,
     pub router: Router,
-    pub queues: Vec<Option<Box<Queue>>>,
+    pub queues: Queues,
     pub queue_ids: Map<Bytes, QueueId>,
     pub topics: Vec<Topic>,
     pub topic_ids: Map<Bytes, u32>,
@@ -142,6 +143,8 @@ pub(crate) struct State {
     /// When the wills of clients that are gone are published.
     pub will_times: BTreeSet<(Millis, Bytes)>,
     pub retained: Retained,
+    /// Messages that full queues dropped.
+    pub dropped: u64,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -222,7 +225,7 @@ impl State {
             memory: Memory::new(),
             pages,
             router: Router::default(),
-            queues: Vec::new(),
+            queues: Queues::default(),
             queue_ids: Map::default(),
             topics: Vec::new(),
             topic_ids: Map::default(),
@@ -236,6 +239,7 @@ impl State {
             wills: Map::default(),
             will_times: BTreeSet::new(),
             retained: Retained::default(),
+            dropped: 0,
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -594,7 +598,7 @@ impl State {
         match id.owner() {
             Owner::Queue(queue, level) => {
                 let Self { queues, pages, .. } = self;
-                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                let queue = queues.get_mut(queue)?;
                 Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
             }
             Owner::MessageQueue(topic, queue) => {
