@@ -283,7 +283,7 @@ fn a_group_has_only_so_many_messages_of_a_message_queue_leased() {
     let mut client = harness.client();
     for _ in 0..=LEASED_MAX {
         client.publish(native_to("t", 0, &[], ""));
-        if client.next_token % 10_000 == 0 {
+        if client.next_token.is_multiple_of(10_000) {
             harness.engine.sync_once().unwrap();
             client.events();
         }
