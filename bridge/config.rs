@@ -9,7 +9,7 @@ mod overrides;
 mod section;
 
 pub use overrides::{Override, environment};
-pub use section::{RemotingSection, Section};
+pub use section::{RemotingSection, Section, WebSection};
 
 use std::fmt;
 use std::fs;
@@ -30,9 +30,9 @@ pub struct Config {
     /// AMQP 0-9-1.
     pub amqp: Section<rocketbridge_amqp::Config, 5672>,
     /// MQTT 3.1, 3.1.1 and 5.0.
-    pub mqtt: Section<rocketbridge_mqtt::Config, 1883>,
+    pub mqtt: WebSection<rocketbridge_mqtt::Config, 1883, 8083>,
     /// STOMP 1.0, 1.1 and 1.2.
-    pub stomp: Section<rocketbridge_stomp::Config, 61613>,
+    pub stomp: WebSection<rocketbridge_stomp::Config, 61613, 15674>,
     /// RocketMQ remoting: broker and name server.
     pub remoting: RemotingSection,
     /// The log on disk.
@@ -58,8 +58,8 @@ impl Default for Config {
         Self {
             data_dir: "rocketbridge-data".into(),
             amqp: Section::default(),
-            mqtt: Section::default(),
-            stomp: Section::default(),
+            mqtt: WebSection::default(),
+            stomp: WebSection::default(),
             remoting: RemotingSection::default(),
             store: Store::default(),
             log: Log::default(),
@@ -114,6 +114,9 @@ pub struct Store {
     /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// Bytes by which the log grows until the next checkpoint, at most: what a start after a crash has to read
+    /// again. Default 256 MiB.
+    pub checkpoint_size: u64,
 }
 
 impl Default for Store {
@@ -122,6 +125,7 @@ impl Default for Store {
         Self {
             flush: Flush::Sync,
             retention: Duration::from_millis(engine.retention.0),
+            checkpoint_size: engine.checkpoint_bytes,
         }
     }
 }

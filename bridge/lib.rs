@@ -27,6 +27,7 @@ pub mod log;
 pub mod protocols;
 mod scratch;
 pub mod server;
+pub mod websocket;
 
 pub use config::Config;
 pub use server::Server;

@@ -71,7 +71,7 @@ fn mqtt_spelling(message: &Message) -> Option<String> {
 
 fn amqp_spelling(message: &Message) -> (String, String) {
     let mut scratch = BytesMut::new();
-    let envelope = outbound::envelope(message, &mut scratch);
+    let envelope = outbound::envelope(message, 0, &mut scratch);
     let mut reader = amqp::Reader(envelope.address);
     (reader.short(), reader.short())
 }

@@ -34,10 +34,13 @@ pub enum Attribute {
     Topic = 14,
     /// 1 when the body is UTF-8 text, 0 when it is not said.
     PayloadFormat = 15,
+    /// Queues that gave the message up before, see [`History`](crate::history::History): always the first entry,
+    /// told by [`Message::history`](crate::message::Message::history) and hidden from readers of properties.
+    History = 16,
 }
 
 impl Attribute {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::ContentType,
         Self::ContentEncoding,
         Self::CorrelationId,
@@ -53,6 +56,7 @@ impl Attribute {
         Self::Keys,
         Self::Topic,
         Self::PayloadFormat,
+        Self::History,
     ];
 
     /// The attribute's name among native properties, where it stands as a string.
@@ -73,6 +77,7 @@ impl Attribute {
             Self::Keys => "KEYS",
             Self::Topic => "address-topic",
             Self::PayloadFormat => "payload-format",
+            Self::History => "dead-letter-history",
         }
     }
 

@@ -164,6 +164,10 @@ pub struct Native {
     pub reconsume_times: i32,
     /// Message queues that a topic made by this publish gets.
     pub topic_queues: u32,
+    /// It is the half of a transaction: nobody sees it before it is committed.
+    pub half: bool,
+    /// Of a message that is sent to a retry topic: how often it is tried at most.
+    pub attempts_max: Option<i32>,
 }
 
 /// What a session does with leased messages: neighbours in one queue are one settlement.
@@ -309,12 +313,28 @@ pub enum Notice {
     SubscriptionEnded(SubscriptionId),
     /// Members or subscriptions of a consumer group changed.
     GroupChanged(Bytes),
+    /// A producer of the group is asked about a transaction; it answers with
+    /// [`Request::EndTransaction`](crate::request::Request::EndTransaction), on whatever link.
+    CheckTransaction(Box<CheckTransaction>),
     /// Another connection took this link's holder over; this one is to close.
     HolderTaken,
     /// Publishers are held back until [`Notice::Unblocked`].
     Blocked(Shortage),
     /// Publishing goes on.
     Unblocked,
+}
+
+/// A transaction that was not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckTransaction {
+    /// The producer group that is asked.
+    pub group: Bytes,
+    /// Where the half message lies.
+    pub position: Position,
+    /// Its number.
+    pub offset: u64,
+    /// The half message.
+    pub message: Message,
 }
 
 /// What publishers have to wait for.

@@ -11,7 +11,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 
-use crate::boundary::Event;
+use crate::boundary::{Event, Notice};
 use crate::message::Message;
 use crate::request::Reply;
 
@@ -78,6 +78,7 @@ impl Charges {
     fn of(&mut self, event: &Event) -> (usize, usize, usize) {
         match event {
             Event::Delivery(delivery) => (1, self.deliveries.charge(&delivery.message), 0),
+            Event::Notice(Notice::CheckTransaction(check)) => (1, self.deliveries.charge(&check.message), 0),
             Event::Reply { result: Ok(reply), .. } => (0, 0, self.answers.charge_answer(reply)),
             _ => (0, 0, 0),
         }

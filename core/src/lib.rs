@@ -12,6 +12,7 @@ pub mod engine;
 pub mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod history;
 pub mod inbox;
 pub mod message;
 pub mod policy;

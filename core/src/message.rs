@@ -10,6 +10,7 @@ use crate::address::decode_name;
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::Publish;
 use crate::compression;
+use crate::history::History;
 use crate::properties::{self, AttributeIter};
 use crate::store::chunk::{ChunkWriter, Slice};
 use crate::store::record::{MessageRecord, NewMessage, Position};
@@ -45,6 +46,15 @@ impl Format {
 pub struct Message {
     record: Slice,
 }
+
+/// Messages are equal when their records are.
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.record[..] == other.record[..]
+    }
+}
+
+impl Eq for Message {}
 
 impl Message {
     pub(crate) fn new(record: Slice) -> Self {
@@ -137,6 +147,18 @@ impl Message {
         match view.origin() {
             (Format::NATIVE, header) => properties::attributes(header),
             _ => AttributeIter::encoded(Iter::new(view.attributes())),
+        }
+    }
+
+    /// Which queues gave it up before, if any did.
+    pub fn history(&self) -> Option<History> {
+        let block = self.view().attributes();
+        if block.first() != Some(&(Attribute::History as u8)) {
+            return None;
+        }
+        match Iter::new(block).next() {
+            Some((Name::Known(Attribute::History), Value::Binary(bytes))) => History::decode(bytes),
+            _ => None,
         }
     }
 

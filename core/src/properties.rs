@@ -98,6 +98,11 @@ enum Form<'a> {
     Native { rest: &'a [u8], has_message_id: bool },
 }
 
+/// Kept by the broker for itself.
+fn is_hidden(name: Name<'_>) -> bool {
+    name == Name::Known(Attribute::History)
+}
+
 impl<'a> AttributeIter<'a> {
     pub(crate) fn encoded(iter: Iter<'a>) -> Self {
         Self(Form::Encoded(iter))
@@ -119,7 +124,7 @@ impl<'a> Iterator for AttributeIter<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (rest, has_message_id) = match &mut self.0 {
-            Form::Encoded(iter) => return iter.next(),
+            Form::Encoded(iter) => return iter.find(|(name, _)| !is_hidden(*name)),
             Form::Native { rest, has_message_id } => (rest, *has_message_id),
         };
         while !rest.is_empty() {
@@ -167,7 +172,7 @@ pub fn write_native(key: &[u8], attributes: Iter<'_>, properties: &mut Vec<u8>) 
         }
     }
     let mut fields: Vec<(&[u8], usize, usize)> = Vec::new();
-    for (name, value) in attributes {
+    for (name, value) in attributes.filter(|(name, _)| !is_hidden(*name)) {
         let name = match name {
             Name::Known(attribute) => attribute.native_name().as_bytes(),
             Name::User(b"") => continue,

@@ -82,6 +82,15 @@ pub enum Request {
     /// none with that native unique key at that position, or it is due.
     TakeBack { position: Position, unique_key: Bytes },
 
+    /// Ends a transaction. [`Reply::Transaction`]; [`Refusal::Rejected`] when the message cannot be published
+    /// now: then the transaction goes on.
+    EndTransaction(EndTransaction),
+    /// A consumer of a group could not handle a message: it comes again later, or goes to the group's
+    /// dead-letter topic. [`Reply::Done`]; [`Refusal::NotFound`].
+    GiveBack(Box<GiveBack>),
+    /// How a group's messages are tried again. [`Reply::Done`].
+    SetRetry { group: Bytes, retry: Retry },
+
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
     /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
@@ -108,8 +117,11 @@ pub enum Request {
     FindTopic { topic: Bytes },
     /// Makes a topic unless it exists. [`Reply::Topic`].
     DeclareTopic { topic: Bytes, queues: u32 },
-    /// This link is a producer of that group. [`Reply::Done`].
+    /// This link is a producer of that group until it leaves or ends: it may be asked about the group's
+    /// transactions. [`Reply::Done`].
     JoinProducers { group: Bytes, client_id: Bytes },
+    /// [`Reply::Done`].
+    LeaveProducers { group: Bytes },
     /// This link's client is a member of that consumer group, with these subscriptions, until it
     /// leaves or the link ends. Members are told of changes. [`Reply::Done`].
     JoinConsumers(Join),
@@ -147,6 +159,145 @@ pub enum Request {
     },
     /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
     View { position: Position },
+}
+
+/// RocketMQ's delay levels, from the first on.
+pub const DELAY_LEVELS: [Millis; 18] = [
+    Millis::from_secs(1),
+    Millis::from_secs(5),
+    Millis::from_secs(10),
+    Millis::from_secs(30),
+    Millis::from_secs(60),
+    Millis::from_secs(2 * 60),
+    Millis::from_secs(3 * 60),
+    Millis::from_secs(4 * 60),
+    Millis::from_secs(5 * 60),
+    Millis::from_secs(6 * 60),
+    Millis::from_secs(7 * 60),
+    Millis::from_secs(8 * 60),
+    Millis::from_secs(9 * 60),
+    Millis::from_secs(10 * 60),
+    Millis::from_secs(20 * 60),
+    Millis::from_secs(30 * 60),
+    Millis::from_secs(3600),
+    Millis::from_secs(2 * 3600),
+];
+
+/// A message that a consumer of a group could not handle.
+#[derive(Clone, Debug)]
+pub struct GiveBack {
+    /// The group.
+    pub group: Bytes,
+    /// The message's position.
+    pub position: Position,
+    /// 0: as the group's policy says, above: that delay level, below: not again.
+    pub level: i32,
+    /// How often it is tried again at most; `None` or less than zero: as the group has it.
+    pub attempts_max: Option<i32>,
+    /// The message's id, unless it was given back before.
+    pub id: Bytes,
+}
+
+/// How a group's messages are tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// How often at most; then they go to the group's dead-letter topic.
+    pub attempts_max: i32,
+    /// Message queues of the retry topic. With none, what is given back is dropped.
+    pub queues: u32,
+    /// How long to wait before each time.
+    pub policy: RetryPolicy,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts_max: 16,
+            queues: 1,
+            policy: RetryPolicy::Levels(DELAY_LEVELS.to_vec()),
+        }
+    }
+}
+
+/// How long to wait before a message is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RetryPolicy {
+    /// These times; the first attempt waits for the third of them, as in RocketMQ.
+    Levels(Vec<Millis>),
+    /// Longer by that factor each time.
+    Exponential {
+        /// The first time.
+        initial: Millis,
+        /// The longest time.
+        max: Millis,
+        /// The factor.
+        multiplier: u32,
+    },
+}
+
+impl RetryPolicy {
+    /// How long to wait before a message is tried again that was tried again so often already.
+    pub fn delay(&self, attempts: i32) -> Millis {
+        let attempts = u32::try_from(attempts).unwrap_or(0);
+        match self {
+            Self::Levels(levels) => {
+                let last = levels.len().saturating_sub(1);
+                levels
+                    .get((attempts as usize + 2).min(last))
+                    .copied()
+                    .unwrap_or_default()
+            }
+            Self::Exponential {
+                initial,
+                max,
+                multiplier,
+            } => {
+                let factor = u64::from(*multiplier).saturating_pow(attempts.min(64));
+                Millis(initial.0.saturating_mul(factor).min(max.0))
+            }
+        }
+    }
+}
+
+/// What becomes of a half message.
+#[derive(Clone, Debug)]
+pub struct EndTransaction {
+    /// Its position.
+    pub position: Position,
+    /// Its number, which its outcome told as the queue offset.
+    pub offset: u64,
+    /// The group that it was sent by.
+    pub group: Bytes,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// It answers a [`Notice::CheckTransaction`](crate::boundary::Notice::CheckTransaction).
+    pub from_check: bool,
+}
+
+/// What a producer says about its transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The message is published.
+    Commit,
+    /// There never was a message.
+    Rollback,
+    /// Not known yet: ask again.
+    Unknown,
+}
+
+/// How ending a transaction went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionEnd {
+    /// It is done.
+    Done,
+    /// There is no such half message (any more).
+    NotFound,
+    /// It was sent by another group.
+    OtherGroup,
+    /// Its number is another one.
+    OtherOffset,
+    /// The time is up within which it had to be ended unasked.
+    TooLate,
 }
 
 /// Publishes and settlements that take effect together.
@@ -492,6 +643,8 @@ pub enum Reply {
     Exchange(Box<Exchange>),
     /// A queue as it is.
     Queue(Box<QueueState>),
+    /// How ending a transaction went.
+    Transaction(TransactionEnd),
     /// A number of messages.
     Count(u64),
     /// What a get took, if there was anything.
@@ -569,6 +722,9 @@ pub enum Refusal {
     /// It has consumers or bindings, or is consumed exclusively.
     #[error("it is in use")]
     InUse,
+    /// Only its one active consumer gets its messages.
+    #[error("it has a single active consumer")]
+    SingleActive,
     /// It still has messages.
     #[error("it is not empty")]
     NotEmpty,

@@ -445,3 +445,99 @@ fn a_full_disk_holds_publishers_back_and_loses_nothing() {
     }
     assert_eq!(got, sent);
 }
+
+/// A dead-letter queue that gains one message now and then must not keep everything beside it.
+#[test]
+fn a_segment_that_few_messages_keep_is_copied_forward() {
+    let config = Config {
+        retention: Millis::from_secs(60),
+        ..config()
+    };
+    let harness = Harness::on(CrashStorage::default(), config.clone()).unwrap();
+    let mut client = set_up(&harness);
+    let padding = "x".repeat(1000);
+    for n in 0..600 {
+        client.publish(message(Entry::Exchange, "both", "k", &format!("{n} {padding}")));
+    }
+    let subscription = client.subscribe("a", None);
+    harness.engine.sync_once().unwrap();
+    let mut kept = Vec::new();
+    for delivery in client.deliveries() {
+        if delivery.sequence % 50 == 7 {
+            kept.push((delivery.sequence, body(&delivery)));
+        } else {
+            client.settle(subscription, delivery.sequence, 1, Settle::Ack);
+        }
+    }
+    client
+        .ask(&harness.engine, Request::PurgeQueue { name: bytes("b") })
+        .unwrap();
+    let pinned = harness.engine.pinned();
+    assert!(pinned.len() > 8, "{pinned:?}");
+    assert_eq!(pinned[0].queue, Some((bytes("a"), pinned[0].entries)));
+    harness.clock.advance(100_000_000);
+    for _ in 0..20 {
+        let_time_pass(&harness);
+    }
+    assert!(segments(&harness).len() <= 3, "{:?}", segments(&harness));
+    drop(client);
+    // The copies are what a restart finds, with and without a checkpoint behind them.
+    let storage = harness.storage.after_kill();
+    drop(harness);
+    for storage in [storage.after_kill(), {
+        let harness = Harness::on(storage.after_kill(), config.clone()).unwrap();
+        harness.engine.checkpoint().unwrap();
+        harness.storage.after_kill()
+    }] {
+        let harness = Harness::on(storage, config.clone()).unwrap();
+        let mut client = harness.client();
+        client.subscribe("a", None);
+        let left: Vec<_> = client.deliveries().iter().map(|d| (d.sequence, body(d))).collect();
+        assert_eq!(left, kept);
+    }
+}
+
+#[test]
+fn copying_forward_cut_off_anywhere_loses_nothing() {
+    let config = Config {
+        retention: Millis(0),
+        ..config()
+    };
+    let mut random = Random(9);
+    for step in (0..60).step_by(3) {
+        let harness = Harness::on(CrashStorage::default(), config.clone()).unwrap();
+        let mut client = set_up(&harness);
+        for n in 0..300 {
+            client.publish(message(
+                Entry::Exchange,
+                "both",
+                "k",
+                &format!("{n} {}", "x".repeat(900)),
+            ));
+        }
+        let subscription = client.subscribe("a", None);
+        harness.engine.sync_once().unwrap();
+        let mut kept = BTreeSet::new();
+        for delivery in client.deliveries() {
+            if delivery.sequence % 60 == 1 {
+                kept.insert(delivery.sequence);
+            } else {
+                client.settle(subscription, delivery.sequence, 1, Settle::Ack);
+            }
+        }
+        client
+            .ask(&harness.engine, Request::PurgeQueue { name: bytes("b") })
+            .unwrap();
+        harness.storage.fail_after(step);
+        for _ in 0..10 {
+            harness.clock.advance(20_000);
+            let _ = harness.engine.maintain();
+        }
+        let after = harness.storage.after_power_cut(&mut random);
+        let harness = Harness::on(after, config.clone()).unwrap();
+        let mut client = harness.client();
+        client.subscribe("a", None);
+        let left: BTreeSet<_> = client.deliveries().iter().map(|d| d.sequence).collect();
+        assert!(left.is_superset(&kept), "step {step}: {kept:?} of {left:?}");
+    }
+}

@@ -48,7 +48,7 @@ impl State {
                     if placed.routes == 0 && publish.mandatory {
                         self.give_back(link, publish);
                     }
-                    match self.later(publish.deliver) {
+                    match self.later(publish) {
                         Ok(Some(later)) => self.put_later(publish, birth, &placed, later),
                         _ => self.put(publish, birth, &placed, &mut destinations),
                     };
@@ -68,7 +68,7 @@ impl State {
     /// Whether a publish can be taken, should those before it have been. Changes nothing.
     fn check_part(&mut self, link: LinkId, publish: &Publish, new_topics: &mut HashSet<Bytes>) -> Result<(), Reject> {
         self.check(link, publish)?;
-        self.later(publish.deliver)?;
+        self.later(publish)?;
         if matches!(publish.holder_key, Some(HolderKey::Close(_))) {
             return Ok(());
         }

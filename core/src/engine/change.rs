@@ -8,9 +8,12 @@ use crate::engine::dedup::{OpenKey, Scope};
 use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
 use crate::engine::progress::Entry;
 use crate::engine::timers::Axis;
+use crate::engine::transactions::Half;
 use crate::message::{self, Format};
 use crate::policy::{Limit, Policy};
-use crate::request::{Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Source, Will};
+use crate::request::{
+    Binding, Destination, Exchange, ExchangeKind, Headers, Matcher, Queue, Retry, RetryPolicy, Source, Will,
+};
 use crate::store::record::Position;
 use crate::time::Millis;
 
@@ -122,6 +125,10 @@ pub(crate) enum Change {
         id: u32,
         runs: Vec<(u64, u64, u32)>,
     },
+    /// Messages of the queue may expire.
+    Expiring {
+        id: u32,
+    },
     /// Ranges of a queue's sequences are done with: first, count.
     Purged {
         id: u32,
@@ -143,6 +150,30 @@ pub(crate) enum Change {
         axis: Axis,
         due: u64,
         position: Position,
+    },
+    /// In a checkpoint: a half message.
+    Half {
+        position: Position,
+        half: Half,
+    },
+    /// In a checkpoint: the number of the next half message.
+    HalfNumbers {
+        next: u64,
+    },
+    /// A half message was asked about for the nth time, and when it is asked about next.
+    HalfChecked {
+        position: Position,
+        checks: u32,
+        next: Millis,
+    },
+    /// A half message was committed, rolled back, or given up.
+    HalfDone {
+        position: Position,
+    },
+    /// How a group's messages are tried again.
+    Retry {
+        group: Bytes,
+        retry: Retry,
     },
     /// In a checkpoint: timers of a minute, which has no others whose records lie before `end`.
     Timers {
@@ -322,6 +353,51 @@ impl Change {
                 out.put_u32_le(positions.len() as u32);
                 positions.iter().for_each(|position| out.put_u64_le(position.0));
             }
+            Self::Half { position, half } => {
+                out.put_u8(34);
+                out.put_u64_le(position.0);
+                out.put_u32_le(half.size);
+                out.put_u64_le(half.offset);
+                out.put_u64_le(half.next.0);
+                out.put_u32_le(half.checks);
+            }
+            Self::HalfNumbers { next } => {
+                out.put_u8(35);
+                out.put_u64_le(*next);
+            }
+            Self::HalfChecked { position, checks, next } => {
+                out.put_u8(36);
+                out.put_u64_le(position.0);
+                out.put_u32_le(*checks);
+                out.put_u64_le(next.0);
+            }
+            Self::HalfDone { position } => {
+                out.put_u8(37);
+                out.put_u64_le(position.0);
+            }
+            Self::Retry { group, retry } => {
+                out.put_u8(38);
+                put_bytes(out, group);
+                out.put_i32_le(retry.attempts_max);
+                out.put_u32_le(retry.queues);
+                match &retry.policy {
+                    RetryPolicy::Levels(levels) => {
+                        out.put_u8(0);
+                        out.put_u32_le(levels.len() as u32);
+                        levels.iter().for_each(|level| out.put_u64_le(level.0));
+                    }
+                    RetryPolicy::Exponential {
+                        initial,
+                        max,
+                        multiplier,
+                    } => {
+                        out.put_u8(1);
+                        out.put_u64_le(initial.0);
+                        out.put_u64_le(max.0);
+                        out.put_u32_le(*multiplier);
+                    }
+                }
+            }
             Self::TimerRecalled { axis, due, position } => {
                 out.put_u8(32);
                 out.put_u8(*axis as u8);
@@ -380,6 +456,10 @@ impl Change {
                     out.put_u64_le(*count);
                     out.put_u32_le(*attempts);
                 }
+            }
+            Self::Expiring { id } => {
+                out.put_u8(23);
+                out.put_u32_le(*id);
             }
             Self::Purged { id, ranges } => {
                 out.put_u8(22);
@@ -578,6 +658,44 @@ impl Change {
                 due: at.u64()?,
                 position: Position(at.u64()?),
             },
+            34 => Self::Half {
+                position: Position(at.u64()?),
+                half: Half {
+                    size: at.u32()?,
+                    offset: at.u64()?,
+                    next: Millis(at.u64()?),
+                    checks: at.u32()?,
+                },
+            },
+            35 => Self::HalfNumbers { next: at.u64()? },
+            36 => Self::HalfChecked {
+                position: Position(at.u64()?),
+                checks: at.u32()?,
+                next: Millis(at.u64()?),
+            },
+            37 => Self::HalfDone {
+                position: Position(at.u64()?),
+            },
+            38 => Self::Retry {
+                group: at.bytes()?,
+                retry: Retry {
+                    attempts_max: at.u32()? as i32,
+                    queues: at.u32()?,
+                    policy: match at.u8()? {
+                        0 => {
+                            let count = at.u32()?;
+                            let levels: Option<Vec<_>> = (0..count).map(|_| Some(Millis(at.u64()?))).collect();
+                            RetryPolicy::Levels(levels?)
+                        }
+                        1 => RetryPolicy::Exponential {
+                            initial: Millis(at.u64()?),
+                            max: Millis(at.u64()?),
+                            multiplier: at.u32()?,
+                        },
+                        _ => return None,
+                    },
+                },
+            },
             33 => Self::Timers {
                 axis: Axis::of(at.u8()?)?,
                 minute: at.u64()?,
@@ -594,6 +712,7 @@ impl Change {
                 let runs: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?, at.u32()?))).collect();
                 Self::Attempts { id, runs: runs? }
             }
+            23 => Self::Expiring { id: at.u32()? },
             22 => {
                 let (id, count) = (at.u32()?, at.u32()?);
                 let ranges: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?))).collect();
@@ -941,6 +1060,38 @@ mod tests {
                 keep: 9,
             },
             Change::HolderGone(name("c")),
+            Change::Half {
+                position: Position(8),
+                half: Half {
+                    size: 400,
+                    offset: 3,
+                    next: Millis(9),
+                    checks: 2,
+                },
+            },
+            Change::HalfNumbers { next: 4 },
+            Change::HalfChecked {
+                position: Position(8),
+                checks: 3,
+                next: Millis(10),
+            },
+            Change::HalfDone { position: Position(8) },
+            Change::Retry {
+                group: name("g"),
+                retry: Retry::default(),
+            },
+            Change::Retry {
+                group: name("g"),
+                retry: Retry {
+                    attempts_max: -1,
+                    queues: 2,
+                    policy: RetryPolicy::Exponential {
+                        initial: Millis(1),
+                        max: Millis(2),
+                        multiplier: 3,
+                    },
+                },
+            },
             Change::Clock {
                 ahead: -5,
                 elapsed: Millis(7),
@@ -1025,6 +1176,7 @@ mod tests {
                 id: 1,
                 runs: vec![(5, 2, 1)],
             },
+            Change::Expiring { id: 1 },
             Change::Purged {
                 id: 1,
                 ranges: vec![(5, 2)],

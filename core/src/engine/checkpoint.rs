@@ -4,10 +4,10 @@
 //! happened since is applied again at a restart, on a state that holds some of it already. Therefore every
 //! change can be applied twice, see [`super::replay`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,6 +16,8 @@ use crate::boundary::Shortage;
 use crate::engine::Engine;
 use crate::engine::change::Change;
 use crate::engine::entries::{EntryList, Open, Page, Slot};
+use crate::engine::progress::Progress;
+use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
@@ -29,6 +31,9 @@ use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
 const INTERVAL: Millis = Millis::from_secs(15);
+
+/// Between two looks at what is to be done.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
 /// `diskSpaceCleanForciblyRatio`).
@@ -60,6 +65,8 @@ pub(crate) struct Maintenance {
     taken_at: Millis,
     /// Little room is left: topics give up messages before their time.
     tight: bool,
+    /// Segments that were not to be copied forward.
+    stuck: BTreeSet<u64>,
     /// Segments that nothing needs since a checkpoint of that number.
     unneeded: VecDeque<(u64, u64)>,
 }
@@ -74,6 +81,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -85,6 +94,9 @@ enum Stage {
     Topics,
     Groups,
     Timers,
+    Halves,
+    Holders,
+    Retained,
     Rest,
     Keys,
     Done,
@@ -92,12 +104,16 @@ enum Stage {
 
 impl Engine {
     /// Keeps the store small: takes a checkpoint when one is due, gives up what retention lets go, removes
-    /// segments that nothing needs. To be called about once a second, by one thread.
+    /// segments that nothing needs. To be called every now and then, by one thread.
     ///
     /// # Errors
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
+        let pages = Arc::clone(&self.lock().pages);
+        pages
+            .claim_ahead()
+            .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
         let used = self.0.storage.space()?.map_or(0, Space::used);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || used >= TIGHT;
@@ -111,6 +127,8 @@ impl Engine {
             })?;
         }
         self.remove_segments(&mut maintenance)?;
+        let Maintenance { tight, stuck, .. } = &mut *maintenance;
+        self.move_forward(*tight, stuck)?;
         self.set_shortage(full || used >= FULL);
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
@@ -122,7 +140,7 @@ impl Engine {
     pub fn run_maintenance(&self) {
         let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
         while !*closing {
-            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            let waited = self.0.closed.wait_timeout(closing, PAUSE);
             closing = waited.unwrap_or_else(PoisonError::into_inner).0;
             if *closing {
                 return;
@@ -194,7 +212,7 @@ impl Engine {
         }
         let (end, pages) = {
             let state = self.lock();
-            (state.log.end(), std::sync::Arc::clone(&state.pages))
+            (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
         self.sync_once()
@@ -398,6 +416,9 @@ impl State {
                 Stage::Topics => self.checkpoint_topic(cursor, put),
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
+                Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
@@ -411,7 +432,10 @@ impl State {
                     Stage::Queues => Stage::Topics,
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
-                    Stage::Timers => Stage::Rest,
+                    Stage::Timers => Stage::Halves,
+                    Stage::Halves => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
                     Stage::Keys | Stage::Done => Stage::Done,
                 };
@@ -419,6 +443,7 @@ impl State {
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -471,7 +496,7 @@ impl State {
             cursor.next_list();
             return false;
         };
-        if cursor.sequence.is_none() {
+        if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
                 queue: queue.spec.clone(),
@@ -479,6 +504,7 @@ impl State {
             if queue.had_consumer {
                 put(&Change::Consumed { id });
             }
+            Self::checkpoint_policy(id, queue, put);
             for (binding, cookie) in self.router.bindings_of(id) {
                 if self.is_durable(&binding.source) {
                     let binding = Binding {
@@ -492,15 +518,16 @@ impl State {
                 }
             }
         }
-        let list = queue.progress.list();
-        if checkpoint_list(
-            ListId::queue(id),
-            list,
-            queue.progress.bytes(),
-            &mut cursor.sequence,
-            put,
-        ) {
+        // One list for each level of priority; they are counted as message queues of a topic are.
+        let Some(level) = queue.levels().nth(cursor.message_queue) else {
+            Self::checkpoint_finishing(id, queue, put);
             cursor.next_list();
+            return false;
+        };
+        let list = ListId::queue(id, level_of(level.next()));
+        if checkpoint_list(list, level.list(), level.bytes(), &mut cursor.sequence, put) {
+            cursor.message_queue += 1;
+            cursor.sequence = None;
         }
         false
     }
@@ -558,8 +585,12 @@ impl State {
 
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
-        self.checkpoint_retained(put);
+        for (group, retry) in &self.retries {
+            put(&Change::Retry {
+                group: group.clone(),
+                retry: retry.clone(),
+            });
+        }
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.
@@ -570,7 +601,12 @@ impl State {
                 replay_change(self, change);
             }
         })?;
-        let queues = self.queues.iter().flatten().map(|queue| queue.progress.list());
+        let queues = self
+            .queues
+            .iter()
+            .flatten()
+            .flat_map(|queue| queue.levels())
+            .map(Progress::list);
         let topics = self
             .topics
             .iter()
@@ -622,8 +658,8 @@ impl State {
                     list.restore_tail(*start, &tail, *done);
                     list.restored(*head);
                 }
-                if let Owner::Queue(queue) = id.owner() {
-                    self.restored_queue(queue, *bytes);
+                if let Owner::Queue(queue, level) = id.owner() {
+                    self.restored_queue(queue, level, *bytes);
                 }
             }
             Change::Numbers { next_queue } => {
@@ -650,25 +686,26 @@ impl State {
     }
 
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
-    fn restored_queue(&mut self, id: u32, bytes: u64) {
+    fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
         let Some(Some(queue)) = queues.get_mut(id as usize) else {
             return;
         };
-        let list = queue.progress.list_mut();
+        let Some(progress) = queue.level_mut(level) else { return };
+        let list = progress.list_mut();
         let mut lost = Vec::new();
         let mut bytes = bytes;
         list.each_open(|open| match open {
             Open::Page { first, count } => log.segments().at(pages.segment(first)).pins += count,
             Open::Entry { sequence, entry } if { entry.position }.is_memory() => {
                 lost.push(sequence);
-                bytes = bytes.saturating_sub(u64::from(entry.size));
+                bytes = bytes.saturating_sub(entry.body_len());
             }
             Open::Entry { entry, .. } => log.segments().at(pages.segment(entry.position)).pins += 1,
         });
         for sequence in lost {
             list.finish(sequence..sequence + 1, |_, _| {});
         }
-        queue.progress.restored(bytes);
+        progress.restored(bytes);
     }
 }

@@ -8,97 +8,14 @@ use bytes::Bytes;
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::entries::EntryList;
-use crate::engine::progress::{Entry, Progress, Taken};
-use crate::engine::ranges::Ranges;
+use crate::engine::progress::{Entry, Taken};
+use crate::engine::queue::{Consumer, Queue, Subscription};
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
+use crate::history::Reason;
 use crate::message::Message;
-use crate::request::{self, Acknowledge, Got, Refusal, Reply, Subscribe};
-
-/// A queue and what its consumers have done with it.
-pub(crate) struct Queue {
-    pub spec: request::Queue,
-    /// Encoded name: the topic that reaches it.
-    pub topic: Bytes,
-    pub progress: Progress,
-    /// The connection whose exclusive queue this is.
-    pub owner: Option<LinkId>,
-    pub consumers: Vec<(LinkId, SubscriptionId)>,
-    /// The consumer that is asked first next time.
-    turn: usize,
-    /// One of the consumers is the only one allowed.
-    pub exclusive_consumer: bool,
-    /// It ever had a consumer.
-    pub had_consumer: bool,
-    /// Belongs to a named session: transient messages are not kept while nobody is there.
-    pub of_holder: bool,
-    /// Sessions that share it; a queue with members goes with the last one.
-    pub members: u32,
-    /// What a named session wrote on its leases, by sequence.
-    pub notes: BTreeMap<u64, u32>,
-    /// Already among the queues to be looked at in this hold.
-    dirty: bool,
-}
-
-impl Queue {
-    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
-        Self {
-            spec,
-            topic,
-            progress: Progress::new(entries),
-            owner: None,
-            consumers: Vec::new(),
-            turn: 0,
-            exclusive_consumer: false,
-            had_consumer: false,
-            of_holder: false,
-            members: 0,
-            notes: BTreeMap::new(),
-            dirty: false,
-        }
-    }
-
-    pub(crate) fn set_note(&mut self, sequence: u64, note: u32) {
-        if note == 0 {
-            self.notes.remove(&sequence);
-        } else {
-            self.notes.insert(sequence, note);
-        }
-    }
-
-    fn is_over_limit(&self) -> bool {
-        let limit = self.spec.limit;
-        let ready = self.progress.ready();
-        ready > 0
-            && (limit.messages.is_some_and(|max| ready > max)
-                || limit.bytes.is_some_and(|max| self.progress.bytes() > max))
-    }
-}
-
-/// A consumer as its link keeps it.
-pub(crate) struct Subscription {
-    pub queue: QueueId,
-    acknowledge: Acknowledge,
-    window: Option<u32>,
-    /// Sequences leased to it.
-    leases: Ranges,
-    /// Deliveries go to it. Not one that was made for gets, nor one that ended with leases open.
-    active: bool,
-}
-
-impl Subscription {
-    fn has_credit(&self) -> bool {
-        self.window.is_none_or(|window| self.leases.count() < u64::from(window))
-    }
-
-    fn leases_message(&self, persistent: bool) -> bool {
-        match self.acknowledge {
-            Acknowledge::Never => false,
-            Acknowledge::Always => true,
-            Acknowledge::Persistent => persistent,
-        }
-    }
-}
+use crate::request::{Acknowledge, Got, Refusal, Reply, Subscribe};
+use crate::store::pages::ListId;
 
 /// Forgets what was written on leases that are done with.
 pub(crate) fn drop_notes(notes: &mut BTreeMap<u64, u32>, range: &Range<u64>) {
@@ -129,50 +46,56 @@ impl State {
 
     // --- offering ---------------------------------------------------------------------------------
 
-    /// A new message for a queue: hands it to a consumer at once if nothing is before it, else keeps it.
-    pub(crate) fn offer(&mut self, id: QueueId, message: &Message, entry: Entry) {
+    /// A new message for a queue, at a level of priority: hands it to a consumer at once if nothing is before
+    /// it, else keeps it.
+    pub(crate) fn offer(&mut self, id: QueueId, level: u8, message: &Message, entry: Entry) {
         let persistent = message.is_persistent();
         let Some(queue) = self.queue(id) else { return };
-        if queue.progress.ready() == 0 && !queue.consumers.is_empty() && !queue.dirty {
+        if !queue.consumers.is_empty() && !queue.dirty && queue.ready() == 0 {
             // Nothing is before it: even a message that may not wait at all is handed over.
             if let Some(consumer) = self.next_consumer(id) {
-                return self.hand_over(id, consumer, message, entry);
+                return self.hand_over(id, level, consumer, message, entry);
             }
         } else if queue.consumers.is_empty() && queue.of_holder && !persistent {
             return;
         }
-        self.keep(id, entry);
+        self.keep(id, level, entry);
         self.enforce_limit(id);
+        self.watch_head(id);
     }
 
     /// Appends an entry to a queue.
-    pub(crate) fn keep(&mut self, id: QueueId, entry: Entry) -> u64 {
+    pub(crate) fn keep(&mut self, id: QueueId, level: u8, entry: Entry) -> u64 {
         self.hold_entry(entry);
-        let queue = self.queue(id).expect("the caller looked");
-        queue.progress.push(entry)
+        let now = self.clock();
+        let Self { queues, pages, .. } = self;
+        let queue = queues[id as usize].as_deref_mut().expect("the caller looked");
+        let entry = queue.with_ttl(entry, now);
+        queue.expiring |= entry.expires_at() != 0;
+        queue
+            .level_or(level, || EntryList::new(ListId::queue(id, level), pages))
+            .push(entry)
     }
 
-    fn hand_over(
-        &mut self,
-        id: QueueId,
-        (link, subscription): (LinkId, SubscriptionId),
-        message: &Message,
-        entry: Entry,
-    ) {
+    fn hand_over(&mut self, id: QueueId, level: u8, consumer: Consumer, message: &Message, entry: Entry) {
+        let Consumer { link, subscription, .. } = consumer;
         let persistent = message.is_persistent();
         let state = self.link(link).and_then(|l| l.subscriptions.get(&subscription));
         let leased = state.is_some_and(|s| s.leases_message(persistent));
         let sequence = if leased {
-            let sequence = self.keep(id, entry);
-            let taken = self.queue(id).and_then(|queue| queue.progress.take());
+            let sequence = self.keep(id, level, entry);
+            let taken = self.queue(id).and_then(Queue::take);
             debug_assert_eq!(taken.map(|t| t.sequence), Some(sequence));
             self.lease(link, subscription, sequence);
             sequence
         } else {
-            let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);
-            let sequence = self.queue(id).expect("the caller looked").progress.pass();
+            let Self { queues, pages, .. } = self;
+            let queue = queues[id as usize].as_deref_mut().expect("the caller looked");
+            let durable = queue.spec.durable;
+            let list = queue.level_or(level, || EntryList::new(ListId::queue(id, level), pages));
+            let sequence = list.pass();
             if durable && !entry.position.is_memory() {
-                self.settled_one(id, sequence);
+                self.settled_run(id, sequence..sequence + 1);
             }
             sequence
         };
@@ -198,55 +121,37 @@ impl State {
         }
     }
 
-    fn settled_one(&mut self, queue: QueueId, sequence: u64) {
-        if let Some((last_queue, first, count)) = self.settled.last_mut()
-            && *last_queue == queue
-            && *first + u64::from(*count) == sequence
-        {
-            *count += 1;
-            return;
-        }
-        self.settled.push((queue, sequence, 1));
-    }
-
-    pub(crate) fn enforce_limit(&mut self, id: QueueId) {
-        while let Some(queue) = self.queue(id)
-            && queue.is_over_limit()
-        {
-            let durable = queue.spec.durable;
-            let mut dropped = None;
-            let sequence = queue.progress.drop_next(|entry| dropped = Some(entry));
-            self.entry_gone(id, durable, sequence, dropped);
-        }
-    }
-
-    fn entry_gone(&mut self, id: QueueId, durable: bool, sequence: Option<u64>, entry: Option<Entry>) {
-        let (Some(sequence), Some(entry)) = (sequence, entry) else {
-            return;
-        };
-        if let Some(queue) = self.queue(id) {
-            queue.notes.remove(&sequence);
-        }
-        self.release_entry(entry);
-        if durable && !entry.position.is_memory() {
-            self.settled_one(id, sequence);
+    /// Notes for the log that messages of a durable queue are done with.
+    fn settled_run(&mut self, queue: QueueId, range: Range<u64>) {
+        let mut first = range.start;
+        while first < range.end {
+            let count = (range.end - first).min(u64::from(u32::MAX)) as u32;
+            match self.settled.last_mut() {
+                Some((last, at, n))
+                    if *last == queue && *at + u64::from(*n) == first && n.checked_add(count).is_some() =>
+                {
+                    *n += count;
+                }
+                _ => self.settled.push((queue, first, count)),
+            }
+            first += u64::from(count);
         }
     }
 
     // --- delivering -------------------------------------------------------------------------------
 
     /// The next consumer in turn that can take a delivery.
-    fn next_consumer(&mut self, id: QueueId) -> Option<(LinkId, SubscriptionId)> {
-        let queue = self.queue(id)?;
-        let (count, turn) = (queue.consumers.len(), queue.turn);
+    fn next_consumer(&mut self, id: QueueId) -> Option<Consumer> {
+        let count = self.queue(id)?.consumers.len();
         for step in 0..count {
-            let at = (turn + step) % count;
-            let (link, subscription) = self.queue(id)?.consumers[at];
-            let state = self.link(link).and_then(|l| l.subscriptions.get(&subscription));
+            let (at, consumer) = self.queue(id)?.consumer_at(step)?;
+            let state = self
+                .link(consumer.link)
+                .and_then(|l| l.subscriptions.get(&consumer.subscription));
             let has_credit = state.is_some_and(Subscription::has_credit);
-            if has_credit && self.has_room(link, id) {
-                self.queue(id)?.turn = (at + 1) % count;
-                return Some((link, subscription));
+            if has_credit && self.has_room(consumer.link, id) {
+                self.queue(id)?.served(at);
+                return Some(consumer);
             }
         }
         None
@@ -278,50 +183,44 @@ impl State {
         }
         while self
             .queue(id)
-            .is_some_and(|queue| queue.progress.ready() > 0 && !queue.consumers.is_empty())
+            .is_some_and(|queue| !queue.consumers.is_empty() && queue.ready() > 0)
         {
             if self.steps >= STEPS_MAX {
-                if !self.work.contains(&Work::Deliver(id)) {
-                    self.work.push_back(Work::Deliver(id));
-                }
+                self.put_off(Work::Deliver(id));
                 if let Some(queue) = self.queue(id) {
                     queue.dirty = true;
                 }
                 return;
             }
-            self.steps += 1;
-            let Some((link, subscription)) = self.next_consumer(id) else {
-                return;
+            let Some(Consumer { link, subscription, .. }) = self.next_consumer(id) else {
+                break;
             };
             let Some((taken, message)) = self.take_message(id) else {
-                return;
+                continue;
             };
             let delivery = self.delivery(link, subscription, id, taken, message);
             self.tell(link, Event::Delivery(delivery));
         }
+        self.watch_head(id);
     }
 
-    /// Takes the next message out of a queue; skips what cannot be read any more.
+    /// Takes the next message out of a queue; skips what has expired or cannot be read any more. `None` when
+    /// there is nothing, or when the hold has done enough.
     fn take_message(&mut self, id: QueueId) -> Option<(Taken, Message)> {
         loop {
-            let taken = self.queue(id)?.progress.take()?;
-            if !taken.entry.is_expired(self.now.wall)
-                && let Some(message) = self.message(taken.entry.position, taken.entry.size)
-            {
+            self.steps += 1;
+            let taken = self.queue(id)?.take()?;
+            let only = taken.sequence..taken.sequence + 1;
+            if self.has_expired(id, taken.entry) {
+                self.give_up(id, only, Reason::Expired);
+            } else if let Some(message) = self.message(taken.entry.position, taken.entry.size) {
                 return Some((taken, message));
+            } else {
+                self.done(id, only);
             }
-            self.done(id, taken.sequence..taken.sequence + 1);
-        }
-    }
-
-    /// Removes what has expired at the head of a queue: what is behind a message that lives waits for it.
-    pub(crate) fn expire(&mut self, id: QueueId) {
-        let now = self.now.wall;
-        while let Some(queue) = self.queue(id)
-            && queue.progress.peek().is_some_and(|entry| entry.is_expired(now))
-            && let Some(taken) = queue.progress.take()
-        {
-            self.done(id, taken.sequence..taken.sequence + 1);
+            if self.steps >= STEPS_MAX {
+                return None;
+            }
         }
     }
 
@@ -336,11 +235,13 @@ impl State {
         let persistent = message.is_persistent();
         let state = self.link(link).and_then(|l| l.subscriptions.get(&subscription));
         let leased = state.is_some_and(|s| s.leases_message(persistent));
-        let mut note = 0;
+        let (mut note, mut attempts) = (0, 0);
+        if let Some(queue) = self.queue(id) {
+            note = queue.notes.get(&taken.sequence).copied().unwrap_or(0);
+            attempts = queue.extra().map_or(0, |extra| extra.attempts.get(taken.sequence));
+        }
         if leased {
             self.lease(link, subscription, taken.sequence);
-            let notes = self.queue(id).map(|queue| &queue.notes);
-            note = notes.and_then(|notes| notes.get(&taken.sequence)).copied().unwrap_or(0);
         } else {
             self.done(id, taken.sequence..taken.sequence + 1);
         }
@@ -348,7 +249,7 @@ impl State {
             subscription,
             sequence: taken.sequence,
             redelivered: taken.redelivered,
-            attempts: 0,
+            attempts,
             leased,
             recalled: taken.entry.is_recalled(),
             note,
@@ -356,37 +257,71 @@ impl State {
         }
     }
 
-    /// Entries are done with for good.
+    /// Taken entries are done with for good. Many are noted at once and taken off the list in slices.
     pub(crate) fn done(&mut self, id: QueueId, range: Range<u64>) {
+        if range.end - range.start <= STEPS_MAX as u64 {
+            return self.done_now(id, range, true);
+        }
+        let Some(queue) = self.queue(id) else { return };
+        let durable = queue.spec.durable;
+        queue.extra_mut().finishing.push_back(range.clone());
+        if durable {
+            self.settled_run(id, range);
+        }
+        self.put_off(Work::Finish(id));
+    }
+
+    /// Goes on with what was noted as done with.
+    pub(crate) fn finish_slice(&mut self, id: QueueId) {
+        while self.steps < STEPS_MAX {
+            let left = (STEPS_MAX - self.steps) as u64;
+            let Some(queue) = self.queue(id) else { return };
+            let finishing = &mut queue.extra_mut().finishing;
+            let Some(range) = finishing.front_mut() else { return };
+            let count = (range.end - range.start).min(left);
+            let slice = range.start..range.start + count;
+            range.start = slice.end;
+            if range.is_empty() {
+                finishing.pop_front();
+            }
+            self.steps += count as usize;
+            self.done_now(id, slice, false);
+        }
+        self.put_off(Work::Finish(id));
+    }
+
+    /// Takes entries off their list.
+    fn done_now(&mut self, id: QueueId, range: Range<u64>, log_it: bool) {
         let Self {
-            queues,
-            memory,
-            log,
-            settled,
-            ..
+            queues, memory, log, ..
         } = self;
         let Some(Some(queue)) = queues.get_mut(id as usize) else {
             return;
         };
-        let mut stored = false;
         if !queue.notes.is_empty() {
             drop_notes(&mut queue.notes, &range);
         }
-        queue.progress.ack(range.clone(), |entry| {
-            if entry.position.is_memory() {
-                memory.release(entry.position);
-            } else {
-                log.unpin(entry.position);
-                stored = true;
-            }
-        });
-        if !stored || !queue.spec.durable {
-            return;
+        let (mut stored, mut bytes) = (false, 0);
+        if let Some(list) = queue.list_of(range.start) {
+            list.ack(range.clone(), |entry| {
+                bytes += entry.body_len();
+                if entry.position.is_memory() {
+                    memory.release(entry.position);
+                } else {
+                    log.unpin(entry.position);
+                    stored = true;
+                }
+            });
         }
-        let count = (range.end - range.start).min(u64::from(u32::MAX)) as u32;
-        match settled.last_mut() {
-            Some((last, first, n)) if *last == id && *first + u64::from(*n) == range.start => *n += count,
-            _ => settled.push((id, range.start, count)),
+        if queue.extra().is_some() {
+            let extra = queue.extra_mut();
+            extra.leased_bytes = extra.leased_bytes.saturating_sub(bytes);
+            if !extra.attempts.is_empty() {
+                extra.attempts.remove(range.clone(), |_, _| {});
+            }
+        }
+        if log_it && stored && queue.spec.durable {
+            self.settled_run(id, range);
         }
     }
 
@@ -441,17 +376,41 @@ impl State {
         }
         for range in ranges.into_iter().flatten().chain(more) {
             match settlement.action {
-                Settle::Ack | Settle::Reject => self.done(queue, range),
-                Settle::Release => {
-                    if let Some(queue) = self.queue(queue) {
-                        queue.progress.release(range);
-                    }
-                }
+                Settle::Ack => self.done(queue, range),
+                Settle::Reject => self.give_up(queue, range, Reason::Rejected),
+                Settle::Release => self.come_back(queue, range),
             }
         }
         self.enforce_limit(queue);
-        if self.queue(queue).is_some_and(|queue| queue.progress.ready() > 0) {
+        if self.queue(queue).is_some_and(|queue| queue.ready() > 0) {
             self.mark_dirty(queue);
+        }
+    }
+
+    /// Leased messages go back to their places, unless that has happened too often.
+    fn come_back(&mut self, id: QueueId, range: Range<u64>) {
+        let Some(queue) = self.queue(id) else { return };
+        if !queue.counts_attempts() {
+            return queue.give_back(range);
+        }
+        let (durable, limit) = (
+            queue.spec.durable,
+            queue.policy().and_then(|policy| policy.delivery_limit),
+        );
+        let runs = queue.extra_mut().attempts.add(range);
+        if durable {
+            let runs = runs
+                .iter()
+                .map(|(run, n)| (run.start, run.end - run.start, *n))
+                .collect();
+            self.change_quietly(&Change::Attempts { id, runs });
+        }
+        for (run, attempts) in runs {
+            if limit.is_some_and(|limit| attempts > limit) {
+                self.give_up(id, run, Reason::DeliveryLimit);
+            } else if let Some(queue) = self.queue(id) {
+                queue.give_back(run);
+            }
         }
     }
 
@@ -460,7 +419,8 @@ impl State {
     pub(crate) fn subscribe(&mut self, link: LinkId, subscribe: Subscribe) -> Result<Reply, Refusal> {
         let id = self.queue_for(link, &subscribe.queue)?;
         let queue = self.queue(id).expect("just found");
-        if queue.exclusive_consumer || (subscribe.exclusive && !queue.consumers.is_empty()) {
+        let exclusive = subscribe.exclusive;
+        if queue.exclusive_consumer || (exclusive && (queue.is_single_active() || !queue.consumers.is_empty())) {
             return Err(Refusal::InUse);
         }
         let state = self.link(link).ok_or(Refusal::Closed)?;
@@ -469,20 +429,19 @@ impl State {
         }
         state.subscriptions.insert(
             subscribe.subscription,
-            Subscription {
-                queue: id,
-                acknowledge: subscribe.acknowledge,
-                window: subscribe.window,
-                leases: Ranges::default(),
-                active: true,
-            },
+            Subscription::new(id, subscribe.acknowledge, subscribe.window),
         );
         let queue = self.queue(id).expect("just found");
-        queue.exclusive_consumer = subscribe.exclusive;
-        queue.consumers.push((link, subscribe.subscription));
+        queue.exclusive_consumer = exclusive;
+        queue.add_consumer(Consumer {
+            link,
+            subscription: subscribe.subscription,
+            priority: subscribe.priority,
+        });
         if !std::mem::replace(&mut queue.had_consumer, true) && queue.spec.durable {
             self.change(&Change::Consumed { id });
         }
+        self.used(id);
         self.mark_dirty(id);
         Ok(Reply::Done)
     }
@@ -506,16 +465,18 @@ impl State {
     /// A consumer is gone from its queue; the queue may go with its last one.
     pub(crate) fn remove_consumer(&mut self, link: LinkId, id: SubscriptionId, queue_id: QueueId) {
         let Some(queue) = self.queue(queue_id) else { return };
-        let before = queue.consumers.len();
-        queue.consumers.retain(|consumer| *consumer != (link, id));
-        queue.turn = 0;
-        if queue.consumers.len() == before {
+        if !queue.remove_consumer(link, id) {
             return;
         }
         queue.exclusive_consumer = false;
         if queue.consumers.is_empty() && queue.spec.auto_delete {
-            self.delete_queue(queue_id);
+            return self.delete_queue(queue_id);
         }
+        if queue.is_single_active() {
+            // It is the next one's turn.
+            self.mark_dirty(queue_id);
+        }
+        self.used(queue_id);
     }
 
     pub(crate) fn get(
@@ -529,14 +490,15 @@ impl State {
         if self.queue(queue_id).is_some_and(|queue| queue.exclusive_consumer) {
             return Err(Refusal::InUse);
         }
+        if self.queue(queue_id).is_some_and(|queue| queue.is_single_active()) {
+            return Err(Refusal::SingleActive);
+        }
+        self.used(queue_id);
         let state = self.link(link).ok_or(Refusal::Closed)?;
-        let subscription = state.subscriptions.entry(id).or_insert_with(|| Subscription {
-            queue: queue_id,
-            acknowledge: Acknowledge::Always,
-            window: None,
-            leases: Ranges::default(),
-            active: true,
-        });
+        let subscription = state
+            .subscriptions
+            .entry(id)
+            .or_insert_with(|| Subscription::new(queue_id, Acknowledge::Always, None));
         if subscription.queue != queue_id {
             return Err(Refusal::Ended);
         }
@@ -556,7 +518,8 @@ impl State {
         }
         let delivery = self.delivery(link, id, queue_id, taken, message);
         self.expire(queue_id);
-        let remaining = self.queue(queue_id).map_or(0, |queue| queue.progress.ready());
+        let remaining = self.queue(queue_id).map_or(0, |queue| queue.ready());
+        self.watch_head(queue_id);
         Ok(Reply::Got(Some(Box::new(Got { delivery, remaining }))))
     }
 
@@ -564,7 +527,7 @@ impl State {
         let id = self.queue_for(link, name)?;
         self.expire(id);
         let queue = self.queue(id).expect("just found");
-        let (count, ranges) = (queue.progress.ready(), queue.progress.ready_ranges());
+        let (count, ranges) = (queue.ready(), queue.take_all());
         for range in ranges {
             self.done(id, range);
         }
@@ -577,19 +540,18 @@ impl State {
 
     /// A link is gone or lost its hold on a queue: what was leased goes back to its place.
     pub(crate) fn end_subscription(&mut self, link: LinkId, id: SubscriptionId, subscription: &Subscription) {
-        if let Some(queue) = self.queue(subscription.queue) {
-            for range in subscription.leases.iter() {
-                queue.progress.release(range);
-            }
-            self.mark_dirty(subscription.queue);
+        for range in subscription.leases.iter() {
+            self.come_back(subscription.queue, range);
         }
+        self.enforce_limit(subscription.queue);
+        self.mark_dirty(subscription.queue);
         self.remove_consumer(link, id, subscription.queue);
     }
 
     /// Ends all subscriptions to a queue that is going away.
     pub(crate) fn end_consumers(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id) else { return };
-        for (link, subscription) in std::mem::take(&mut queue.consumers) {
+        for Consumer { link, subscription, .. } in std::mem::take(&mut queue.consumers) {
             if let Some(state) = self.link(link) {
                 state.subscriptions.remove(&subscription);
             }
@@ -599,8 +561,10 @@ impl State {
 
     /// Gives up what a queue that is gone kept.
     pub(crate) fn release_entries(&mut self, queue: &Queue) {
-        for entry in queue.progress.entries() {
-            self.release_entry(entry);
+        for list in queue.levels() {
+            for entry in list.entries() {
+                self.release_entry(entry);
+            }
         }
     }
 }

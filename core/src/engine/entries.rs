@@ -532,7 +532,7 @@ mod tests {
         };
         for round in 0..20 {
             let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 3));
-            let id = ListId::queue(7);
+            let id = ListId::queue(7, 0);
             let mut list = EntryList::new(id, &pages);
             let start = random(200);
             list.skip_to(start);

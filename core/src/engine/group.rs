@@ -14,8 +14,9 @@ use crate::engine::state::{LinkId, State};
 use crate::engine::trie::Map;
 use crate::filter::Sql;
 use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
+use crate::store::chunk::Slice;
 use crate::store::pages::ListId;
-use crate::store::record::Position;
+use crate::store::record::{Later, MessageRecord, Position};
 use crate::time::Millis;
 
 /// Most message queues of one topic.
@@ -98,6 +99,13 @@ pub(crate) struct Group {
     subscriptions: Map<Bytes, GroupSubscription>,
     pub offsets: Map<(Bytes, u32), u64>,
     locks: Map<(Bytes, u32), (Bytes, Millis)>,
+}
+
+impl Group {
+    /// Somebody consumes in order: has a message queue for itself.
+    pub(crate) fn is_locked(&self, now: Millis) -> bool {
+        self.locks.values().any(|(_, until)| *until > now)
+    }
 }
 
 struct Member {
@@ -577,7 +585,10 @@ impl State {
     pub(crate) fn view(&mut self, position: Position) -> Result<Reply, Refusal> {
         let record = self.log.find(position);
         let name = Bytes::from(position.to_string());
-        let record = record.ok_or(Refusal::NotFound { what: "message", name })?;
+        let is_half = |record: &Slice| matches!(MessageRecord::of(record).later(), Some(Later::Half(_)));
+        let record = record
+            .filter(|record| !is_half(record))
+            .ok_or(Refusal::NotFound { what: "message", name })?;
         Ok(Reply::Message(crate::message::Message::new(record)))
     }
 }

@@ -475,10 +475,16 @@ impl State {
 
     // --- checkpoint -------------------------------------------------------------------------------
 
-    /// Sessions with their memberships, wills and notes, as changes that make them again.
-    pub(crate) fn checkpoint_holders(&self, put: &mut dyn FnMut(&Change)) {
-        for (name, holder) in self.holders.iter().filter(|(_, holder)| holder.durable) {
-            let name = name.clone();
+    /// Whoever has a session or a will.
+    pub(crate) fn holder_names(&self) -> Vec<Bytes> {
+        let gone = self.wills.keys().filter(|name| !self.holders.contains_key(*name));
+        self.holders.keys().chain(gone).cloned().collect()
+    }
+
+    /// Puts a session with its memberships, will and notes into a checkpoint; gives whether all are put.
+    pub(crate) fn checkpoint_holder(&self, name: Option<Bytes>, put: &mut dyn FnMut(&Change)) -> bool {
+        let Some(name) = name else { return true };
+        if let Some(holder) = self.holders.get(&name).filter(|holder| holder.durable) {
             put(&Change::Holder {
                 name: name.clone(),
                 keep: holder.keep.0,
@@ -499,12 +505,13 @@ impl State {
                 });
             }
         }
-        for (holder, pending) in &self.wills {
+        if let Some(pending) = self.wills.get(&name) {
             put(&Change::Will {
-                holder: holder.clone(),
+                holder: name,
                 will: pending.will.clone(),
             });
         }
+        false
     }
 }
 

@@ -4,6 +4,7 @@
 //! handing events to inboxes; wake-ups and writing happen after the lock is released ([`writer`]). What a
 //! message passes: [`publish`] (routed by [`router`], encoded into the log), [`consume`] or [`group`].
 
+mod attempts;
 mod batch;
 mod change;
 mod checkpoint;
@@ -13,18 +14,23 @@ mod dedup;
 mod entries;
 mod group;
 mod holder;
+mod moving;
+mod policy;
 mod policy_codec;
 mod progress;
 mod publish;
+mod queue;
 mod ranges;
 mod replay;
 mod republish;
 mod retained;
+mod retry;
 mod router;
 mod state;
 mod targets;
 mod timers;
 mod topology;
+mod transactions;
 mod trie;
 mod wheel;
 mod writer;
@@ -32,6 +38,7 @@ mod writer;
 pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
+pub use moving::Pinned;
 pub use writer::StoreFailed;
 
 use std::collections::VecDeque;
@@ -164,6 +171,7 @@ impl Engine {
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
         }
+        state.recovered();
         state.changed = false;
         let writer = Writer::new(Arc::clone(&storage), segment_size, config.flush, state.log.synced());
         Ok(Self(Arc::new(Shared {
@@ -203,10 +211,8 @@ impl Engine {
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            match state.work.pop_front() {
-                Some(Work::Deliver(queue)) => state.deliver(queue),
-                Some(Work::Recall) => state.go_on_recalling(),
-                None => {}
+            if let Some(work) = state.work.pop_front() {
+                state.go_on(work);
             }
             after = state.finish();
         }
@@ -238,7 +244,7 @@ impl Engine {
     /// [`next_deadline`](Self::next_deadline) has come.
     pub fn fire(&self) {
         for _ in 0..TURNS_MAX {
-            if !self.hold(State::turn_timers) {
+            if !self.hold(|state| state.check_halves() | state.turn_timers()) {
                 break;
             }
         }
@@ -248,7 +254,10 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Millis> {
         let state = self.lock();
         let now = self.0.clock.now();
-        state.timers.next(now)
+        let elapsed = state.timers.elapsed(now);
+        let check = state.halves.next().map(|at| now.mono + at.since(elapsed));
+        let own = [state.timers.next(now), check, state.next_queue_deadline()];
+        own.into_iter().flatten().min()
     }
 
     /// Who is to be woken when the next deadline has become an earlier one.
@@ -260,6 +269,11 @@ impl Engine {
     pub fn timers(&self) -> (u64, usize) {
         let state = self.lock();
         (state.timers.len(), state.timers.memory())
+    }
+
+    /// How many half messages wait for the end of their transactions.
+    pub fn half_count(&self) -> usize {
+        self.lock().halves.len()
     }
 
     /// How many addresses have a last value.
@@ -285,7 +299,7 @@ impl Engine {
                 .enumerate()
                 .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
-                .map(|(id, queue)| (id, queue.progress.next()))
+                .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
                 .collect();
             state.change_quietly(&Change::Stopped { delivered });
         });
@@ -394,6 +408,20 @@ impl Drop for EngineLink {
 }
 
 impl State {
+    /// Goes on with what an earlier hold left.
+    fn go_on(&mut self, work: Work) {
+        match work {
+            Work::Deliver(queue) => self.deliver(queue),
+            Work::Recall => self.go_on_recalling(),
+            Work::Finish(queue) => self.finish_slice(queue),
+            Work::Bury(queue) => self.bury_slice(queue),
+            Work::Limit(queue) => self.enforce_limit(queue),
+            Work::Dispose => self.dispose_slice(),
+            // Every hold looks at deadlines when it ends.
+            Work::Deadlines => {}
+        }
+    }
+
     /// Carries out one request; exactly one reply answers it, now or later.
     fn request(&mut self, link: LinkId, id: RequestId, request: Request) {
         self.changed = false;
@@ -433,7 +461,14 @@ impl State {
             Request::Recall { queue, pattern } => self.recall(link, &queue, pattern),
             Request::FindTopic { topic } => self.find_topic(&topic),
             Request::DeclareTopic { topic, queues } => self.declare_topic(&topic, queues),
-            Request::JoinProducers { .. } => Ok(Reply::Done),
+            Request::JoinProducers { group, .. } => self.join_producers(link, group),
+            Request::LeaveProducers { group } => {
+                self.leave_producers(link, &group);
+                Ok(Reply::Done)
+            }
+            Request::EndTransaction(end) => self.end_transaction(&end),
+            Request::GiveBack(back) => self.give_back_message(&back),
+            Request::SetRetry { group, retry } => self.set_retry(group, retry),
             Request::JoinConsumers(join) => self.join(link, join),
             Request::LeaveConsumers { group, client_id } => {
                 self.leave(link, &group, &client_id);
@@ -496,6 +531,7 @@ impl State {
         let subscriptions = std::mem::take(&mut state.subscriptions);
         let exclusive = std::mem::take(&mut state.exclusive);
         let memberships = std::mem::take(&mut state.memberships);
+        let producing = std::mem::take(&mut state.producing);
         let pulls = std::mem::take(&mut state.pulls);
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
@@ -505,6 +541,9 @@ impl State {
         }
         for (group, client) in memberships {
             self.leave(id, &group, &client);
+        }
+        for group in producing {
+            self.leave_producers(id, &group);
         }
         for (request, pulling) in pulls {
             self.stop_waiting(id, request, &pulling);

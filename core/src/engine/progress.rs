@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::engine::entries::EntryList;
 use crate::engine::ranges::Ranges;
-pub(crate) use crate::store::pages::{EXPIRES, Entry, RECALLED};
+pub(crate) use crate::store::pages::{Entry, RECALLED};
 
 /// Entries of one queue from the head on and what became of them.
 pub(crate) struct Progress {
@@ -25,7 +25,7 @@ pub(crate) struct Progress {
     acked_ahead: u64,
     /// Entries below this may have been delivered in an earlier life of the broker.
     suspect_below: u64,
-    /// Bytes of records not acked.
+    /// Bytes of bodies not acked.
     bytes: u64,
 }
 
@@ -41,8 +41,8 @@ impl Progress {
     /// Nothing was ever in the list.
     pub(crate) fn new(entries: EntryList) -> Self {
         Self {
+            next: entries.head(),
             entries,
-            next: 0,
             returned: Ranges::default(),
             acked_behind: 0,
             acked_ahead: 0,
@@ -67,19 +67,18 @@ impl Progress {
     }
 
     /// Entries leased.
-    #[cfg(test)]
     pub(crate) fn leased(&self) -> u64 {
         (self.next - self.entries.head()) - self.acked_behind - self.returned.count()
     }
 
-    /// Bytes of records that are not acked.
+    /// Bytes of bodies that are not acked.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Appends an entry and gives its sequence.
     pub(crate) fn push(&mut self, entry: Entry) -> u64 {
-        self.bytes += u64::from(entry.size);
+        self.bytes += entry.body_len();
         self.entries.push(entry)
     }
 
@@ -160,7 +159,7 @@ impl Progress {
                 *acked_ahead += 1;
             }
             if let Some(entry) = entry {
-                *bytes -= u64::from(entry.size);
+                *bytes -= entry.body_len();
                 gone(entry);
             }
         });
@@ -173,20 +172,31 @@ impl Progress {
         self.returned.insert(range);
     }
 
-    /// Removes the entry that would be delivered next and gives its sequence.
-    pub(crate) fn drop_next(&mut self, gone: impl FnMut(Entry)) -> Option<u64> {
-        let taken = self.take()?;
-        self.ack(taken.sequence..taken.sequence + 1, gone);
-        Some(taken.sequence)
-    }
-
-    /// Everything ready is within these ranges: what a purge removes.
-    pub(crate) fn ready_ranges(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<_> = self.returned.iter().collect();
+    /// Takes everything that is ready: it is within these ranges.
+    pub(crate) fn take_all(&mut self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<_> = std::mem::take(&mut self.returned).iter().collect();
         if self.next < self.end() {
             ranges.push(self.next..self.end());
+            self.acked_behind += self.acked_ahead;
+            self.acked_ahead = 0;
+            self.next = self.end();
         }
         ranges
+    }
+
+    /// An entry that is kept.
+    pub(crate) fn entry(&self, sequence: u64) -> Option<Entry> {
+        self.entries.get(sequence)
+    }
+
+    /// Bytes of the bodies of what is leased: looks at every entry that was handed out.
+    pub(crate) fn count_leased_bytes(&self) -> u64 {
+        let returned = |at: u64| self.returned.contains(at);
+        let handed_out = self.entries.iter_from(0).take_while(|(at, _)| *at < self.next);
+        handed_out
+            .filter(|(at, _)| !returned(*at))
+            .map(|(_, entry)| entry.body_len())
+            .sum()
     }
 
     /// All entries that are not acked.

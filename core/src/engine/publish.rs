@@ -11,10 +11,11 @@ use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
 use crate::engine::dedup::Key;
 use crate::engine::group::tag_hash;
-use crate::engine::progress::{EXPIRES, Entry};
+use crate::engine::progress::Entry;
 use crate::engine::router::Route;
 use crate::engine::state::{LinkId, State};
 use crate::message::{self, Format, Message};
+use crate::policy::Overflow;
 use crate::properties;
 use crate::store::record::{Later, NewMessage, Position};
 use crate::time::Millis;
@@ -45,6 +46,21 @@ pub(crate) struct Placed {
     pub routes: u32,
     /// It changes the last value of its address.
     is_retained: bool,
+    /// Those of the route's queues that are full and refuse it.
+    pub refusing: Vec<u32>,
+}
+
+impl Placed {
+    /// Some queues of the route do not get it.
+    pub(crate) fn leave_out(&mut self, queues: &[u32]) {
+        let mut taking = self.route.queues.clone();
+        taking.retain(|queue| !queues.contains(queue));
+        self.routes -= (self.route.queues.len() - taking.len()) as u32;
+        self.route = Arc::new(Route {
+            queues: taking,
+            ..*self.route
+        });
+    }
 }
 
 /// The topic that a message enters.
@@ -74,7 +90,10 @@ impl State {
 
     fn try_publish(&mut self, link: LinkId, publish: &Publish, destinations: &mut Destinations) -> Result<(), Reject> {
         self.check(link, publish)?;
-        let later = self.later(publish.deliver)?;
+        if let Some(dead) = self.dead_letter_of(publish) {
+            return self.try_publish(link, &dead, destinations);
+        }
+        let later = self.later(publish)?;
         if let Some(HolderKey::Close(number)) = publish.holder_key {
             self.close_key(link, publish, number);
             return Ok(());
@@ -92,12 +111,44 @@ impl State {
             dedup,
             ..self.birth(link)
         };
-        let stored = match later {
-            None => self.put(publish, birth, &placed, destinations),
-            Some(later) => self.put_later(publish, birth, &placed, later),
+        if later.is_none() && !placed.refusing.is_empty() {
+            return self.put_partly(publish, birth, placed, destinations);
+        }
+        let (stored, durable) = match later {
+            None => {
+                let stored = self.put(publish, birth, &placed, destinations);
+                (stored, !destinations.is_empty())
+            }
+            Some(later) => (self.put_later(publish, birth, &placed, later), false),
         };
-        self.tell_stored(link, publish, stored);
+        self.tell_stored(link, publish, stored, durable);
         Ok(())
+    }
+
+    /// Some queues are full and refuse the message: the others get it, and its publisher hears of the refusal.
+    fn put_partly(
+        &mut self,
+        publish: &Publish,
+        birth: Birth,
+        mut placed: Placed,
+        destinations: &mut Destinations,
+    ) -> Result<(), Reject> {
+        let refusing = std::mem::take(&mut placed.refusing);
+        placed.leave_out(&refusing);
+        if placed.routes > 0 {
+            self.put(publish, birth, &placed, destinations);
+        }
+        let mut message = None;
+        for id in refusing {
+            let policy = self.queue(id).and_then(|queue| queue.policy());
+            if policy.is_some_and(|policy| policy.overflow == Overflow::RejectAndDeadLetter) {
+                let (store_host, now) = (self.config.store_host, self.stored_at);
+                let message =
+                    message.get_or_insert_with(|| Message::from_publish(publish, birth.host, store_host, now));
+                self.dead_letter_refused(id, message);
+            }
+        }
+        Err(Reject::QueueFull)
     }
 
     /// A mandatory message that nobody is there for goes back to its publisher.
@@ -120,6 +171,11 @@ impl State {
     /// Finds where a message goes. What makes a topic makes it here.
     pub(crate) fn place(&mut self, publish: &Publish) -> Result<Placed, Reject> {
         let route = self.router.route(publish)?;
+        self.place_at(publish, route)
+    }
+
+    /// As [`place`](Self::place), for a message whose route is known.
+    pub(crate) fn place_at(&mut self, publish: &Publish, route: Arc<Route>) -> Result<Placed, Reject> {
         let is_retained = self.check_retained(publish)?;
         let topic = match self.topic_of(publish, &route)? {
             TopicOf::None => None,
@@ -133,12 +189,24 @@ impl State {
         };
         let routes = route.queues.len() + self.groups_on(topic, publish);
         let topic_queue = topic.map(|topic| self.message_queue_for(topic, publish)).transpose()?;
+        let refusing = self.find_refusing(&route, publish);
         Ok(Placed {
             route,
             topic_queue,
             routes: routes as u32,
             is_retained,
+            refusing,
         })
+    }
+
+    /// Queues that are full and refuse what comes.
+    fn find_refusing(&mut self, route: &Route, publish: &Publish) -> Vec<u32> {
+        if self.refusing_queues == 0 {
+            return Vec::new();
+        }
+        let bytes = publish.body.len() as u64;
+        let refuses = |id: &&u32| self.queue(**id).is_some_and(|queue| queue.refuses(bytes));
+        route.queues.iter().filter(refuses).copied().collect()
     }
 
     /// Stores a message where it goes and offers it there.
@@ -154,6 +222,7 @@ impl State {
             topic_queue,
             routes,
             is_retained,
+            refusing: _,
         } = placed;
         let nowhere = Stored {
             position: Position(Position::MEMORY),
@@ -168,18 +237,14 @@ impl State {
             }
             return nowhere;
         }
-        self.find_durable(route, publish.persistent, destinations);
+        self.find_durable(route, publish, destinations);
         let logged = topic_queue.is_some()
             || !destinations.is_empty()
             || *is_retained
             || self.memory.held() > self.config.transient_max;
         let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
-        let expires_at = expires_at(publish.format, publish.attributes.iter(), self.stored_at);
-        let entry = Entry {
-            position,
-            size: message.record_len() as u32,
-            word: expires_at,
-        };
+        let expires_at = expires_at(publish.format, publish.attributes.iter(), self.clock());
+        let entry = Entry::of_queue(position, message.record_len() as u32, publish.body.len(), expires_at);
         if let Some((topic, queue, _)) = *topic_queue {
             self.append_to_topic(
                 topic,
@@ -193,11 +258,12 @@ impl State {
         if *is_retained {
             self.retain(publish, topic_queue.map(|(topic, ..)| topic), entry);
         }
-        for queue in &route.queues {
-            self.offer(*queue, &message, entry);
+        for id in &route.queues {
+            let level = self.queue(*id).map_or(0, |queue| queue.level_for(|| priority(publish)));
+            self.offer(*id, level, &message, entry);
         }
         let (queue_id, queue_offset) = topic_queue.map_or((0, 0), |(_, queue, offset)| (queue, offset));
-        let durable = !position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
+        let durable = is_durable(position, publish, !destinations.is_empty());
         Stored {
             position,
             queue_id,
@@ -220,7 +286,9 @@ impl State {
 
     pub(crate) fn check_size(&self, publish: &Publish) -> Result<(), Reject> {
         let header = publish.key.len() + publish.attributes.as_bytes().len() + publish.origin.len();
-        if publish.body.len() > self.config.body_max || header > 1 << 20 {
+        let is_native = publish.format == Format::NATIVE;
+        let too_long = is_native && publish.origin.len() > properties::PROPERTIES_MAX;
+        if publish.body.len() > self.config.body_max || header > 1 << 20 || too_long {
             return Err(Reject::TooLarge);
         }
         Ok(())
@@ -245,7 +313,7 @@ impl State {
         }
         // What goes straight to a queue enters a topic only if that queue may be seen as one: reply
         // queues and queues that are gone leave no topics behind.
-        if publish.entry == message::Entry::Queue && !route.addressed {
+        if publish.entry == message::Entry::Queue && !route.addressed && !is_native {
             return Ok(TopicOf::None);
         }
         if is_native {
@@ -295,14 +363,17 @@ impl State {
     }
 
     /// Durable queues among the destinations, each with the sequence that the message gets there.
-    fn find_durable(&mut self, route: &Arc<Route>, persistent: bool, destinations: &mut Destinations) {
+    fn find_durable(&mut self, route: &Arc<Route>, publish: &Publish, destinations: &mut Destinations) {
         destinations.clear();
-        if !persistent {
+        if !publish.persistent && self.keeping_queues == 0 {
             return;
         }
         for id in &route.queues {
-            if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable) {
-                destinations.push((*id, queue.progress.end()));
+            if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable)
+                && (publish.persistent || queue.keeps_all())
+            {
+                let level = queue.level_for(|| priority(publish));
+                destinations.push((*id, queue.end_of(level)));
             }
         }
     }
@@ -383,14 +454,13 @@ impl State {
         (position, Message::new(record))
     }
 
-    fn tell_stored(&mut self, link: LinkId, publish: &Publish, stored: Stored) {
+    fn tell_stored(&mut self, link: LinkId, publish: &Publish, stored: Stored, has_durable: bool) {
         let outcome = Outcome {
             first: publish.token,
             count: 1,
             fate: Fate::Stored(stored),
         };
-        let durable = !stored.position.is_memory() && (publish.persistent || publish.format == Format::NATIVE);
-        if durable {
+        if is_durable(stored.position, publish, has_durable) {
             self.outcome_later(link, outcome, !publish.detailed);
         } else {
             self.outcome_now(link, outcome, !publish.detailed);
@@ -398,18 +468,41 @@ impl State {
     }
 }
 
+/// Whether a message is to be on the disk before its publisher hears of it.
+fn is_durable(position: Position, publish: &Publish, has_durable: bool) -> bool {
+    !position.is_memory() && (publish.persistent || has_durable || publish.format == Format::NATIVE)
+}
+
 /// When a message of that time to live expires, Unix milliseconds; 0 for never. Native messages do not.
-pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, stored_at: Millis) -> u64 {
+pub(crate) fn expires_at(format: Format, attributes: Iter<'_>, now: Millis) -> u64 {
     if format == Format::NATIVE {
         return 0;
     }
-    let mut lives = attributes.filter_map(|(name, value)| match (name, value) {
+    live(attributes).map_or(0, |millis| now.0.saturating_add(millis))
+}
+
+/// How long a message may live by its own words, milliseconds.
+pub(crate) fn time_to_live(message: &Message) -> Option<u64> {
+    match message.origin() {
+        (Format::NATIVE, _) => None,
+        _ => live(Iter::new(message.view().attributes())),
+    }
+}
+
+fn live(mut attributes: Iter<'_>) -> Option<u64> {
+    attributes.find_map(|(name, value)| match (name, value) {
         (Name::Known(Attribute::TimeToLive), Value::Uint(millis)) => Some(millis),
         _ => None,
+    })
+}
+
+/// A message's priority; 0 when it has none.
+fn priority(publish: &Publish) -> u64 {
+    let known = publish.attributes.iter().find_map(|(name, value)| match (name, value) {
+        (Name::Known(Attribute::Priority), Value::Uint(priority)) => Some(priority),
+        _ => None,
     });
-    lives
-        .next()
-        .map_or(0, |millis| stored_at.0.saturating_add(millis).min(EXPIRES))
+    known.unwrap_or(0)
 }
 
 /// What keeps messages of one topic in one message queue: the ordering key, else the key.

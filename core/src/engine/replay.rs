@@ -6,23 +6,26 @@ use crate::attributes::Iter;
 use crate::engine::change::Change;
 use crate::engine::consume::drop_notes;
 use crate::engine::dedup::Scope;
+use crate::engine::entries::EntryList;
 use crate::engine::group::tag_hash;
 use crate::engine::holder::PendingWill;
 use crate::engine::progress::Entry;
 use crate::engine::publish::expires_at;
+use crate::engine::queue::level_of;
 use crate::engine::retained::index_key;
 use crate::engine::state::State;
 use crate::engine::trie::Map;
 use crate::request::{Binding, Destination};
 use crate::store::chunk::Slice;
-use crate::store::record::{HEADER, Header, Kind, MessageRecord, Position};
+use crate::store::pages::ListId;
+use crate::store::record::{FLAG_MOVED, HEADER, Header, Kind, MessageRecord, Position};
 use crate::time::Millis;
 
 /// What a replay has to remember until its end.
 #[derive(Default)]
 pub(crate) struct Replay {
     /// Set by a clean stop, cleared by anything behind it.
-    delivered: Option<Map<u32, u64>>,
+    delivered: Option<Map<(u32, u8), u64>>,
     /// Records so far.
     applied: u64,
 }
@@ -40,7 +43,10 @@ impl Replay {
             Kind::Message => replay_message(state, header, record),
             Kind::Settle => replay_settle(state, &record[HEADER..]),
             Kind::Change => match Change::decode(&record[HEADER..]) {
-                Some(Change::Stopped { delivered }) => self.delivered = Some(delivered.into_iter().collect()),
+                Some(Change::Stopped { delivered }) => {
+                    let by_level = |(id, next): (u32, u64)| ((id, level_of(next)), next);
+                    self.delivered = Some(delivered.into_iter().map(by_level).collect());
+                }
                 Some(change @ Change::Fired { .. }) => state.replay_timers(header.position, change),
                 Some(change) => replay_change(state, change),
                 None => tracing::error!(position = %header.position, "skipping a change that cannot be read"),
@@ -53,11 +59,12 @@ impl Replay {
     pub(crate) fn finish(self, state: &mut State) {
         for (id, queue) in state.queues.iter_mut().enumerate() {
             let Some(queue) = queue else { continue };
-            let below = self
-                .delivered
-                .as_ref()
-                .map(|map| map.get(&(id as u32)).copied().unwrap_or(0));
-            queue.progress.replay_done(below, queue.had_consumer);
+            let had_consumer = queue.had_consumer;
+            for list in queue.levels_mut() {
+                let level = level_of(list.next());
+                let below = (self.delivered.as_ref()).map(|map| map.get(&(id as u32, level)).copied().unwrap_or(0));
+                list.replay_done(below, had_consumer);
+            }
         }
         clamp_offsets(state);
         state.replay_timers_done();
@@ -73,6 +80,9 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         tracing::error!(position = %header.position, "skipping a message that cannot be read");
         return;
     }
+    if header.flags & FLAG_MOVED != 0 {
+        return state.moved(header.position, record);
+    }
     let entry = Entry {
         position: header.position,
         size: record.len() as u32,
@@ -84,7 +94,7 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
         state.replay_key(scope, fingerprint, header.position, header.stored_at);
     }
     if let Some(later) = view.later() {
-        return state.replay_later(later, entry);
+        return state.replay_later(later, entry, view.native_queue().1);
     }
     if let Some((queue, offset)) = view.topic_queue()
         && let Some(topic) = state.topic_ids.get(view.topic()).copied()
@@ -101,18 +111,23 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
             .log
             .keep_until(header.position, header.stored_at + state.config.retention);
     }
-    let word = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
+    let expires = expires_at(view.origin().0, Iter::new(view.attributes()), header.stored_at);
+    let entry = Entry::of_queue(header.position, entry.size, view.body().len(), expires);
     for (id, sequence) in view.destinations() {
-        let State { queues, log, .. } = state;
-        if let Some(Some(queue)) = queues.get_mut(id as usize)
-            && queue.progress.replay_push(sequence, Entry { word, ..entry })
-        {
-            log.pin(entry.position);
+        let State { queues, log, pages, .. } = state;
+        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+            let entry = queue.with_ttl(entry, header.stored_at);
+            queue.expiring |= entry.expires_at() != 0;
+            let level = level_of(sequence);
+            let list = queue.level_or(level, || EntryList::new(ListId::queue(id, level), pages));
+            if list.replay_push(sequence, entry) {
+                log.pin(entry.position);
+            }
         }
     }
     if view.is_retained() {
         let is_empty = view.body().is_empty();
-        state.replay_retained(index_key(view.topic(), view.key()), Entry { word, ..entry }, is_empty);
+        state.replay_retained(index_key(view.topic(), view.key()), entry, is_empty);
     }
 }
 
@@ -125,7 +140,7 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         if let Some(Some(queue)) = queues.get_mut(id as usize) {
             let range = first..first.saturating_add(u64::from(count));
             drop_notes(&mut queue.notes, &range);
-            queue.progress.ack(range, |entry| log.unpin(entry.position));
+            queue.replay_done_with(range, |entry| log.unpin(entry.position));
         }
     }
 }
@@ -141,6 +156,12 @@ fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
 /// Applies a change; once more if need be.
 pub(crate) fn replay_change(state: &mut State, change: Change) {
     match change {
+        Change::Half { .. } | Change::HalfNumbers { .. } | Change::HalfChecked { .. } | Change::HalfDone { .. } => {
+            state.replay_halves(change);
+        }
+        Change::Retry { group, retry } => {
+            state.retries.insert(group, retry);
+        }
         Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
             state.replay_timers(Position(0), change);
         }
@@ -158,6 +179,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         Change::QueueGone { id } => {
             if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
                 state.release_entries(&queue);
+                state.count_policy(queue.policy(), false);
                 if state.queue_ids.get(&queue.spec.name) == Some(&id) {
                     state.queue_ids.remove(&queue.spec.name);
                 }
@@ -226,12 +248,35 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         }
         Change::Retained { address, entry } => state.replay_retained(address.to_vec(), entry, entry.size == 0),
         Change::QueueAltered { id, limit, policy } => {
+            state.put_policy(id, limit, policy);
             if let Some(queue) = state.queue(id) {
-                queue.spec.limit = limit;
-                queue.spec.policy = policy;
+                // What its entries say was said under other policies.
+                queue.extra_mut().ttl_altered = true;
+                queue.expiring = true;
             }
         }
-        Change::Attempts { .. } | Change::Purged { .. } => {}
+        Change::Attempts { id, runs } => {
+            if let Some(queue) = state.queue(id) {
+                for (first, count, attempts) in runs {
+                    let attempted = &mut queue.extra_mut().attempts;
+                    attempted.set(first..first.saturating_add(count), attempts);
+                }
+            }
+        }
+        Change::Expiring { id } => {
+            if let Some(queue) = state.queue(id) {
+                queue.expiring = true;
+            }
+        }
+        Change::Purged { id, ranges } => {
+            let State { queues, log, .. } = state;
+            if let Some(Some(queue)) = queues.get_mut(id as usize) {
+                for (first, count) in ranges {
+                    let range = first..first.saturating_add(count);
+                    queue.replay_done_with(range, |entry| log.unpin(entry.position));
+                }
+            }
+        }
         Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
         Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
         Change::Stopped { .. }

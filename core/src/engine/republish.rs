@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -11,8 +12,9 @@ use crate::attributes::Attributes;
 use crate::boundary::{Native, Publish, Reject};
 use crate::engine::change::Change;
 use crate::engine::publish::{Birth, Placed};
-use crate::engine::router::QueueId;
+use crate::engine::router::{QueueId, Route};
 use crate::engine::state::State;
+use crate::history::History;
 use crate::message::{Format, Message};
 use crate::properties;
 
@@ -25,6 +27,8 @@ const CHAIN_MAX: usize = 1024;
 pub(crate) struct Revived {
     pub publish: Publish,
     pub birth: Birth,
+    /// Of a message that a queue gave up: it does not get to a queue again that it goes round through.
+    pub history: Option<Box<History>>,
 }
 
 impl Revived {
@@ -42,6 +46,8 @@ impl Revived {
             born_at: view.born_at(),
             reconsume_times: view.reconsume_times(),
             topic_queues: 0,
+            half: false,
+            attempts_max: None,
         };
         let publish = Publish {
             entry: view.entry(),
@@ -62,6 +68,7 @@ impl Revived {
                 prepared: 0,
                 dedup: None,
             },
+            history: None,
         }
     }
 
@@ -74,6 +81,7 @@ impl Revived {
                 prepared: 0,
                 dedup: None,
             },
+            history: None,
         }
     }
 
@@ -142,13 +150,35 @@ impl State {
 
     fn check_republish(&mut self, revived: &Revived) -> Result<Placed, Reject> {
         self.check_size(&revived.publish)?;
-        self.place(&revived.publish)
+        let mut route = self.router.route_inside(&revived.publish)?;
+        if let Some(history) = &revived.history {
+            let goes_round = |id: &QueueId| {
+                let queue = self.queues.get(*id as usize).and_then(Option::as_deref);
+                queue.is_some_and(|queue| history.is_cycle(&queue.spec.name))
+            };
+            if route.queues.iter().any(goes_round) {
+                route = Arc::new(Route {
+                    queues: route.queues.iter().copied().filter(|id| !goes_round(id)).collect(),
+                    ..*route
+                });
+            }
+        }
+        let mut placed = self.place_at(&revived.publish, route)?;
+        // Nobody hears of a refusal: a queue that is full does not get it.
+        if !placed.refusing.is_empty() {
+            let refusing = std::mem::take(&mut placed.refusing);
+            placed.leave_out(&refusing);
+        }
+        Ok(placed)
     }
 
     fn republish_one(&mut self, revived: &Revived, placed: &Placed, done: Done) {
         let mut destinations = std::mem::take(&mut self.destinations);
         self.carry_out(done);
-        self.put(&revived.publish, revived.birth, placed, &mut destinations);
+        match self.later(&revived.publish) {
+            Ok(Some(later)) => self.put_later(&revived.publish, revived.birth, placed, later),
+            _ => self.put(&revived.publish, revived.birth, placed, &mut destinations),
+        };
         self.destinations = destinations;
     }
 

@@ -84,9 +84,8 @@ impl Retained {
         }
     }
 
-    /// All of them, for a checkpoint.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
-        self.values.iter().map(|(address, entry)| (&address[..], *entry))
+    pub(crate) fn get(&self, address: &[u8]) -> Option<Entry> {
+        self.values.get(address).copied()
     }
 
     /// Values whose address matches, from `from` on. Looks at no more than `steps` and gives where to go on.
@@ -264,7 +263,7 @@ impl State {
         self.set_retained(address, new);
     }
 
-    fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
+    pub(crate) fn set_retained(&mut self, address: Vec<u8>, entry: Option<Entry>) {
         if let Some(entry) = entry {
             self.hold_entry(entry);
         }
@@ -294,8 +293,8 @@ impl State {
             return;
         };
         let (mut found, next) = self.retained.find(&recall.pattern, &recall.from, RECALLED_MAX);
-        let wall = self.now.wall;
-        found.retain(|entry| !entry.is_expired(wall));
+        let now = self.clock();
+        found.retain(|entry| !entry.is_expired(now));
         if self.queue(recall.queue).is_none() {
             // It went meanwhile.
         } else {
@@ -317,7 +316,7 @@ impl State {
         let mut first = None;
         for entry in &mut entries {
             entry.word |= RECALLED;
-            let sequence = self.keep(id, *entry);
+            let sequence = self.keep(id, 0, *entry);
             first.get_or_insert(sequence);
         }
         let durable = self.queue(id).is_some_and(|queue| queue.spec.durable);
@@ -355,12 +354,20 @@ impl State {
         self.set_retained(address, (!is_empty).then_some(entry));
     }
 
-    /// Everything a checkpoint needs to make the index again.
-    pub(crate) fn checkpoint_retained(&self, put: &mut dyn FnMut(&Change)) {
-        for (address, entry) in self.retained.iter() {
-            let address = Bytes::copy_from_slice(address);
-            put(&Change::Retained { address, entry });
-        }
+    /// Puts the next last value into a checkpoint, from `at` on; gives whether that was all.
+    pub(crate) fn checkpoint_retained(&self, at: &mut Vec<u8>, put: &mut dyn FnMut(&Change)) -> bool {
+        let from = Bound::Included(&at[..]);
+        let Some((address, entry)) = self.retained.values.range::<[u8], _>((from, Bound::Unbounded)).next() else {
+            return true;
+        };
+        put(&Change::Retained {
+            address: Bytes::copy_from_slice(address),
+            entry: *entry,
+        });
+        at.clear();
+        at.extend_from_slice(address);
+        at.push(SEPARATOR);
+        false
     }
 }
 

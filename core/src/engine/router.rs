@@ -324,6 +324,15 @@ impl Router {
 
     /// Where a message goes.
     pub(crate) fn route(&mut self, publish: &Publish) -> Result<Arc<Route>, Reject> {
+        self.route_from(publish, false)
+    }
+
+    /// As [`route`](Self::route), for what the broker itself publishes: internal exchanges are open to it.
+    pub(crate) fn route_inside(&mut self, publish: &Publish) -> Result<Arc<Route>, Reject> {
+        self.route_from(publish, true)
+    }
+
+    fn route_from(&mut self, publish: &Publish, inside: bool) -> Result<Arc<Route>, Reject> {
         let (topic, key) = (&publish.topic, &publish.key);
         self.cache_key.clear();
         self.cache_key.push(publish.entry as u8);
@@ -333,9 +342,11 @@ impl Router {
         if let Some(route) = self.cache.get(&self.cache_key[..]) {
             return Ok(Arc::clone(route));
         }
+        let mut internal = false;
         if publish.entry == Entry::Exchange {
             let state = self.exchange_state(topic).ok_or(Reject::NoExchange)?;
-            if state.exchange.internal {
+            internal = state.exchange.internal;
+            if internal && !inside {
                 return Err(Reject::InternalExchange);
             }
         }
@@ -358,7 +369,7 @@ impl Router {
             addressed: self.queues.get(topic).is_some_and(|(_, addressable)| *addressable),
             exchange: self.exchange_ids.contains_key(topic),
         });
-        if cacheable {
+        if cacheable && !internal {
             if self.cache.len() >= CACHE_MAX {
                 self.cache.clear();
             }

@@ -10,21 +10,22 @@ use bytes::Bytes;
 use crate::boundary::{Event, Fate, Notice, Outcome, Peer, RequestId, Shortage, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::config::Config;
-use crate::engine::consume::{Queue, Subscription};
 use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
-use crate::engine::progress::Entry;
+use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
+use crate::engine::queue::{Queue, Subscription};
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
 use crate::engine::timers::Timers;
+use crate::engine::transactions::Halves;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply};
+use crate::request::{Refusal, Reply, Retry};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -64,6 +65,8 @@ pub(crate) struct LinkState {
     pub holder: Option<Bytes>,
     /// Consumer groups, each with this link's client id.
     pub memberships: Vec<(Bytes, Bytes)>,
+    /// Producer groups.
+    pub producing: Vec<Bytes>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
     /// Queues with a delivery that found the inbox full.
@@ -89,6 +92,16 @@ pub(crate) enum Work {
     Deliver(QueueId),
     /// Go on with the first of the last values asked for.
     Recall,
+    /// Take off its list what a queue is done with.
+    Finish(QueueId),
+    /// Dead-letter what a queue gave up.
+    Bury(QueueId),
+    /// Give up what a queue has too much of.
+    Limit(QueueId),
+    /// Look at heads that expire and at queues that nobody uses.
+    Deadlines,
+    /// Release what queues that are gone kept.
+    Dispose,
 }
 
 /// Memory for events that is kept for the next hold.
@@ -145,10 +158,27 @@ pub(crate) struct State {
     pub dirty_topics: Vec<(u32, u32)>,
     pub work: VecDeque<Work>,
     pub steps: usize,
+    /// When the heads of queues expire, on the broker's clock.
+    pub heads: BTreeSet<(u64, QueueId)>,
+    /// When queues go that nobody uses.
+    pub unused: BTreeSet<(Millis, QueueId)>,
+    /// What queues that are gone kept.
+    pub disposed: Vec<Progress>,
+    /// How many queues refuse messages when they are full, and how many keep transient ones: where there are
+    /// none, nobody looks.
+    pub refusing_queues: usize,
+    pub keeping_queues: usize,
+    /// The broker's own clock: wall time when it started, and what has passed since.
+    started: Now,
     /// Scratch for native property strings.
     pub properties: Vec<u8>,
     payload: Vec<u8>,
     pub timers: Timers,
+    pub halves: Halves,
+    /// Members of producer groups, the one that was asked last at the end.
+    pub producers: Map<Bytes, VecDeque<LinkId>>,
+    /// How groups' messages are tried again, unless as usual.
+    pub retries: Map<Bytes, Retry>,
     /// Something is due earlier than whoever calls [`Engine::tick`](crate::engine::Engine::tick) knows.
     pub deadline_moved: bool,
     /// Scratch of publishes that no link makes.
@@ -216,9 +246,18 @@ impl State {
             dirty_topics: Vec::new(),
             work: VecDeque::new(),
             steps: 0,
+            heads: BTreeSet::new(),
+            unused: BTreeSet::new(),
+            disposed: Vec::new(),
+            refusing_queues: 0,
+            keeping_queues: 0,
+            started: now,
             properties: Vec::new(),
             payload: Vec::new(),
             timers: Timers::new(now),
+            halves: Halves::default(),
+            producers: Map::default(),
+            retries: Map::default(),
             deadline_moved: false,
             destinations: Vec::new(),
             republishing: false,
@@ -252,6 +291,7 @@ impl State {
             exclusive: Vec::new(),
             holder: None,
             memberships: Vec::new(),
+            producing: Vec::new(),
             pulls: Map::default(),
             parked: Vec::new(),
             blocked: false,
@@ -318,6 +358,24 @@ impl State {
 
     pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
         self.tell(id, Event::Notice(notice));
+    }
+
+    /// Whether the link's inbox has room for one more message.
+    pub(crate) fn can_take(&mut self, id: LinkId) -> bool {
+        self.touch(id).is_some_and(|link| {
+            let (staged, bytes) = (
+                link.staged_deliveries + link.held_deliveries,
+                link.staged_bytes + link.held_bytes,
+            );
+            link.inbox.room(staged, bytes).is_some()
+        })
+    }
+
+    /// Tells a link something that does not wait for anything.
+    pub(crate) fn tell_now(&mut self, id: LinkId, notice: Notice) {
+        if let Some(link) = self.touch(id) {
+            link.stage(Event::Notice(notice));
+        }
     }
 
     /// Answers a request. When it changed something durable, the answer waits for the disk.
@@ -528,7 +586,11 @@ impl State {
     /// A list of entries by its number.
     pub(crate) fn list(&mut self, id: ListId) -> Option<&mut EntryList> {
         match id.owner() {
-            Owner::Queue(queue) => Some(self.queue(queue)?.progress.list_mut()),
+            Owner::Queue(queue, level) => {
+                let Self { queues, pages, .. } = self;
+                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
+            }
             Owner::MessageQueue(topic, queue) => {
                 let topic = self.topics.get_mut(topic as usize)?;
                 Some(&mut topic.queues.get_mut(queue as usize)?.entries)
@@ -562,8 +624,27 @@ impl State {
         self.waiting_base = self.waiting.len();
     }
 
+    /// The broker's clock: Unix time when it started and what has passed since, whatever became of the wall
+    /// clock. What a relative time comes to is on it.
+    pub(crate) fn clock(&self) -> Millis {
+        self.started.wall + self.now.mono.since(self.started.mono)
+    }
+
+    /// When that time of the broker's clock comes, on the monotonic one.
+    pub(crate) fn mono_of(&self, at: Millis) -> Millis {
+        self.started.mono + at.since(self.started.wall)
+    }
+
+    /// Leaves something for another hold.
+    pub(crate) fn put_off(&mut self, work: Work) {
+        if !self.work.contains(&work) {
+            self.work.push_back(work);
+        }
+    }
+
     /// Ends a hold: hands over what it has to tell.
     pub(crate) fn finish(&mut self) -> After {
+        self.act_on_deadlines();
         self.deliver_dirty();
         self.answer_pulls();
         self.write_settled();
@@ -601,8 +682,13 @@ impl State {
 
 impl LinkState {
     fn stage(&mut self, event: Event) {
-        if let Event::Delivery(delivery) = &event {
-            let size = self.places.charge(&delivery.message);
+        let message = match &event {
+            Event::Delivery(delivery) => Some(&delivery.message),
+            Event::Notice(Notice::CheckTransaction(check)) => Some(&check.message),
+            _ => None,
+        };
+        if let Some(message) = message {
+            let size = self.places.charge(message);
             self.staged_deliveries += 1;
             self.staged_bytes += size;
             self.room = (self.room.0.saturating_sub(1), self.room.1.saturating_sub(size));

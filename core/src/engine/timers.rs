@@ -126,8 +126,11 @@ impl State {
     ///
     /// # Errors
     /// When that is further ahead than allowed.
-    pub(crate) fn later(&self, deliver: Deliver) -> Result<Option<Later>, Reject> {
-        let (delay, later) = match deliver {
+    pub(crate) fn later(&self, publish: &Publish) -> Result<Option<Later>, Reject> {
+        if publish.native.as_deref().is_some_and(|native| native.half) {
+            return Ok(Some(self.first_check(publish)));
+        }
+        let (delay, later) = match publish.deliver {
             Deliver::Now => return Ok(None),
             Deliver::After(delay) => {
                 let due = self.timers.elapsed(self.now) + delay;
@@ -143,8 +146,10 @@ impl State {
 
     /// Stores a message that is due later: nobody sees it before.
     pub(crate) fn put_later(&mut self, publish: &Publish, birth: Birth, placed: &Placed, later: Later) -> Stored {
-        if matches!(later, Later::After(_)) {
-            self.note_clock();
+        match later {
+            Later::Half(_) => return self.put_half(publish, birth, placed, later),
+            Later::After(_) => self.note_clock(),
+            Later::At(_) => {}
         }
         let queue = placed.topic_queue.map_or(0, |(_, queue, _)| queue);
         let (position, message) = self.store_later(publish, birth, (queue, 0), later);
@@ -180,7 +185,7 @@ impl State {
     }
 
     /// Writes down that the wall was stepped.
-    fn note_clock(&mut self) {
+    pub(crate) fn note_clock(&mut self) {
         let elapsed = self.timers.elapsed(self.now);
         let ahead = self.now.wall.0 as i64 - elapsed.0 as i64;
         if ahead.abs_diff(self.timers.written) > STEP_MIN {
@@ -257,7 +262,11 @@ impl State {
         if revived.publish.format == Format::NATIVE {
             let queue = revived.native().queue_id.unwrap_or(0).to_string();
             let real = [(&b"REAL_TOPIC"[..], message.topic()), (b"REAL_QID", queue.as_bytes())];
-            revived.publish.origin = edit_properties(&revived.publish.origin, &[b"DELAY"], &real);
+            let properties = std::mem::take(&mut revived.publish.origin);
+            revived.publish.origin = edit_properties(&properties, &[b"DELAY"], &real);
+            if revived.publish.origin.len() > properties::PROPERTIES_MAX {
+                revived.publish.origin = edit_properties(&properties, &[b"DELAY"], &[]);
+            }
             revived.retag();
         }
         revived.publish.retain = message.view().is_retained();
@@ -329,7 +338,10 @@ impl State {
         false
     }
 
-    pub(crate) fn replay_later(&mut self, later: Later, entry: Entry) {
+    pub(crate) fn replay_later(&mut self, later: Later, entry: Entry, offset: u64) {
+        if matches!(later, Later::Half(_)) {
+            return self.replay_half(later, entry, offset);
+        }
         let (axis, due) = axis_of(later);
         let timer = Timer {
             due,

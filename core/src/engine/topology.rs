@@ -6,13 +6,12 @@ use bytes::Bytes;
 
 use crate::address::encode_name;
 use crate::engine::change::Change;
-use crate::engine::consume::Queue;
 use crate::engine::entries::EntryList;
 use crate::engine::group::limit;
+use crate::engine::queue::Queue;
 use crate::engine::router::QueueId;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::LEVELS_MAX;
-use crate::policy::{Limit, Policy};
 use crate::request::{self, Binding, Destination, Exchange, Matcher, QueueState, Refusal, Reply, Source};
 use crate::store::pages::ListId;
 
@@ -97,7 +96,7 @@ impl State {
         let queue = self.queue(id).expect("the caller found it");
         Reply::Queue(Box::new(QueueState {
             queue: queue.spec.clone(),
-            ready: queue.progress.ready(),
+            ready: queue.ready(),
             consumers: queue.consumers.len() as u32,
             created,
         }))
@@ -105,7 +104,10 @@ impl State {
 
     pub(crate) fn declare_queue(&mut self, link: LinkId, mut spec: request::Queue) -> Result<Reply, Refusal> {
         match self.queue_for(link, &spec.name) {
-            Ok(id) => return Ok(self.queue_state(id, false)),
+            Ok(id) => {
+                self.used(id);
+                return Ok(self.queue_state(id, false));
+            }
             Err(Refusal::NotFound { .. }) => {}
             Err(refusal) => return Err(refusal),
         }
@@ -126,6 +128,7 @@ impl State {
                 link.exclusive.push(id);
             }
         }
+        self.used(id);
         Ok(self.queue_state(id, true))
     }
 
@@ -149,32 +152,15 @@ impl State {
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
         self.router.add_queue(topic.clone(), id, spec.addressable);
+        self.count_policy(spec.policy.as_deref(), true);
         if let Some(queue) = self.queue(id) {
             // A checkpoint knew it already.
-            queue.spec = spec;
+            let before = std::mem::replace(&mut queue.spec, spec);
+            self.count_policy(before.policy.as_deref(), false);
             return;
         }
-        let entries = EntryList::new(ListId::queue(id), &self.pages);
+        let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
-    }
-
-    /// Gives a queue another limit and policy.
-    pub(crate) fn alter_queue(
-        &mut self,
-        link: LinkId,
-        name: &Bytes,
-        limit: Limit,
-        policy: Option<Box<Policy>>,
-    ) -> Result<Reply, Refusal> {
-        let id = self.queue_for(link, name)?;
-        let queue = self.queue(id).expect("just found");
-        queue.spec.limit = limit;
-        queue.spec.policy.clone_from(&policy);
-        if queue.spec.durable {
-            self.change(&Change::QueueAltered { id, limit, policy });
-        }
-        self.enforce_limit(id);
-        Ok(Reply::Done)
     }
 
     pub(crate) fn find_queue(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
@@ -195,10 +181,10 @@ impl State {
         if if_unused && !queue.consumers.is_empty() {
             return Err(Refusal::InUse);
         }
-        if if_empty && queue.progress.ready() > 0 {
+        if if_empty && queue.ready() > 0 {
             return Err(Refusal::NotEmpty);
         }
-        let count = queue.progress.ready();
+        let count = queue.ready();
         self.delete_queue(id);
         Ok(Reply::Count(count))
     }
@@ -206,15 +192,18 @@ impl State {
     /// Removes a queue with its bindings, messages and consumers.
     pub(crate) fn delete_queue(&mut self, id: QueueId) {
         self.end_consumers(id);
-        let Some(queue) = self.queues[id as usize].take() else {
+        self.forget_deadlines(id);
+        let Some(mut queue) = self.queues[id as usize].take() else {
             return;
         };
+        self.count_policy(queue.policy(), false);
         if queue.spec.durable {
             self.change(&Change::QueueGone { id });
         }
         self.settled.retain(|(queue, ..)| *queue != id);
         self.queue_ids.remove(&queue.spec.name);
-        self.release_entries(&queue);
+        let nothing = EntryList::new(ListId::queue(id, 0), &self.pages);
+        self.dispose(queue.take_levels(nothing));
         let gone = self.router.remove_queue(&queue.topic, id);
         self.drop_unbound_exchanges(gone);
         if let Some(owner) = queue.owner.and_then(|owner| self.link(owner)) {

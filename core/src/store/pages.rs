@@ -20,12 +20,15 @@ pub(crate) struct Entry {
     /// Length of the record, bytes.
     pub size: u32,
     /// In a topic's message queue: the tag's hash. In a queue: when it expires, Unix milliseconds, 0 for
-    /// never, and flags above that.
+    /// never; above that how much of the record is not its body; above that flags.
     pub word: u64,
 }
 
-/// The part of a queue entry's word that says when it expires.
-pub(crate) const EXPIRES: u64 = (1 << 48) - 1;
+/// The part of a queue entry's word that says when it expires; what would be later than it can say (the year
+/// 2109) never does.
+const EXPIRES: u64 = (1 << 42) - 1;
+const OVERHEAD_SHIFT: u32 = 42;
+const OVERHEAD_MAX: u64 = (1 << 21) - 1;
 /// In a queue entry's word: the message is a last value that was there before somebody asked for it.
 pub(crate) const RECALLED: u64 = 1 << 63;
 
@@ -37,10 +40,42 @@ impl Entry {
         word: 0,
     };
 
+    /// A queue's entry.
+    pub(crate) fn of_queue(position: Position, size: u32, body: usize, expires_at: u64) -> Self {
+        let overhead = u64::from(size).saturating_sub(body as u64).min(OVERHEAD_MAX);
+        let expires_at = if expires_at > EXPIRES { 0 } else { expires_at };
+        Self {
+            position,
+            size,
+            word: expires_at | overhead << OVERHEAD_SHIFT,
+        }
+    }
+
+    /// Lets a queue's entry expire then, unless it does earlier.
+    pub(crate) fn expire_at(&mut self, at: u64) {
+        let earlier = match self.expires_at() {
+            0 => at,
+            own => own.min(at),
+        };
+        // What is due at once needs some time that is not 0.
+        let at = if earlier > EXPIRES { 0 } else { earlier.max(1) };
+        self.word = self.word & !EXPIRES | at;
+    }
+
+    /// When a queue's entry expires, Unix milliseconds; 0 for never.
+    pub(crate) fn expires_at(self) -> u64 {
+        self.word & EXPIRES
+    }
+
     /// Whether a queue's entry has expired.
-    pub(crate) fn is_expired(self, wall: Millis) -> bool {
-        let at = self.word & EXPIRES;
-        at != 0 && at <= wall.0
+    pub(crate) fn is_expired(self, now: Millis) -> bool {
+        let at = self.expires_at();
+        at != 0 && at <= now.0
+    }
+
+    /// Bytes of the body of a queue's entry.
+    pub(crate) fn body_len(self) -> u64 {
+        u64::from(self.size).saturating_sub(self.word >> OVERHEAD_SHIFT & OVERHEAD_MAX)
     }
 
     /// Whether it is a last value that was there before.
@@ -73,8 +108,8 @@ pub(crate) struct ListId(pub u64);
 /// Whose list it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// The queue of that number.
-    Queue(u32),
+    /// The queue of that number, and its level of priority.
+    Queue(u32, u8),
     /// A topic's message queue: number of the topic, number in it.
     MessageQueue(u32, u32),
 }
@@ -82,9 +117,9 @@ pub(crate) enum Owner {
 impl ListId {
     const MESSAGE_QUEUE: u64 = 1 << 62;
 
-    /// The list of a queue.
-    pub(crate) const fn queue(id: u32) -> Self {
-        Self(id as u64)
+    /// The list of a queue at one level of priority.
+    pub(crate) const fn queue(id: u32, level: u8) -> Self {
+        Self((level as u64) << 32 | id as u64)
     }
 
     /// The list of a topic's message queue.
@@ -95,7 +130,7 @@ impl ListId {
     /// Whose list it is.
     pub(crate) const fn owner(self) -> Owner {
         if self.0 & Self::MESSAGE_QUEUE == 0 {
-            Owner::Queue(self.0 as u32)
+            Owner::Queue(self.0 as u32, (self.0 >> 32) as u8)
         } else {
             Owner::MessageQueue((self.0 >> 16) as u32, self.0 as u32 & 0xFFFF)
         }
@@ -214,6 +249,21 @@ impl Pages {
         Ok(entries)
     }
 
+    /// Makes the next file before it is needed: not under the engine's lock, since that takes a while.
+    pub(crate) fn claim_ahead(&self) -> io::Result<()> {
+        let (file, storage) = {
+            let inner = self.inner();
+            let next = u64::from(inner.next);
+            if inner.resident.len() < inner.resident_max / 2 {
+                return Ok(());
+            }
+            let is_late = next % PAGES_PER_FILE > PAGES_PER_FILE / 2;
+            let file = next / PAGES_PER_FILE + u64::from(is_late);
+            (file, Arc::clone(&inner.storage))
+        };
+        storage.claim(page_file(file), PAGES_PER_FILE * PAGE_LEN as u64)
+    }
+
     /// A page is not needed any more. It is used again only when no checkpoint that may be read back can
     /// name it.
     pub(crate) fn free(&self, number: u32) {
@@ -265,6 +315,7 @@ impl Pages {
     }
 
     /// Pages in files that hold something.
+    #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         let inner = self.inner();
         inner.next as usize - inner.free.len() - inner.freed.len()
@@ -350,5 +401,35 @@ pub(crate) fn get_entry(slot: &[u8]) -> Entry {
         position: Position(number(0)),
         size: u32::from_le_bytes(slot[8..12].try_into().expect("4 bytes")),
         word: number(12),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::storage::MemoryStorage;
+
+    /// Two checkpoints may be read back: a page that either may name must keep what it holds.
+    #[test]
+    fn a_freed_page_is_not_reused_before_the_next_checkpoint() {
+        let pages = Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 0);
+        let list = ListId::queue(1, 0);
+        let entries = [Entry::NONE; PAGE_ENTRIES];
+        let first = pages.write(list, 0, &entries).unwrap();
+        let one = pages.begin_checkpoint();
+        pages.free(first);
+        let mut write = |index| pages.write(list, index, &entries).unwrap();
+        assert_ne!(write(1), first);
+        // The checkpoint that may name it is one of two.
+        let two = pages.begin_checkpoint();
+        pages.forget_checkpoints_below(one);
+        assert_ne!(write(2), first);
+        // It is the older one.
+        pages.begin_checkpoint();
+        assert_ne!(write(3), first);
+        pages.forget_checkpoints_below(two);
+        assert_eq!(write(4), first);
+        assert!(pages.read(first, list, 0).is_err(), "it is another page now");
+        assert!(pages.read(first, list, 4).is_ok());
     }
 }

@@ -177,6 +177,8 @@ const DEDUP_FIXED: usize = 17;
 const FLAG_PERSISTENT: u8 = 1;
 const FLAG_EXCHANGE: u8 = 2;
 const FLAG_RETAIN: u8 = 4;
+/// A copy of an older record: those who need that point to this one.
+pub(crate) const FLAG_MOVED: u8 = 8;
 /// Two bits: why the message is not delivered now.
 const FLAG_LATER: u8 = 0x30;
 const LATER_AFTER: u8 = 0x10;

@@ -1,13 +1,13 @@
-//! Arguments (`x-...`) of queues, exchanges and consumers: which there are, how each is checked, and
-//! whether what it asks for is built.
+//! Arguments (`x-...`) of queues, exchanges and consumers: which there are, how each is checked, and what it
+//! asks core for.
 //!
-//! [`QUEUE_ARGUMENTS`] is the one list. Checks and texts are RabbitMQ's (`rabbit_amqqueue`). What an
-//! argument asks for and this release cannot do is refused by name; nothing is accepted and ignored that
-//! RabbitMQ would act on.
+//! [`QUEUE_ARGUMENTS`] is the one list. Checks and texts are RabbitMQ's (`rabbit_amqqueue`). Nothing is
+//! accepted and ignored that RabbitMQ would act on.
 
 use bytes::Bytes;
 use rocketbridge_core::attributes::Attribute;
-use rocketbridge_core::request::{ExchangeKind, HashOn, Limit, Way};
+use rocketbridge_core::request::{DeadLetter, ExchangeKind, HashOn, Limit, Overflow, Policy, Way};
+use rocketbridge_core::time::Millis;
 
 use crate::codec::{Table, Value};
 use crate::mapping::way;
@@ -19,15 +19,51 @@ const EXPIRY_MAX: i64 = 315_360_000_000;
 /// Most levels that `x-max-priority` may ask for.
 const PRIORITY_MAX: i64 = 255;
 
-/// What becomes of an argument whose value is valid.
+/// How often a quorum queue lets a message come back unless its declarer says otherwise (RabbitMQ 4).
+const DELIVERY_LIMIT: u32 = 20;
+
+/// What a queue is to RabbitMQ. Both kinds are kept by the same log here; they differ in what they allow and
+/// in defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Support {
-    /// Done, or without effect in RabbitMQ too.
-    Built,
-    /// Not built: refused with 540, unless the value asks for nothing.
-    Refused,
-    /// Belongs to a queue type that this broker does not have; RabbitMQ refuses it for classic queues.
-    OtherType,
+pub enum QueueType {
+    /// The default.
+    Classic,
+    /// Durable, keeps every message, counts deliveries.
+    Quorum,
+}
+
+impl QueueType {
+    /// RabbitMQ's module of that type, as it stands in texts.
+    const fn module(self) -> &'static str {
+        match self {
+            Self::Classic => "rabbit_classic_queue",
+            Self::Quorum => "rabbit_quorum_queue",
+        }
+    }
+}
+
+/// Which queue types know an argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Types {
+    /// Both that there are.
+    Both,
+    /// Classic queues only.
+    Classic,
+    /// Quorum queues only.
+    Quorum,
+    /// Streams, which there are none of.
+    Stream,
+}
+
+impl Types {
+    fn has(self, queue_type: QueueType) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Classic => queue_type == QueueType::Classic,
+            Self::Quorum => queue_type == QueueType::Quorum,
+            Self::Stream => false,
+        }
+    }
 }
 
 /// One argument.
@@ -36,69 +72,78 @@ pub struct Argument {
     pub name: &'static str,
     /// What is wrong with a value, in RabbitMQ's words.
     pub check: fn(Value<'_>, Table<'_>) -> Result<(), String>,
-    /// Whether the value asks for something at all.
-    pub asks: fn(Value<'_>) -> bool,
-    /// What becomes of it then.
-    pub support: Support,
+    /// Which queues may have it.
+    pub types: Types,
 }
 
-const fn argument(
-    name: &'static str,
-    check: fn(Value<'_>, Table<'_>) -> Result<(), String>,
-    asks: fn(Value<'_>) -> bool,
-    support: Support,
-) -> Argument {
-    Argument {
-        name,
-        check,
-        asks,
-        support,
-    }
+const fn argument(name: &'static str, check: fn(Value<'_>, Table<'_>) -> Result<(), String>, types: Types) -> Argument {
+    Argument { name, check, types }
 }
 
-/// Every queue argument that RabbitMQ knows. To build one, make its row `Built`.
+/// Every queue argument that RabbitMQ knows.
 pub const QUEUE_ARGUMENTS: &[Argument] = &[
-    argument("x-queue-type", queue_type, is_other_type, Support::Refused),
-    argument("x-expires", expires, always, Support::Refused),
-    argument("x-message-ttl", message_ttl, always, Support::Refused),
-    argument("x-dead-letter-exchange", text, always, Support::Refused),
-    argument("x-dead-letter-routing-key", dead_letter_key, always, Support::Refused),
-    argument("x-max-length", not_negative, always, Support::Built),
-    argument("x-max-length-bytes", not_negative, always, Support::Built),
-    argument("x-max-priority", max_priority, is_not_zero, Support::Refused),
-    argument("x-overflow", overflow, is_rejecting, Support::Refused),
-    argument("x-queue-mode", anything, always, Support::Built),
-    argument("x-queue-version", queue_version, always, Support::Built),
-    argument("x-single-active-consumer", boolean, is_true, Support::Refused),
-    argument("x-queue-leader-locator", leader_locator, always, Support::Built),
-    argument("x-queue-master-locator", anything, always, Support::Built),
-    argument("x-delivery-limit", anything, always, Support::Refused),
-    argument("x-dead-letter-strategy", anything, always, Support::OtherType),
-    argument("x-max-in-memory-length", anything, always, Support::OtherType),
-    argument("x-max-in-memory-bytes", anything, always, Support::OtherType),
-    argument("x-consumer-timeout", anything, always, Support::OtherType),
-    argument("x-consumer-disconnected-timeout", anything, always, Support::OtherType),
-    argument("x-quorum-initial-group-size", anything, always, Support::OtherType),
-    argument("x-quorum-target-group-size", anything, always, Support::OtherType),
-    argument("x-initial-cluster-size", anything, always, Support::OtherType),
-    argument("x-max-age", anything, always, Support::OtherType),
-    argument("x-stream-max-segment-size-bytes", anything, always, Support::OtherType),
-    argument("x-stream-filter-size-bytes", anything, always, Support::OtherType),
+    argument("x-queue-type", queue_type, Types::Both),
+    argument("x-expires", expires, Types::Both),
+    argument("x-message-ttl", message_ttl, Types::Both),
+    argument("x-dead-letter-exchange", text, Types::Both),
+    argument("x-dead-letter-routing-key", dead_letter_key, Types::Both),
+    argument("x-dead-letter-strategy", dead_letter_strategy, Types::Quorum),
+    argument("x-max-length", not_negative, Types::Both),
+    argument("x-max-length-bytes", not_negative, Types::Both),
+    argument("x-max-priority", max_priority, Types::Classic),
+    argument("x-overflow", overflow, Types::Both),
+    argument("x-queue-mode", anything, Types::Classic),
+    argument("x-queue-version", queue_version, Types::Classic),
+    argument("x-single-active-consumer", boolean, Types::Both),
+    argument("x-queue-leader-locator", leader_locator, Types::Both),
+    argument("x-queue-master-locator", anything, Types::Classic),
+    // RabbitMQ's classic queues ignore it; who declares one with it wants it.
+    argument("x-delivery-limit", delivery_limit, Types::Both),
+    argument("x-max-in-memory-length", not_negative, Types::Quorum),
+    argument("x-max-in-memory-bytes", not_negative, Types::Quorum),
+    argument("x-quorum-initial-group-size", anything, Types::Quorum),
+    argument("x-quorum-target-group-size", anything, Types::Quorum),
+    argument("x-consumer-timeout", anything, Types::Stream),
+    argument("x-consumer-disconnected-timeout", anything, Types::Stream),
+    argument("x-initial-cluster-size", anything, Types::Stream),
+    argument("x-max-age", anything, Types::Stream),
+    argument("x-stream-max-segment-size-bytes", anything, Types::Stream),
+    argument("x-stream-filter-size-bytes", anything, Types::Stream),
 ];
+
+/// What the arguments of a queue ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueArguments {
+    /// Its type.
+    pub queue_type: QueueType,
+    /// How much it may hold.
+    pub limit: Limit,
+    /// What else it does; `None` for nothing.
+    pub policy: Option<Box<Policy>>,
+}
 
 /// Checks the arguments of a queue that is to be made.
 ///
 /// # Errors
-/// 406 for a bad value, 540 for what is not built.
-pub fn check_queue(name: &[u8], arguments: Table<'_>) -> Result<Limit, Failure> {
+/// 406 for a bad value or one that the queue's type does not know, 540 for a stream.
+pub fn check_queue(name: &[u8], arguments: Table<'_>) -> Result<QueueArguments, Failure> {
+    let wanted = |name: &str| arguments.get(name.as_bytes());
+    let queue_type = match wanted("x-queue-type") {
+        Some(Value::LongStr(b"stream")) => {
+            return Err(Failure::not_implemented("queue type 'stream' is not implemented"));
+        }
+        Some(Value::LongStr(b"quorum")) => QueueType::Quorum,
+        _ => QueueType::Classic,
+    };
     for argument in QUEUE_ARGUMENTS {
-        let Some(value) = arguments.get(argument.name.as_bytes()) else {
+        let Some(value) = wanted(argument.name) else {
             continue;
         };
-        if argument.support == Support::OtherType {
+        if !argument.types.has(queue_type) {
             return Err(Failure::from(ChannelError::OtherQueueType {
                 argument: argument.name.to_owned(),
                 resource: Resource::queue(name),
+                module: queue_type.module(),
             }));
         }
         (argument.check)(value, arguments).map_err(|fault| ChannelError::InvalidArgument {
@@ -106,28 +151,46 @@ pub fn check_queue(name: &[u8], arguments: Table<'_>) -> Result<Limit, Failure> 
             resource: Resource::queue(name),
             fault,
         })?;
-        if argument.support == Support::Refused && (argument.asks)(value) {
-            return Err(Failure::not_implemented(format!(
-                "queue argument '{}' is not implemented",
-                argument.name
-            )));
-        }
     }
-    Ok(Limit {
-        messages: limit(arguments, "x-max-length")?,
-        bytes: limit(arguments, "x-max-length-bytes")?,
+    let number = |name| wanted(name).and_then(|value| value.as_integer()).map(i64::unsigned_abs);
+    let is = |name, text: &[u8]| wanted(name) == Some(Value::LongStr(text));
+    let text = |name| match wanted(name) {
+        Some(Value::LongStr(text)) => Some(text),
+        _ => None,
+    };
+    let is_quorum = queue_type == QueueType::Quorum;
+    let limit_given = wanted("x-delivery-limit").and_then(|value| value.as_integer());
+    let policy = Policy {
+        message_ttl: number("x-message-ttl").map(Millis),
+        expires: number("x-expires").map(Millis),
+        overflow: if is("x-overflow", b"reject-publish") {
+            Overflow::Reject
+        } else if is("x-overflow", b"reject-publish-dlx") {
+            Overflow::RejectAndDeadLetter
+        } else {
+            Overflow::DropHead
+        },
+        priorities: number("x-max-priority").map_or(0, |highest| u8::try_from(highest).unwrap_or(u8::MAX)),
+        single_active: wanted("x-single-active-consumer") == Some(Value::Bool(true)),
+        counts_attempts: is_quorum || limit_given.is_some(),
+        delivery_limit: match limit_given {
+            Some(limit) => u32::try_from(limit).ok(),
+            None => is_quorum.then_some(DELIVERY_LIMIT),
+        },
+        dead_letter: text("x-dead-letter-exchange").map(|exchange| DeadLetter {
+            way: way(exchange),
+            key: text("x-dead-letter-routing-key").map(Bytes::copy_from_slice),
+        }),
+        keeps_all: is_quorum,
+    };
+    Ok(QueueArguments {
+        queue_type,
+        limit: Limit {
+            messages: number("x-max-length"),
+            bytes: number("x-max-length-bytes"),
+        },
+        policy: (policy != Policy::default()).then(|| Box::new(policy)),
     })
-}
-
-/// Core's zero is "no limit"; AMQP's is a queue that only serves consumers who are waiting.
-fn limit(arguments: Table<'_>, name: &str) -> Result<Option<u64>, Failure> {
-    match arguments.get(name.as_bytes()).and_then(|value| value.as_integer()) {
-        None => Ok(None),
-        Some(0) => Err(Failure::not_implemented(format!(
-            "queue argument '{name}' of 0 is not implemented"
-        ))),
-        Some(limit) => Ok(Some(limit.unsigned_abs())),
-    }
 }
 
 /// Checks the arguments of a queue that is there already against those it was made with.
@@ -137,7 +200,7 @@ fn limit(arguments: Table<'_>, name: &str) -> Result<Option<u64>, Failure> {
 pub fn check_queue_equivalence(name: &[u8], current: Table<'_>, received: Table<'_>) -> Result<(), ChannelError> {
     QUEUE_ARGUMENTS
         .iter()
-        .filter(|argument| argument.support != Support::OtherType)
+        .filter(|argument| argument.types != Types::Stream)
         .try_for_each(|argument| equivalent(Resource::queue(name), argument.name, current, received))
 }
 
@@ -266,11 +329,11 @@ pub fn check_exchange_equivalence(name: &[u8], current: Table<'_>, received: Tab
     equivalent(Resource::exchange(name), ALTERNATE, current, received)
 }
 
-/// Checks the arguments of a consumer of a classic queue.
+/// Checks the arguments of a consumer and gives its priority.
 ///
 /// # Errors
-/// 406 for a bad value or another queue type's argument, 540 for what is not built.
-pub fn check_consumer(queue: &[u8], arguments: Table<'_>) -> Result<(), Failure> {
+/// 406 for a bad value or another queue type's argument.
+pub fn check_consumer(queue: &[u8], arguments: Table<'_>) -> Result<i32, Failure> {
     const PRIORITY: &str = "x-priority";
     for other in [
         "x-consumer-timeout",
@@ -282,23 +345,19 @@ pub fn check_consumer(queue: &[u8], arguments: Table<'_>) -> Result<(), Failure>
             return Err(Failure::from(ChannelError::OtherQueueType {
                 argument: other.to_owned(),
                 resource: Resource::queue(queue),
+                module: QueueType::Classic.module(),
             }));
         }
     }
     let Some(value) = arguments.get(PRIORITY.as_bytes()) else {
-        return Ok(());
+        return Ok(0);
     };
-    integer(value, arguments).map_err(|fault| ChannelError::InvalidArgument {
+    let priority = number(value).map_err(|fault| ChannelError::InvalidArgument {
         argument: PRIORITY,
         resource: Resource::queue(queue),
         fault,
     })?;
-    if is_not_zero(value) {
-        return Err(Failure::not_implemented(format!(
-            "consumer argument '{PRIORITY}' is not implemented"
-        )));
-    }
-    Ok(())
+    Ok(priority.clamp(i32::MIN.into(), i32::MAX.into()) as i32)
 }
 
 /// Checks the text of an `expiration` property and gives its milliseconds.
@@ -327,28 +386,6 @@ pub fn check_expiration(expiration: &[u8]) -> Result<u64, String> {
     }
 }
 
-// --- whether a value asks for something -----------------------------------------------------------
-
-fn always(_: Value<'_>) -> bool {
-    true
-}
-
-fn is_not_zero(value: Value<'_>) -> bool {
-    value.as_integer() != Some(0)
-}
-
-fn is_true(value: Value<'_>) -> bool {
-    value == Value::Bool(true)
-}
-
-fn is_rejecting(value: Value<'_>) -> bool {
-    value != Value::LongStr(b"drop-head")
-}
-
-fn is_other_type(value: Value<'_>) -> bool {
-    matches!(value, Value::LongStr(b"quorum" | b"stream"))
-}
-
 // --- checks ----------------------------------------------------------------------------------------
 
 fn anything(_: Value<'_>, _: Table<'_>) -> Result<(), String> {
@@ -365,8 +402,19 @@ fn number(value: Value<'_>) -> Result<i64, String> {
         .ok_or_else(|| format!("\"expected integer, got {}\"", value.type_name()))
 }
 
-fn integer(value: Value<'_>, _: Table<'_>) -> Result<(), String> {
-    number(value).map(|_| ())
+fn delivery_limit(value: Value<'_>, _: Table<'_>) -> Result<(), String> {
+    match number(value)? {
+        limit if limit < -1 => Err(format!("{{value_negative,{limit}}}")),
+        _ => Ok(()),
+    }
+}
+
+fn dead_letter_strategy(value: Value<'_>, _: Table<'_>) -> Result<(), String> {
+    match value {
+        Value::LongStr(b"at-most-once" | b"at-least-once") => Ok(()),
+        Value::LongStr(_) => Err("invalid_dlx_strategy".to_owned()),
+        value => Err(unacceptable(value)),
+    }
 }
 
 fn not_negative(value: Value<'_>, _: Table<'_>) -> Result<(), String> {
@@ -461,10 +509,23 @@ mod tests {
     use super::*;
     use crate::codec::TableWriter;
 
-    fn check(name: &str, value: Value<'_>) -> Result<Limit, String> {
+    fn check(name: &str, value: Value<'_>) -> Result<QueueArguments, String> {
+        check_all(&[(name, value)])
+    }
+
+    fn check_all(arguments: &[(&str, Value<'_>)]) -> Result<QueueArguments, String> {
         let mut table = TableWriter::default();
-        table.put(name.as_bytes(), value);
+        for (name, value) in arguments {
+            table.put(name.as_bytes(), *value);
+        }
         check_queue(b"q", table.table()).map_err(|failure| failure.reply_text())
+    }
+
+    fn policy(arguments: &[(&str, Value<'_>)]) -> Policy {
+        *check_all(arguments)
+            .expect("valid")
+            .policy
+            .expect("it asks for something")
     }
 
     #[test]
@@ -509,39 +570,87 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        for (name, value) in [
+    fn arguments_become_limits_and_a_policy() {
+        let all = [
             ("x-message-ttl", Value::Int(1000)),
-            ("x-expires", Value::Int(1000)),
+            ("x-expires", Value::UnsignedInt(2000)),
             ("x-dead-letter-exchange", Value::LongStr(b"")),
-            ("x-overflow", Value::LongStr(b"reject-publish")),
+            ("x-dead-letter-routing-key", Value::LongStr(b"k")),
+            ("x-overflow", Value::LongStr(b"reject-publish-dlx")),
             ("x-max-priority", Value::UnsignedByte(9)),
             ("x-single-active-consumer", Value::Bool(true)),
-            ("x-delivery-limit", Value::Int(3)),
-            ("x-queue-type", Value::LongStr(b"quorum")),
-        ] {
-            let text = format!("NOT_IMPLEMENTED - queue argument '{name}' is not implemented");
-            assert_eq!(check(name, value), Err(text));
-        }
-        let text = "PRECONDITION_FAILED - invalid arg 'x-max-age' for queue 'q' in vhost '/' of queue type \
-                    rabbit_classic_queue";
-        assert_eq!(check("x-max-age", Value::LongStr(b"1h")), Err(text.to_owned()));
+            ("x-max-length", Value::UnsignedShort(0)),
+            ("x-max-length-bytes", Value::Long(7)),
+        ];
+        let expected = Policy {
+            message_ttl: Some(Millis(1000)),
+            expires: Some(Millis(2000)),
+            overflow: Overflow::RejectAndDeadLetter,
+            priorities: 9,
+            single_active: true,
+            dead_letter: Some(DeadLetter {
+                way: Way::Queue,
+                key: Some(Bytes::from_static(b"k")),
+            }),
+            ..Policy::default()
+        };
+        assert_eq!(policy(&all), expected);
+        let limit = check_all(&all).expect("valid").limit;
+        assert_eq!((limit.messages, limit.bytes), (Some(0), Some(7)));
     }
 
     #[test]
-    fn what_has_no_effect_in_rabbitmq_either_is_accepted() {
+    fn a_quorum_queue_keeps_all_and_lets_a_message_come_back_twenty_times() {
+        let quorum = ("x-queue-type", Value::LongStr(b"quorum"));
+        let of = |arguments: &[(&str, Value<'_>)]| {
+            let policy = policy(arguments);
+            (policy.keeps_all, policy.counts_attempts, policy.delivery_limit)
+        };
+        assert_eq!(of(&[quorum]), (true, true, Some(20)));
+        assert_eq!(
+            of(&[quorum, ("x-delivery-limit", Value::Int(3))]),
+            (true, true, Some(3))
+        );
+        assert_eq!(of(&[quorum, ("x-delivery-limit", Value::Int(-1))]), (true, true, None));
+        assert_eq!(of(&[("x-delivery-limit", Value::Int(0))]), (false, true, Some(0)));
+    }
+
+    #[test]
+    fn what_a_queue_type_does_not_know_is_refused() {
+        for (queue_type, name, value, module) in [
+            ("classic", "x-max-age", Value::LongStr(b"1h"), "rabbit_classic_queue"),
+            (
+                "classic",
+                "x-max-in-memory-length",
+                Value::Int(1),
+                "rabbit_classic_queue",
+            ),
+            ("quorum", "x-max-priority", Value::Int(5), "rabbit_quorum_queue"),
+            ("quorum", "x-queue-mode", Value::LongStr(b"lazy"), "rabbit_quorum_queue"),
+        ] {
+            let arguments = [("x-queue-type", Value::LongStr(queue_type.as_bytes())), (name, value)];
+            let text =
+                format!("PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/' of queue type {module}");
+            assert_eq!(check_all(&arguments), Err(text));
+        }
+        let text = "NOT_IMPLEMENTED - queue type 'stream' is not implemented";
+        assert_eq!(check("x-queue-type", Value::LongStr(b"stream")), Err(text.to_owned()));
+    }
+
+    #[test]
+    fn what_asks_for_nothing_makes_no_policy() {
         for (name, value) in [
             ("x-queue-type", Value::LongStr(b"classic")),
             ("x-queue-mode", Value::LongStr(b"lazy")),
             ("x-queue-version", Value::Int(2)),
             ("x-overflow", Value::LongStr(b"drop-head")),
+            ("x-max-priority", Value::Int(0)),
             ("x-single-active-consumer", Value::Bool(false)),
             ("x-unheard-of", Value::Void),
         ] {
-            assert_eq!(check(name, value), Ok(Limit::default()), "{name}");
+            let arguments = check(name, value).expect("valid");
+            assert_eq!((arguments.limit, arguments.policy), (Limit::NONE, None), "{name}");
         }
-        let limit = check("x-max-length", Value::UnsignedShort(7)).expect("valid");
-        assert_eq!((limit.messages, limit.bytes), (Some(7), None));
     }
 
     #[test]

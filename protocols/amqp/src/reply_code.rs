@@ -122,8 +122,21 @@ pub enum ChannelError {
         resource: Resource,
         fault: String,
     },
-    #[error("invalid arg '{argument}' for {resource} of queue type rabbit_classic_queue")]
-    OtherQueueType { argument: String, resource: Resource },
+    #[error("invalid arg '{argument}' for {resource} of queue type {module}")]
+    OtherQueueType {
+        argument: String,
+        resource: Resource,
+        module: &'static str,
+    },
+    #[error("invalid property '{property}' for {resource}")]
+    InvalidProperty { property: &'static str, resource: Resource },
+    #[error("Cannot declare a server-named queue for type rabbit_quorum_queue")]
+    ServerNamedQuorum,
+    #[error(
+        "cannot obtain access to locked {0}. basic.get operations are not supported by queues with single active \
+         consumer"
+    )]
+    SingleActive(Resource),
     #[error("invalid type '{kind}' for arg '{argument}' in {resource}")]
     InvalidArgumentType {
         kind: &'static str,
@@ -163,11 +176,13 @@ impl ChannelError {
             | Self::ExclusiveUse(_)
             | Self::AccessRefused { .. } => ReplyCode::AccessRefused,
             Self::NotFound(_) | Self::NoPreviousQueue => ReplyCode::NotFound,
-            Self::Locked(_) => ReplyCode::ResourceLocked,
+            Self::Locked(_) | Self::SingleActive(_) => ReplyCode::ResourceLocked,
             Self::UnknownExchangeType(_)
             | Self::Inequivalent { .. }
             | Self::InvalidArgument { .. }
             | Self::OtherQueueType { .. }
+            | Self::InvalidProperty { .. }
+            | Self::ServerNamedQuorum
             | Self::InvalidArgumentType { .. }
             | Self::InvalidMatch(_)
             | Self::InvalidMatchType { .. }

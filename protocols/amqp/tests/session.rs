@@ -1214,12 +1214,9 @@ fn a_bind_in_vain_says_which_end_is_missing() {
 #[test]
 fn arguments_that_are_not_built_are_refused_by_name() {
     let mut arguments = TableWriter::default();
-    arguments.put(b"x-message-ttl", Value::Int(1000));
+    arguments.put(b"x-queue-type", Value::LongStr(b"stream"));
     let mut script = Script::opened();
     script.open_channel(1);
     script.method(1, &queue_declare(b"q", arguments.table()));
-    script.expect_connection_close(
-        540,
-        "NOT_IMPLEMENTED - queue argument 'x-message-ttl' is not implemented",
-    );
+    script.expect_connection_close(540, "NOT_IMPLEMENTED - queue type 'stream' is not implemented");
 }

@@ -113,6 +113,7 @@ impl ReasonCode {
             Refusal::NotFound { .. }
             | Refusal::Locked
             | Refusal::InUse
+            | Refusal::SingleActive
             | Refusal::NotEmpty
             | Refusal::Ended
             | Refusal::Rejected { .. }

@@ -26,6 +26,8 @@ pub const CONSUMER_SEND_MSG_BACK: i32 = 36;
 pub const END_TRANSACTION: i32 = 37;
 /// The members of a consumer group.
 pub const GET_CONSUMER_LIST_BY_GROUP: i32 = 38;
+/// To producers: has that transaction been committed?
+pub const CHECK_TRANSACTION_STATE: i32 = 39;
 /// To clients: members of a group changed.
 pub const NOTIFY_CONSUMER_IDS_CHANGED: i32 = 40;
 /// Locks message queues for orderly consumption.

@@ -41,6 +41,8 @@ pub enum ResponseCode {
     SubscriptionGroupNotExist = 26,
     /// A value is out of range.
     InvalidParameter = 29,
+    /// It cannot be done (any more).
+    IllegalOperation = 604,
 }
 
 /// A request that is answered with an error.
@@ -103,7 +105,9 @@ impl From<Refusal> for Refused {
             Refusal::AccessRefused => ResponseCode::NoPermission,
             Refusal::NotSupported(_) => ResponseCode::RequestCodeNotSupported,
             Refusal::Closed => ResponseCode::ServiceNotAvailable,
-            Refusal::Locked | Refusal::InUse | Refusal::NotEmpty | Refusal::Ended => ResponseCode::SystemError,
+            Refusal::SingleActive | Refusal::Locked | Refusal::InUse | Refusal::NotEmpty | Refusal::Ended => {
+                ResponseCode::SystemError
+            }
         };
         Self::new(code, refusal.to_string())
     }

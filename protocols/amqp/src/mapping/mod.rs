@@ -4,6 +4,7 @@
 //! [`outbound`] writes those of a message that is delivered.
 
 pub mod dedup;
+pub mod history;
 pub mod inbound;
 pub mod outbound;
 mod predeclared;

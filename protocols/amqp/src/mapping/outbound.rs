@@ -3,15 +3,14 @@
 //! What an AMQP client published comes back as it was, from the message's origin, without being read. A
 //! message of another protocol is translated.
 
-use std::borrow::Cow;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_core::address::levels_from_key;
 use rocketbridge_core::attributes::{Attribute, Name, Value as Neutral};
-use rocketbridge_core::message::{Entry, Format, Message};
+use rocketbridge_core::history::{History, entered};
+use rocketbridge_core::message::{Format, Message};
+use rocketbridge_core::request::Way;
 
 use super::inbound::ORDERING_HEADER;
-use super::{FORMAT, TOPIC_EXCHANGE};
+use super::{FORMAT, TOPIC_EXCHANGE, history};
 use crate::codec::{Properties, TableWriter, Value, put_short_str};
 
 /// The header that holds a routing key too long for AMQP.
@@ -50,16 +49,20 @@ fn of_origin(origin: &[u8]) -> Option<Envelope<'_>> {
     Some(Envelope { address, properties })
 }
 
-/// The envelope of a message. `scratch` holds it when it has to be made.
-pub fn envelope<'a>(message: &'a Message, scratch: &'a mut BytesMut) -> Envelope<'a> {
+/// The envelope of a message that came back `attempts` times. `scratch` holds it when it has to be made.
+pub fn envelope<'a>(message: &'a Message, attempts: u32, scratch: &'a mut BytesMut) -> Envelope<'a> {
     let (format, origin) = message.origin();
+    let history = message.history();
     if format == FORMAT
         && let Some(envelope) = of_origin(origin)
     {
-        return envelope;
+        if history.is_none() && attempts == 0 {
+            return envelope;
+        }
+        return edited(message, envelope, history.as_ref(), attempts, scratch);
     }
     scratch.clear();
-    let mut headers = TableWriter::default();
+    let mut headers = history::headers(None, history.as_ref(), attempts);
     put_address(message, scratch, &mut headers);
     let address_size = scratch.len();
     put_properties(message, format, scratch, &mut headers);
@@ -67,24 +70,47 @@ pub fn envelope<'a>(message: &'a Message, scratch: &'a mut BytesMut) -> Envelope
     Envelope { address, properties }
 }
 
-fn put_address(message: &Message, out: &mut BytesMut, headers: &mut TableWriter) {
-    let topic = message.topic_name();
-    let (exchange, key): (Cow<'_, [u8]>, Cow<'_, [u8]>) = match message.entry() {
-        Entry::Queue => (Cow::Borrowed(b""), topic),
-        Entry::Native | Entry::Exchange => (topic, Cow::Borrowed(message.key())),
-        // Who bound to the exchange that the topic is knows its keys, not the topic's.
-        Entry::Topic if message.has_exchange() => (topic, Cow::Borrowed(message.key())),
-        Entry::Topic => {
-            let mut key = topic.into_owned();
-            if let Some(levels) = levels_from_key(message.key()) {
-                key.push(b'.');
-                key.extend_from_slice(levels);
-            }
-            (Cow::Borrowed(TOPIC_EXCHANGE), Cow::Owned(key))
-        }
+/// The envelope of a message that AMQP published and the broker has something to say of. One that was
+/// dead-lettered has another address than it was published to, and no expiration any more.
+fn edited<'a>(
+    message: &Message,
+    published: Envelope<'a>,
+    history: Option<&History>,
+    attempts: u32,
+    scratch: &'a mut BytesMut,
+) -> Envelope<'a> {
+    let Ok(mut properties) = Properties::decode(published.properties) else {
+        return published;
     };
-    put_short_str(out, &exchange);
-    put_short_str(out, &key);
+    scratch.clear();
+    let headers = history::headers(properties.headers, history, attempts);
+    properties.headers = Some(headers.table());
+    if history.is_some() {
+        properties.expiration = None;
+        let (way, key) = entered(message);
+        put_entered(&way, &key, scratch);
+    } else {
+        scratch.extend_from_slice(published.address);
+    }
+    let address_size = scratch.len();
+    properties.encode(scratch);
+    let (address, properties) = scratch.split_at(address_size);
+    Envelope { address, properties }
+}
+
+fn put_entered(way: &Way, key: &[u8], out: &mut BytesMut) {
+    let exchange = match way {
+        Way::Queue => b"",
+        Way::Topics => TOPIC_EXCHANGE,
+        Way::Exchange(name) => &name[..],
+    };
+    put_short_str(out, exchange);
+    put_short_str(out, key);
+}
+
+fn put_address(message: &Message, out: &mut BytesMut, headers: &mut TableWriter) {
+    let (way, key) = entered(message);
+    put_entered(&way, &key, out);
     if key.len() > usize::from(u8::MAX) {
         headers.put(LONG_KEY_HEADER, Value::LongStr(&key));
     }
@@ -206,6 +232,7 @@ mod tests {
     use super::*;
     use rocketbridge_core::attributes::AttributesBuilder;
     use rocketbridge_core::boundary::Publish;
+    use rocketbridge_core::message::Entry;
     use rocketbridge_core::time::Millis;
     use std::net::{Ipv4Addr, SocketAddr};
 
@@ -230,7 +257,7 @@ mod tests {
     }
 
     fn address_of(publish: Publish) -> Vec<u8> {
-        envelope(&message(publish), &mut BytesMut::new()).address.to_vec()
+        envelope(&message(publish), 0, &mut BytesMut::new()).address.to_vec()
     }
 
     #[test]
@@ -242,7 +269,7 @@ mod tests {
         publish.origin = origin(b"e", b"k", properties, &mut arena);
         let message = message(publish);
         let mut scratch = BytesMut::new();
-        let envelope = envelope(&message, &mut scratch);
+        let envelope = envelope(&message, 0, &mut scratch);
         assert_eq!(
             (envelope.address, envelope.properties),
             (&b"\x01e\x01k"[..], &properties[..])
@@ -284,7 +311,7 @@ mod tests {
         publish.persistent = true;
         let message = message(publish);
         let mut scratch = BytesMut::new();
-        let envelope = envelope(&message, &mut scratch);
+        let envelope = envelope(&message, 0, &mut scratch);
         let properties = Properties::decode(envelope.properties).expect("well-formed");
         let mut headers = TableWriter::default();
         headers
@@ -308,7 +335,7 @@ mod tests {
         let key: &'static str = Box::leak("k".repeat(300).into_boxed_str());
         let message = message(publish(Entry::Native, "t", key));
         let mut scratch = BytesMut::new();
-        let envelope = envelope(&message, &mut scratch);
+        let envelope = envelope(&message, 0, &mut scratch);
         assert_eq!(envelope.address.len(), 2 + 1 + 255);
         let properties = Properties::decode(envelope.properties).expect("well-formed");
         let headers = properties.headers.expect("headers");

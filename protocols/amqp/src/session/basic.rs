@@ -61,7 +61,7 @@ impl Context<'_> {
         if consumers >= self.config.consumers_max as usize {
             return Err(ConnectionError::ConsumersMax(self.config.consumers_max).into());
         }
-        check_consumer(&queue, consume.arguments)?;
+        let priority = check_consumer(&queue, consume.arguments)?;
         let subscription = self.shared.subscription();
         place.insert(subscription);
         let consumer = Subscription {
@@ -80,7 +80,7 @@ impl Context<'_> {
             },
             window: (prefetch > 0 && !consume.no_ack).then_some(prefetch),
             exclusive: consume.exclusive,
-            priority: 0,
+            priority,
         });
         let what = What::Consume {
             subscription,

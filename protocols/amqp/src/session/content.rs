@@ -205,7 +205,7 @@ impl Context<'_> {
     pub fn deliver_got(&mut self, delivery: &Delivery, remaining: u32) {
         let tag = lease(self.channel, delivery);
         let number = self.channel.key.number;
-        let envelope = envelope(&delivery.message, &mut self.shared.scratch);
+        let envelope = envelope(&delivery.message, delivery.attempts, &mut self.shared.scratch);
         let out = self.out.bytes();
         put_frame_header(out, FRAME_METHOD, number, 4 + 8 + 1 + envelope.address.len() + 4);
         out.put_slice(&[0, 60, 0, 71]);
@@ -220,7 +220,7 @@ impl Context<'_> {
     /// `basic.return` of a message that nobody was there for.
     pub fn give_back(&mut self, message: &Message) {
         let number = self.channel.key.number;
-        let envelope = envelope(message, &mut self.shared.scratch);
+        let envelope = envelope(message, 0, &mut self.shared.scratch);
         let text = ReplyCode::NoRoute.name().as_bytes();
         let out = self.out.bytes();
         put_frame_header(
@@ -249,7 +249,7 @@ pub fn deliver(
 ) {
     let tag = lease(channel, delivery);
     let number = channel.key.number;
-    let envelope = envelope(&delivery.message, scratch);
+    let envelope = envelope(&delivery.message, delivery.attempts, scratch);
     let bytes = out.bytes();
     let size = 4 + 1 + consumer_tag.len() + 8 + 1 + envelope.address.len();
     bytes.reserve(size + envelope.properties.len() + 3 * FRAME_OVERHEAD + CONTENT_HEADER_SIZE);

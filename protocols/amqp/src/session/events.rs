@@ -49,7 +49,13 @@ impl Session {
             }
             // Native groups and named sessions do not concern this protocol; the driver publishes again
             // by itself.
-            Event::Notice(Notice::GroupChanged(_) | Notice::HolderTaken | Notice::Blocked(_) | Notice::Unblocked)
+            Event::Notice(
+                Notice::GroupChanged(_)
+                | Notice::CheckTransaction(_)
+                | Notice::HolderTaken
+                | Notice::Blocked(_)
+                | Notice::Unblocked,
+            )
             | Event::Writable => {}
         }
     }

@@ -161,6 +161,7 @@ impl Context<'_> {
             Refusal::NotFound { .. } => ChannelError::NotFound(resource.clone()).into(),
             Refusal::Locked => ChannelError::Locked(resource.clone()).into(),
             Refusal::InUse => ChannelError::InUse(resource.clone()).into(),
+            Refusal::SingleActive => ChannelError::SingleActive(resource.clone()).into(),
             Refusal::NotEmpty => ChannelError::NotEmpty(resource.clone()).into(),
             Refusal::AccessRefused => ChannelError::AccessRefused {
                 what: resource.to_string(),

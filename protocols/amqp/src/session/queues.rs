@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rocketbridge_core::request::{Queue, QueueState, Refusal, Reply, Request};
 
 use super::shared::{Context, What};
-use crate::arguments::{check_queue, check_queue_equivalence};
+use crate::arguments::{QueueType, check_queue, check_queue_equivalence};
 use crate::codec::{Method, ShortStr, Table};
 use crate::mapping::strip_line_ends;
 use crate::reply_code::{ChannelError, Failure, Resource};
@@ -43,15 +43,18 @@ impl Context<'_> {
         } else {
             Bytes::copy_from_slice(&stripped)
         };
-        let limit = check_queue(&name, declare.arguments)?;
+        let arguments = check_queue(&name, declare.arguments)?;
+        if arguments.queue_type == QueueType::Quorum {
+            check_quorum(declare, &name, server_named)?;
+        }
         let wanted = Queue {
             name: name.clone(),
             durable: declare.durable && !declare.exclusive,
             exclusive: declare.exclusive,
             auto_delete: declare.auto_delete,
             addressable: !server_named && !declare.exclusive,
-            limit,
-            policy: None,
+            limit: arguments.limit,
+            policy: arguments.policy,
             arguments: Bytes::copy_from_slice(declare.arguments.as_bytes()),
         };
         self.channel.last_queue = Some(name);
@@ -145,6 +148,24 @@ impl Context<'_> {
         self.send_unless(no_wait, &Method::QueueDeleteOk { message_count });
         Ok(())
     }
+}
+
+/// What a quorum queue cannot be.
+fn check_quorum(declare: &Declare<'_>, name: &[u8], server_named: bool) -> Result<(), ChannelError> {
+    if server_named {
+        return Err(ChannelError::ServerNamedQuorum);
+    }
+    for (property, is_set) in [
+        ("auto-delete", declare.auto_delete),
+        ("exclusive-owner", declare.exclusive),
+        ("non-durable", !declare.durable),
+    ] {
+        if is_set {
+            let resource = Resource::queue(name);
+            return Err(ChannelError::InvalidProperty { property, resource });
+        }
+    }
+    Ok(())
 }
 
 fn saturated(count: u64) -> u32 {

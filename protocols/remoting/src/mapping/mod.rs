@@ -1,5 +1,6 @@
 //! Commands to core's words and back: pure functions, see `MAPPING.md`.
 
+pub mod delay;
 pub mod filter;
 pub mod group;
 pub mod names;

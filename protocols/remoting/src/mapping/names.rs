@@ -56,20 +56,19 @@ pub fn check_topic(topic: &[u8]) -> Result<(), Refused> {
 /// Whether a client may send to that topic.
 ///
 /// # Errors
-/// 29 for a name that cannot be one, 16 for a broker's own topic, 13 for retry and dead-letter topics.
+/// 29 for a name that cannot be one, 16 for a broker's own topic.
 pub fn check_send_topic(topic: &[u8]) -> Result<(), Refused> {
     check_topic(topic)?;
     if NOT_FOR_SENDING.contains(&topic) {
         let remark = format!("Sending message to topic[{}] is forbidden.", lossy(topic));
         return Err(Refused::new(ResponseCode::NoPermission, remark));
     }
-    if topic.starts_with(RETRY_PREFIX) || topic.starts_with(DEAD_LETTER_PREFIX) {
-        return Err(Refused::not_supported(
-            ResponseCode::MessageIllegal,
-            "sending to retry and dead-letter topics",
-        ));
-    }
     Ok(())
+}
+
+/// Whether it is a consumer group's retry or dead-letter topic.
+pub fn is_of_group(topic: &[u8]) -> bool {
+    topic.starts_with(RETRY_PREFIX) || topic.starts_with(DEAD_LETTER_PREFIX)
 }
 
 /// Whether it can be a consumer group's name.
@@ -124,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_s_own_topics_and_retry_topics_cannot_be_sent_to() {
+    fn a_broker_s_own_topics_cannot_be_sent_to() {
         let sent_to = |topic: &[u8]| code(check_send_topic(topic));
         assert_eq!(sent_to(b"T"), None);
         assert_eq!(sent_to(b"SCHEDULE_TOPIC_XXXX"), Some(ResponseCode::NoPermission));
-        assert_eq!(sent_to(b"%RETRY%g"), Some(ResponseCode::MessageIllegal));
-        assert_eq!(sent_to(b"%DLQ%g"), Some(ResponseCode::MessageIllegal));
+        assert_eq!(sent_to(b"%RETRY%g"), None);
+        assert_eq!(sent_to(b"%DLQ%g"), None);
     }
 
     #[test]

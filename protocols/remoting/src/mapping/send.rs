@@ -1,5 +1,7 @@
 //! Sends: header, properties and batch body to publishes.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Native, Publish};
 use rocketbridge_core::message::{Entry, Format};
@@ -7,6 +9,8 @@ use rocketbridge_core::properties::{PROPERTIES_MAX, TAGS, UNIQUE_KEY};
 use rocketbridge_core::time::Millis;
 use rocketbridge_session::{Cursor, Truncated};
 
+use super::delay::{Given, When};
+use super::names;
 use super::offset_id::push_hex;
 use crate::codec::{Command, Value};
 use crate::request_code::SEND_MESSAGE;
@@ -41,6 +45,8 @@ pub struct SendHeader<'a> {
     pub properties: Value<'a>,
     /// Earlier attempts at consuming it.
     pub reconsume_times: i32,
+    /// How often a message sent to a retry topic is tried at most.
+    pub attempts_max: Option<i32>,
     /// The body is a batch.
     pub batch: bool,
 }
@@ -100,6 +106,7 @@ pub fn send_header(command: &Command) -> Result<SendHeader<'_>, Refused> {
         flag: int(7)?,
         properties: values[8].unwrap_or(Value::plain(b"")),
         reconsume_times: values[9].map_or(Ok(0), |_| int(9))?,
+        attempts_max: values[11].map(|_| int(11)).transpose()?,
         batch: values[12].is_some_and(|value| value.is_true()),
     })
 }
@@ -109,14 +116,13 @@ pub fn send_header(command: &Command) -> Result<SendHeader<'_>, Refused> {
 /// # Errors
 /// 13.
 pub fn check_sys_flag(sys_flag: i32) -> Result<(), Refused> {
-    let what = if sys_flag & TRANSACTION != 0 {
-        "sending transactional messages"
-    } else if sys_flag & INNER_BATCH != 0 {
-        "sending a batch as one record"
-    } else {
+    if sys_flag & INNER_BATCH == 0 {
         return Ok(());
-    };
-    Err(Refused::not_supported(ResponseCode::MessageIllegal, what))
+    }
+    Err(Refused::not_supported(
+        ResponseCode::MessageIllegal,
+        "sending a batch as one record",
+    ))
 }
 
 /// Makes ids for messages that come without: 16 bytes in hex like those clients make, from the peer's
@@ -155,19 +161,24 @@ pub struct Properties {
     pub tag: Bytes,
     /// The unique key, a slice of it.
     pub unique_key: Bytes,
+    /// When it is delivered.
+    pub when: When,
+    /// It is the half of a transaction.
+    pub half: bool,
 }
 
 /// Writes the properties of one message as the broker stores them. `out` is empty memory to write to,
 /// used for one message after the other.
 ///
 /// Left out are pairs without a name or value, and the receipt handle (`POP_CK`) of an earlier delivery.
-/// `MSG_REGION`, `TRACE_ON` and `CLUSTER` are set, `UNIQ_KEY` is added if there is none.
+/// `MSG_REGION`, `TRACE_ON` and `CLUSTER` are set, `UNIQ_KEY` is added if there is none, and so is `TIMER_OUT_MS`
+/// where a timer is asked for. What is tried again (`attempts`) begins no transaction any more.
 ///
 /// # Errors
-/// 13 for more than [`PROPERTIES_MAX`] bytes and for what this version does not do (delay,
-/// transactions).
+/// 13 for more than [`PROPERTIES_MAX`] bytes and for a time that is no number.
 pub fn properties(
     given: &[u8],
+    attempts: i32,
     cluster: &[u8],
     now: Millis,
     keys: &mut UniqueKeys,
@@ -182,7 +193,12 @@ pub fn properties(
         // One allocation serves many messages.
         out.reserve(room.max(8192));
     }
-    let (tag, unique_key) = write(given, cluster, now, keys, out)?;
+    let Written {
+        tag,
+        unique_key,
+        when,
+        half,
+    } = write(given, attempts, cluster, now, keys, out)?;
     if out.len() > PROPERTIES_MAX {
         return Err(too_long());
     }
@@ -191,30 +207,48 @@ pub fn properties(
         tag: origin.slice(tag),
         unique_key: origin.slice(unique_key),
         origin,
+        when,
+        half,
     })
 }
 
-type Ranges = (std::ops::Range<usize>, std::ops::Range<usize>);
+struct Written {
+    tag: Range<usize>,
+    unique_key: Range<usize>,
+    when: When,
+    half: bool,
+}
 
 fn write(
     given: &[u8],
+    attempts: i32,
     cluster: &[u8],
     now: Millis,
     keys: &mut UniqueKeys,
     out: &mut BytesMut,
-) -> Result<Ranges, Refused> {
+) -> Result<Written, Refused> {
     let (mut tag, mut unique_key) = (0..0, 0..0);
+    let mut asked = Given::default();
+    let mut is_transaction = false;
+    for (name, value) in rocketbridge_core::properties::pairs(given) {
+        match name {
+            b"DELAY" => asked.level = Some(value),
+            b"TIMER_DELAY_SEC" => asked.seconds = Some(value),
+            b"TIMER_DELAY_MS" => asked.millis = Some(value),
+            b"TIMER_DELIVER_MS" => asked.at = Some(value),
+            b"TIMER_OUT_MS" => asked.out = Some(value),
+            b"TRAN_MSG" => is_transaction = value.eq_ignore_ascii_case(b"true"),
+            _ => {}
+        }
+    }
+    // A half message is not delivered at all before it is committed, and then at once.
+    let when = asked.when(now)?;
+    let half = is_transaction && !(attempts > 0 && when.by_level);
+    let when = if half { When::default() } else { when };
     for (name, value) in rocketbridge_core::properties::pairs(given) {
         match name {
             b"POP_CK" | b"MSG_REGION" | b"TRACE_ON" | b"CLUSTER" => continue,
-            b"DELAY" if !is_zero_or_less(value) => return Err(delayed()),
-            b"TRAN_MSG" if value.eq_ignore_ascii_case(b"true") => {
-                return Err(Refused::not_supported(
-                    ResponseCode::MessageIllegal,
-                    "sending transactional messages",
-                ));
-            }
-            name if name.starts_with(b"TIMER_") => return Err(delayed()),
+            b"TIMER_DELAY_SEC" | b"TIMER_DELAY_MS" | b"TIMER_DELIVER_MS" if when.by_level => continue,
             _ => {}
         }
         out.put_slice(name);
@@ -237,23 +271,22 @@ fn write(
         unique_key = at..out.len();
         out.put_u8(2);
     }
+    if let Some(due) = when.due.filter(|_| !when.by_level) {
+        out.put_slice(b"TIMER_OUT_MS\x01");
+        out.put_slice(due.0.to_string().as_bytes());
+        out.put_u8(2);
+    }
     out.put_slice(b"MSG_REGION\x01");
     out.put_slice(REGION.as_bytes());
     out.put_slice(b"\x02TRACE_ON\x01true\x02CLUSTER\x01");
     out.put_slice(cluster);
     out.put_u8(2);
-    Ok((tag, unique_key))
-}
-
-fn is_zero_or_less(level: &[u8]) -> bool {
-    let level = std::str::from_utf8(level)
-        .ok()
-        .and_then(|level| level.parse::<i64>().ok());
-    level.is_some_and(|level| level <= 0)
-}
-
-fn delayed() -> Refused {
-    Refused::not_supported(ResponseCode::MessageIllegal, "sending delayed messages")
+    Ok(Written {
+        tag,
+        unique_key,
+        when,
+        half,
+    })
 }
 
 fn too_long() -> Refused {
@@ -326,6 +359,8 @@ pub struct Envelope {
     pub reconsume_times: i32,
     /// Message queues if they make the topic.
     pub topic_queues: u32,
+    /// How often a message sent to a retry topic is tried at most.
+    pub attempts_max: Option<i32>,
 }
 
 impl Envelope {
@@ -333,7 +368,13 @@ impl Envelope {
     pub fn publish(&self, token: u64, flag: i32, body: Bytes, properties: &Properties, detailed: bool) -> Publish {
         Publish {
             token,
-            entry: Entry::Native,
+            // No pattern over addresses sees what is tried again or was given up.
+            entry: if names::is_of_group(&self.topic) {
+                Entry::Queue
+            } else {
+                Entry::Native
+            },
+            deliver: properties.when.deliver,
             topic: self.topic.clone(),
             key: properties.tag.clone(),
             body,
@@ -344,10 +385,13 @@ impl Envelope {
             native: Some(Box::new(Native {
                 queue_id: self.queue_id,
                 flag,
-                sys_flag: self.sys_flag,
+                // Only a broker says what became of a transaction.
+                sys_flag: self.sys_flag & !TRANSACTION,
                 born_at: self.born_at,
                 reconsume_times: self.reconsume_times,
                 topic_queues: self.topic_queues,
+                half: properties.half,
+                attempts_max: self.attempts_max,
             })),
             ..Publish::default()
         }
@@ -356,11 +400,20 @@ impl Envelope {
 
 #[cfg(test)]
 mod tests {
+    use rocketbridge_core::boundary::Deliver;
+
     use super::*;
 
     fn stored(given: &[u8]) -> Result<Properties, Refused> {
         let mut out = BytesMut::new();
-        properties(given, b"DefaultCluster", Millis(1), &mut UniqueKeys::new(7), &mut out)
+        properties(
+            given,
+            0,
+            b"DefaultCluster",
+            Millis(1),
+            &mut UniqueKeys::new(7),
+            &mut out,
+        )
     }
 
     #[test]
@@ -378,7 +431,7 @@ mod tests {
         let mut out = BytesMut::new();
         let mut keys = UniqueKeys::new(0x0102_0304_0506_0708);
         let mut next = || {
-            properties(b"", b"C", Millis(0xABCD), &mut keys, &mut out)
+            properties(b"", 0, b"C", Millis(0xABCD), &mut keys, &mut out)
                 .unwrap()
                 .unique_key
         };
@@ -387,29 +440,38 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused() {
-        for given in [
-            "DELAY\x013\x02",
-            "DELAY\x01x\x02",
-            "TIMER_DELAY_SEC\x011\x02",
-            "TIMER_DELIVER_MS\x011\x02",
-            "TRAN_MSG\x01TRUE\x02",
-        ] {
-            let refused = stored(given.as_bytes()).unwrap_err();
-            assert_eq!(refused.code, ResponseCode::MessageIllegal, "{given}");
-            assert!(refused.remark.ends_with("is not supported by this version"));
+    fn delays_and_transactions_are_read_from_the_properties() {
+        let now = Millis(1);
+        let level = stored(b"DELAY\x013\x02TIMER_DELAY_SEC\x011\x02").unwrap();
+        assert_eq!(level.when.deliver, Deliver::After(Millis(10_000)));
+        let find = |properties: &Properties, name: &[u8]| {
+            rocketbridge_core::properties::find(&properties.origin, name).map(<[u8]>::to_vec)
+        };
+        assert_eq!(find(&level, b"DELAY"), Some(b"3".to_vec()));
+        assert_eq!(find(&level, b"TIMER_DELAY_SEC"), None);
+        assert_eq!(find(&level, b"TIMER_OUT_MS"), None);
+        let timer = stored(b"TIMER_DELAY_SEC\x011\x02").unwrap();
+        assert_eq!(timer.when.deliver, Deliver::After(Millis(1000)));
+        assert_eq!(
+            find(&timer, b"TIMER_OUT_MS"),
+            Some((now.0 + 1000).to_string().into_bytes())
+        );
+        assert_eq!(
+            stored(b"DELAY\x01x\x02").unwrap_err().code,
+            ResponseCode::MessageIllegal
+        );
+        let half = stored(b"TRAN_MSG\x01TRUE\x02DELAY\x013\x02").unwrap();
+        assert!(half.half && half.when == When::default());
+        assert!(!stored(b"TRAN_MSG\x01false\x02").unwrap().half);
+        for given in ["DELAY\x010\x02", "DELAY\x01-1\x02"] {
+            assert_eq!(stored(given.as_bytes()).unwrap().when, When::default());
         }
-        for given in ["DELAY\x010\x02", "DELAY\x01-1\x02", "TRAN_MSG\x01false\x02"] {
-            assert!(stored(given.as_bytes()).is_ok());
-        }
-        for (sys_flag, built) in [
-            (0, true),
-            (0x101, true),
-            (0x4, false),
-            (0x8, false),
-            (0xC, false),
-            (0x80, false),
-        ] {
+        // What is tried again is no half any more.
+        let mut out = BytesMut::new();
+        let given = b"TRAN_MSG\x01true\x02DELAY\x013\x02";
+        let again = properties(given, 1, b"C", now, &mut UniqueKeys::new(7), &mut out).unwrap();
+        assert!(!again.half && again.when.by_level);
+        for (sys_flag, built) in [(0, true), (0x101, true), (0x4, true), (0x40, false), (0x80, false)] {
             assert_eq!(check_sys_flag(sys_flag).is_ok(), built);
         }
     }

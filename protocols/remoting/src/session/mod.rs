@@ -11,8 +11,9 @@
 mod reply;
 mod request;
 mod send;
+mod transaction;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -24,15 +25,12 @@ use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 use tracing::debug;
 
-use crate::codec::{self, Command, Language, SerializeType, Writer};
+use crate::codec::{self, Command, SerializeType, Writer};
 use crate::config::Config;
 use crate::request_code as code;
 use crate::response_code::{Refused, ResponseCode};
 use reply::{Gather, Member, Pending};
 use send::Sends;
-
-/// The Go client waits 3 s for the answer when it gives a message back.
-const GO_ANSWER_LATE: Millis = Millis(3_500);
 
 /// One connection's state.
 pub struct Session {
@@ -49,8 +47,6 @@ pub struct Session {
     gathers: HashMap<u64, Gather>,
     last_request: u64,
     sends: Sends,
-    /// Refusals that are told at their time, in order.
-    late: VecDeque<(Millis, ReplyTo, Refused)>,
     /// Consumer groups that this client is a member of.
     members: HashMap<Bytes, Member>,
     producers: HashSet<Bytes>,
@@ -103,7 +99,6 @@ impl Session {
             holds: BTreeSet::new(),
             gathers: HashMap::new(),
             last_request: 0,
-            late: VecDeque::new(),
             members: HashMap::new(),
             producers: HashSet::new(),
             last_sql: None,
@@ -174,32 +169,17 @@ impl Session {
             code::GET_KV_CONFIG => get_kv_config(command),
             code::GET_ROUTEINFO_BY_TOPIC => self.route_info(command, to, out),
             code::GET_BROKER_CLUSTER_INFO => self.cluster_info(to, out),
-            code::CONSUMER_SEND_MSG_BACK => self.send_message_back(now, command, to),
-            code::END_TRANSACTION => not_supported(ResponseCode::SystemError, "ending transactions"),
+            code::CONSUMER_SEND_MSG_BACK => self.give_back(command, to, out),
+            code::END_TRANSACTION => self.end_transaction(command, to, out),
+            code::RECALL_MESSAGE => self.recall(now, command, to, out),
             code::SEND_REPLY_MESSAGE | code::SEND_REPLY_MESSAGE_V2 => {
                 not_supported(ResponseCode::MessageIllegal, "answering requests of producers")
             }
-            code::RECALL_MESSAGE => not_supported(ResponseCode::NoPermission, "recalling delayed messages"),
             other => Err(Refused::new(
                 ResponseCode::RequestCodeNotSupported,
                 format!(" request type {other} not supported"),
             )),
         }
-    }
-
-    /// CONSUMER_SEND_MSG_BACK is not built. Clients then keep the message and try again by themselves; but
-    /// the Go client (2.1) takes any answer as "done" and would lose it. Only when its time for the answer
-    /// is up it sees that it failed: so it is told late.
-    fn send_message_back(&mut self, now: Now, command: &Command, to: ReplyTo) -> Result<(), Refused> {
-        let what = "giving messages back to be tried again";
-        let refused = Refused::not_supported(ResponseCode::SystemError, what);
-        if command.language() == Language::Other {
-            return Err(refused);
-        }
-        if self.late.len() < self.config.requests_max {
-            self.late.push_back((now.mono + GO_ANSWER_LATE, to, refused));
-        }
-        Ok(())
     }
 
     /// Tells the client that a group it is a member of has changed, so that it shares out the message
@@ -220,7 +200,6 @@ impl Session {
         self.pending.clear();
         self.holds.clear();
         self.gathers.clear();
-        self.late.clear();
         out.close();
     }
 
@@ -267,6 +246,7 @@ impl rocketbridge_session::Session for Session {
                 _ if self.state == State::Closed => {}
                 Event::Outcome(outcome) => self.handle_outcome(outcome, out),
                 Event::Reply { id, result } => self.handle_reply(now, id, result, out),
+                Event::Notice(Notice::CheckTransaction(check)) => self.check_transaction(&check, out),
                 Event::Notice(Notice::GroupChanged(group)) => self.notify_consumer_ids_changed(&group, out),
                 // Native clients neither publish mandatory messages nor consume from queues, and the
                 // driver tries again by itself what core did not take.
@@ -293,9 +273,6 @@ impl rocketbridge_session::Session for Session {
         {
             self.holds.pop_first();
             out.cancel(id);
-        }
-        while let Some((_, to, refused)) = self.late.pop_front_if(|(at, ..)| *at <= now.mono) {
-            refuse(out, to, &refused);
         }
         self.withdraw_stuck_sends(now, out);
         self.close_if_drained(out);
@@ -324,11 +301,7 @@ impl rocketbridge_session::Session for Session {
         }
         let idle = self.active_at + self.config.idle_timeout();
         let hold = self.holds.first().map(|(at, _)| *at);
-        let late = self.late.front().map(|(at, ..)| *at);
-        [Some(idle), hold, late, self.sends.check_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        [Some(idle), hold, self.sends.check_at()].into_iter().flatten().min()
     }
 
     /// Pulls and heartbeats share the connection with sends: it is never stopped for those.

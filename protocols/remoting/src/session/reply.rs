@@ -8,9 +8,10 @@ use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 
 use super::send::Deferred;
-use super::{ReplyTo, Session, answer, refuse};
+use super::{ReplyTo, Session, answer, refuse, transaction};
 use crate::codec::Writer;
 use crate::mapping::route::{PERM_READ, PERM_WRITE};
+use crate::mapping::send::REGION;
 use crate::mapping::{group, pull};
 use crate::response_code::{Refused, ResponseCode};
 
@@ -68,6 +69,18 @@ pub(super) enum Pending {
         group: Bytes,
     },
     Locked(ReplyTo),
+    /// Of a transaction.
+    Ended(ReplyTo),
+    /// A message that was taken back, with its unique key.
+    Recalled {
+        to: ReplyTo,
+        unique_key: Bytes,
+    },
+    /// A message that a consumer gave back.
+    GivenBack {
+        to: ReplyTo,
+        offset: i64,
+    },
     View {
         to: ReplyTo,
         offset: i64,
@@ -183,6 +196,25 @@ impl Session {
                 let body = group::locked_body(&queues, &self.config.broker_name);
                 answer(out, to, ResponseCode::Success, "", |_| {}, &body);
             }
+            (Pending::Ended(to), Ok(Reply::Transaction(end))) => transaction::answer_end(to, end, out),
+            (Pending::Recalled { to, unique_key }, Ok(Reply::Done)) => {
+                let fields = |writer: &mut Writer<'_>| {
+                    writer.text("MSG_REGION", REGION.as_bytes());
+                    writer.text("msgId", &unique_key);
+                };
+                answer(out, to, ResponseCode::Success, "", fields, b"");
+            }
+            (Pending::Recalled { to, .. }, Err(Refusal::NotFound { .. })) => {
+                let remark = "recall failed, the message was delivered or recalled";
+                refuse(out, to, &Refused::new(ResponseCode::IllegalOperation, remark));
+            }
+            (Pending::GivenBack { to, .. }, Ok(Reply::Done)) => {
+                answer(out, to, ResponseCode::Success, "", |_| {}, b"");
+            }
+            (Pending::GivenBack { to, offset }, Err(Refusal::NotFound { .. })) => {
+                let remark = format!("look message by offset failed, {offset}");
+                refuse(out, to, &Refused::new(ResponseCode::SystemError, remark));
+            }
             (Pending::View { to, .. }, Ok(Reply::Message(message))) => {
                 answer(out, to, ResponseCode::Success, "", |_| {}, message.native_record());
             }
@@ -222,6 +254,9 @@ impl Pending {
             | Self::MaxOffset(to)
             | Self::MinOffset(to)
             | Self::Locked(to)
+            | Self::Ended(to)
+            | Self::Recalled { to, .. }
+            | Self::GivenBack { to, .. }
             | Self::Route { to, .. }
             | Self::Pull { to, .. }
             | Self::PullBounds { to, .. }

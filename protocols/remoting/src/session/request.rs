@@ -232,7 +232,7 @@ impl Session {
         self.gather(gather, requests, out)
     }
 
-    /// UNREGISTER_CLIENT. Producers are only forgotten: nothing is ever asked of them.
+    /// UNREGISTER_CLIENT
     pub(super) fn unregister_client(
         &mut self,
         command: &Command,
@@ -240,10 +240,12 @@ impl Session {
         out: &mut Outbox,
     ) -> Result<(), Refused> {
         required(command, "clientID")?;
-        if let Some(group) = command.field("producerGroup") {
-            self.producers.remove(&*group.bytes());
-        }
         let mut requests = Vec::new();
+        if let Some(group) = command.field("producerGroup")
+            && let Some(group) = self.producers.take(&*group.bytes())
+        {
+            requests.push(Request::LeaveProducers { group });
+        }
         if let Some(group) = command.field("consumerGroup") {
             // Only who came in on this connection leaves by it.
             if let Some((group, member)) = self.members.remove_entry(&*group.bytes()) {

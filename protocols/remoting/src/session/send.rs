@@ -13,6 +13,7 @@ use rocketbridge_session::Outbox;
 use super::reply::Pending;
 use super::{ReplyTo, Session, answer, busy, refuse};
 use crate::codec::Command;
+use crate::mapping::delay::{Handle, When};
 use crate::mapping::names::{self, AUTO_CREATE_TOPIC};
 use crate::mapping::offset_id;
 use crate::mapping::send::{self, Envelope, REGION, UniqueKeys};
@@ -49,6 +50,8 @@ enum SlotKind {
     Single {
         to: ReplyTo,
         unique_key: Bytes,
+        /// Topic and time of a message that can be taken back.
+        recall: Option<Box<(Bytes, Millis)>>,
     },
     /// Of the batch whose first token this is.
     Part(u64),
@@ -158,6 +161,7 @@ impl Session {
                 "the message body length is zero",
             ));
         }
+        let of_group = names::is_of_group(&topic);
         let makes_topic = self.config.topics_auto_create && *header.default_topic.bytes() == *AUTO_CREATE_TOPIC;
         let topic_queues = header.default_topic_queues.max(1) as u32;
         let envelope = Envelope {
@@ -166,7 +170,10 @@ impl Session {
             sys_flag: header.sys_flag,
             born_at: header.born_at,
             reconsume_times: header.reconsume_times,
-            topic_queues: if makes_topic {
+            attempts_max: header.attempts_max,
+            topic_queues: if of_group {
+                1
+            } else if makes_topic {
                 topic_queues.min(self.config.topic_queues_max.max(1))
             } else {
                 0
@@ -235,10 +242,18 @@ impl Session {
         self.check_room(1, body.len())?;
         let cluster = self.config.cluster_name.as_bytes();
         let sends = &mut self.sends;
-        let properties = send::properties(properties, cluster, now.wall, &mut sends.keys, &mut sends.properties)?;
+        let attempts = envelope.reconsume_times;
+        let (keys, memory) = (&mut sends.keys, &mut sends.properties);
+        let properties = send::properties(properties, attempts, cluster, now.wall, keys, memory)?;
         let publish = envelope.publish(sends.next_token(), flag, body.clone(), &properties, !to.oneway);
-        let unique_key = properties.unique_key;
-        self.publish(now, publish, SlotKind::Single { to, unique_key }, out);
+        let of_group = names::is_of_group(&envelope.topic);
+        let due = properties.when.due.filter(|_| !of_group && !to.oneway);
+        let kind = SlotKind::Single {
+            to,
+            unique_key: properties.unique_key,
+            recall: due.map(|due| Box::new((envelope.topic.clone(), due))),
+        };
+        self.publish(now, publish, kind, out);
         Ok(())
     }
 
@@ -255,7 +270,15 @@ impl Session {
         let keys = &mut self.sends.keys;
         let memory = &mut self.sends.properties;
         // Only for what they may ask for: each message brings its own.
-        send::properties(header_properties, cluster, now.wall, keys, memory)?;
+        let attempts = envelope.reconsume_times;
+        check_batched(&send::properties(
+            header_properties,
+            attempts,
+            cluster,
+            now.wall,
+            keys,
+            memory,
+        )?)?;
         let mut messages = Vec::new();
         for message in send::batch(body) {
             let message = message.map_err(|_| Refused::new(ResponseCode::MessageIllegal, "the batch is malformed"))?;
@@ -265,7 +288,8 @@ impl Session {
                     format!("more than {} messages in one batch", self.config.batch_messages_max),
                 ));
             }
-            let properties = send::properties(message.properties, cluster, now.wall, keys, memory)?;
+            let properties = send::properties(message.properties, attempts, cluster, now.wall, keys, memory)?;
+            check_batched(&properties)?;
             messages.push((message.flag, body.slice_ref(message.body), properties));
         }
         self.check_room(messages.len(), body.len())?;
@@ -318,10 +342,22 @@ impl Session {
         match (self.sends.finish(token), result) {
             (SlotKind::Done, _) => {}
             (SlotKind::Single { to, .. }, Err(refused)) => refuse(out, to, &refused),
-            (SlotKind::Single { to, unique_key }, Ok(stored)) => {
+            (SlotKind::Single { to, unique_key, recall }, Ok(stored)) => {
                 let mut buffer = [0; offset_id::ID_MAX];
                 let id = offset_id_in(&mut buffer, host, stored.position);
-                answer_send(out, to, id, stored.queue_id, stored.queue_offset, Some(&unique_key));
+                let handle = recall.map(|recall| {
+                    let (topic, due) = *recall;
+                    let handle = Handle {
+                        topic,
+                        broker: self.config.broker_name.clone().into(),
+                        due,
+                        unique_key: unique_key.clone(),
+                        position: Some(stored.position),
+                    };
+                    handle.encode()
+                });
+                let place = (stored.queue_id, stored.queue_offset);
+                answer_send(out, to, id, place, Some(&unique_key), handle.as_deref());
             }
             (SlotKind::Part(first), result) => {
                 let Some(batch) = self.sends.batches.get_mut(&first) else {
@@ -370,7 +406,18 @@ impl Session {
     }
 }
 
-fn offset_id_in(buffer: &mut [u8; offset_id::ID_MAX], host: SocketAddr, position: Position) -> &[u8] {
+/// A batch goes out at once and is no transaction.
+fn check_batched(properties: &send::Properties) -> Result<(), Refused> {
+    if properties.half || properties.when != When::default() {
+        return Err(Refused::new(
+            ResponseCode::MessageIllegal,
+            "the message is illegal, a batch has no delay and is no transaction",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn offset_id_in(buffer: &mut [u8; offset_id::ID_MAX], host: SocketAddr, position: Position) -> &[u8] {
     let mut rest = &mut buffer[..];
     offset_id::push(&mut rest, host, position);
     let length = offset_id::ID_MAX - rest.len();
@@ -388,16 +435,16 @@ fn answer_batch(out: &mut Outbox, batch: &Batch, host: SocketAddr) {
         }
         offset_id::push(&mut ids, host, *position);
     }
-    answer_send(out, batch.to, &ids, batch.queue_id, batch.queue_offset, None);
+    answer_send(out, batch.to, &ids, (batch.queue_id, batch.queue_offset), None, None);
 }
 
 fn answer_send(
     out: &mut Outbox,
     to: ReplyTo,
     message_id: &[u8],
-    queue_id: u32,
-    queue_offset: u64,
+    (queue_id, queue_offset): (u32, u64),
     unique_key: Option<&[u8]>,
+    recall_handle: Option<&str>,
 ) {
     let fields = |writer: &mut crate::codec::Writer<'_>| {
         writer.text("MSG_REGION", REGION.as_bytes());
@@ -407,6 +454,9 @@ fn answer_send(
         writer.number("queueOffset", queue_offset as i64);
         if let Some(key) = unique_key {
             writer.text("transactionId", key);
+        }
+        if let Some(handle) = recall_handle {
+            writer.text("recallHandle", handle.as_bytes());
         }
     };
     answer(out, to, ResponseCode::Success, "", fields, b"");

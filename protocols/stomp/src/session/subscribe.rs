@@ -141,6 +141,8 @@ impl Client {
             .ok_or(Error::NoDestination { command: "SUBSCRIBE" })?;
         let destination = Destination::parse(written, config)?;
         let plan = self.plan(frame, written, &destination, config)?;
+        // As in RabbitMQ, what comes behind finds the subscription made.
+        self.waits = true;
         let wishes = Wishes::of_frame(frame)?;
         let private = |client: &mut Self, plan: &Plan| -> Result<request::Queue, Error> {
             let name = client.private_queue(frame, written, plan)?;
@@ -181,7 +183,6 @@ impl Client {
             Destination::Exchange { name, key } => {
                 let queue = private(self, &plan)?;
                 // What a binding matches by depends on the exchange's type.
-                self.waits = true;
                 let request = Request::FindExchange {
                     name: encode_name(&name),
                 };
@@ -326,7 +327,6 @@ impl Client {
 
     /// The exchange that a SUBSCRIBE waits for was found.
     pub(super) fn subscribe_to_exchange(&mut self, waiting: ToExchange, exchange: &Exchange, out: &mut Outbox) {
-        self.waits = false;
         let ToExchange { plan, queue, name, key } = waiting;
         let binding = exchange_binding(&name, exchange.kind, &key);
         self.consume_bound(plan, queue, vec![binding], out);
@@ -348,6 +348,7 @@ impl Client {
         let asked = Asked::Subscribe {
             queue: queue.clone(),
             receipt: plan.receipt.clone(),
+            is_awaited: self.waits,
         };
         let subscription = Subscription::new(plan, queue, self.version, &self.session);
         // At once, since deliveries may come right behind the reply.

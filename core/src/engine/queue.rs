@@ -1,0 +1,439 @@
+//! A queue: its entries by level of priority, its consumers, and what its policy has to remember.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::boundary::SubscriptionId;
+use crate::engine::attempts::Attempts;
+use crate::engine::entries::EntryList;
+use crate::engine::progress::{Entry, Progress};
+use crate::engine::ranges::Ranges;
+use crate::engine::state::LinkId;
+use crate::history::Reason;
+use crate::policy::{DeadLetter, Overflow, Policy};
+use crate::request::{self, Acknowledge};
+use crate::time::Millis;
+
+/// A sequence number holds its level of priority above this bit, so that it says by itself to which list it
+/// belongs, in the log too.
+const LEVEL_SHIFT: u32 = 56;
+
+/// The level of priority that a sequence belongs to.
+pub(crate) const fn level_of(sequence: u64) -> u8 {
+    (sequence >> LEVEL_SHIFT) as u8
+}
+
+/// The first sequence of a level.
+pub(crate) const fn first_of(level: u8) -> u64 {
+    (level as u64) << LEVEL_SHIFT
+}
+
+/// A queue and what its consumers have done with it.
+pub(crate) struct Queue {
+    pub spec: request::Queue,
+    /// Encoded name: the topic that reaches it.
+    pub topic: Bytes,
+    /// The lowest level; higher ones are in `extra`.
+    pub progress: Progress,
+    /// The connection whose exclusive queue this is.
+    pub owner: Option<LinkId>,
+    /// Highest priority first, then in the order in which they came.
+    pub consumers: Vec<Consumer>,
+    /// The consumer that is asked first next time.
+    turn: usize,
+    /// One of the consumers is the only one allowed.
+    pub exclusive_consumer: bool,
+    /// It ever had a consumer.
+    pub had_consumer: bool,
+    /// Belongs to a named session: transient messages are not kept while nobody is there.
+    pub of_holder: bool,
+    /// Sessions that share it; a queue with members goes with the last one.
+    pub members: u32,
+    /// What a named session wrote on its leases, by sequence.
+    pub notes: BTreeMap<u64, u32>,
+    /// Already among the queues to be looked at in this hold.
+    pub dirty: bool,
+    /// Messages may expire at its head.
+    pub expiring: bool,
+    /// What only some queues need.
+    extra: Option<Box<Extra>>,
+}
+
+/// What only queues with certain policies, or in the middle of something long, have to remember.
+#[derive(Default)]
+pub(crate) struct Extra {
+    /// Levels of priority above the lowest that were ever used.
+    levels: BTreeMap<u8, Progress>,
+    /// How often messages came back, where that is counted.
+    pub attempts: Attempts,
+    /// Bytes of bodies that are leased, where a limit needs it.
+    pub leased_bytes: u64,
+    /// When its head is looked at, on the broker's clock.
+    pub head_at: Option<u64>,
+    /// When it goes, if nobody uses it until then.
+    pub unused_at: Option<Millis>,
+    /// Its time to live was changed: what its entries say about expiry is not true.
+    pub ttl_altered: bool,
+    /// Done with, and said so in the log, but not yet taken off the list.
+    pub finishing: VecDeque<Range<u64>>,
+    /// Given up, but not yet dead-lettered.
+    pub dying: VecDeque<(Range<u64>, Reason)>,
+    /// The only consumer that gets something.
+    active: Option<(LinkId, SubscriptionId)>,
+}
+
+/// A consumer as its queue keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Consumer {
+    pub link: LinkId,
+    pub subscription: SubscriptionId,
+    pub priority: i32,
+}
+
+impl Queue {
+    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
+        let expiring = spec.policy.as_ref().is_some_and(|policy| policy.message_ttl.is_some());
+        Self {
+            spec,
+            topic,
+            progress: Progress::new(entries),
+            owner: None,
+            consumers: Vec::new(),
+            turn: 0,
+            exclusive_consumer: false,
+            had_consumer: false,
+            of_holder: false,
+            members: 0,
+            notes: BTreeMap::new(),
+            dirty: false,
+            expiring,
+            extra: None,
+        }
+    }
+
+    pub(crate) fn extra(&self) -> Option<&Extra> {
+        self.extra.as_deref()
+    }
+
+    pub(crate) fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    pub(crate) fn set_note(&mut self, sequence: u64, note: u32) {
+        if note == 0 {
+            self.notes.remove(&sequence);
+        } else {
+            self.notes.insert(sequence, note);
+        }
+    }
+
+    // --- policy -----------------------------------------------------------------------------------
+
+    pub(crate) fn policy(&self) -> Option<&Policy> {
+        self.spec.policy.as_deref()
+    }
+
+    pub(crate) fn dead_letter(&self) -> Option<&DeadLetter> {
+        self.policy()?.dead_letter.as_ref()
+    }
+
+    pub(crate) fn message_ttl(&self) -> Option<Millis> {
+        self.policy()?.message_ttl
+    }
+
+    pub(crate) fn is_single_active(&self) -> bool {
+        self.policy().is_some_and(|policy| policy.single_active)
+    }
+
+    pub(crate) fn counts_attempts(&self) -> bool {
+        self.policy().is_some_and(|policy| policy.counts_attempts)
+    }
+
+    /// Whether every message is kept over a restart.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.policy().is_some_and(|policy| policy.keeps_all)
+    }
+
+    /// The level at which a message of that priority is queued.
+    pub(crate) fn level_for(&self, priority: impl FnOnce() -> u64) -> u8 {
+        match self.policy().map_or(0, |policy| policy.priorities) {
+            0 => 0,
+            highest => priority().min(u64::from(highest)) as u8,
+        }
+    }
+
+    /// Whether it refuses another message of that size.
+    pub(crate) fn refuses(&self, bytes: u64) -> bool {
+        let limit = self.spec.limit;
+        self.policy()
+            .is_some_and(|policy| policy.overflow != Overflow::DropHead)
+            && (limit.messages.is_some_and(|max| self.ready() + 1 > max)
+                || limit.bytes.is_some_and(|max| self.ready_bytes() + bytes > max))
+    }
+
+    /// Whether it has to give up what would be delivered next.
+    pub(crate) fn is_over_limit(&self) -> bool {
+        let limit = self.spec.limit;
+        if limit.messages.is_none() && limit.bytes.is_none() {
+            return false;
+        }
+        let ready = self.ready();
+        ready > 0
+            && (limit.messages.is_some_and(|max| ready > max)
+                || limit.bytes.is_some_and(|max| self.ready_bytes() > max))
+    }
+
+    // --- entries ----------------------------------------------------------------------------------
+
+    /// All levels in use, the lowest first.
+    pub(crate) fn levels(&self) -> impl Iterator<Item = &Progress> {
+        let higher = self.extra.iter().flat_map(|extra| extra.levels.values());
+        std::iter::once(&self.progress).chain(higher)
+    }
+
+    pub(crate) fn levels_mut(&mut self) -> impl Iterator<Item = &mut Progress> {
+        let higher = self.extra.iter_mut().flat_map(|extra| extra.levels.values_mut());
+        std::iter::once(&mut self.progress).chain(higher)
+    }
+
+    pub(crate) fn level(&self, level: u8) -> Option<&Progress> {
+        match level {
+            0 => Some(&self.progress),
+            level => self.extra.as_deref()?.levels.get(&level),
+        }
+    }
+
+    pub(crate) fn level_mut(&mut self, level: u8) -> Option<&mut Progress> {
+        match level {
+            0 => Some(&mut self.progress),
+            level => self.extra.as_deref_mut()?.levels.get_mut(&level),
+        }
+    }
+
+    /// Leaves the queue without entries.
+    pub(crate) fn take_levels(&mut self, nothing: EntryList) -> Vec<Progress> {
+        let lowest = std::mem::replace(&mut self.progress, Progress::new(nothing));
+        let higher = self.extra.take().map(|extra| extra.levels).unwrap_or_default();
+        std::iter::once(lowest).chain(higher.into_values()).collect()
+    }
+
+    /// The level of that number, made by `entries` when it is used for the first time.
+    pub(crate) fn level_or(&mut self, level: u8, entries: impl FnOnce() -> EntryList) -> &mut Progress {
+        if level == 0 {
+            return &mut self.progress;
+        }
+        self.extra_mut().levels.entry(level).or_insert_with(|| {
+            let mut entries = entries();
+            entries.skip_to(first_of(level));
+            Progress::new(entries)
+        })
+    }
+
+    /// The list that a sequence is in.
+    pub(crate) fn list_of(&mut self, sequence: u64) -> Option<&mut Progress> {
+        self.level_mut(level_of(sequence))
+    }
+
+    /// The level whose turn it is to be delivered.
+    fn top_mut(&mut self) -> &mut Progress {
+        if let Some(extra) = self.extra.as_deref_mut()
+            && let Some(level) = extra.levels.values_mut().rev().find(|level| level.ready() > 0)
+        {
+            return level;
+        }
+        &mut self.progress
+    }
+
+    /// The sequence that the next message of a level gets.
+    pub(crate) fn end_of(&self, level: u8) -> u64 {
+        if level == 0 {
+            return self.progress.end();
+        }
+        let levels = self.extra.as_ref().map(|extra| &extra.levels);
+        let known = levels.and_then(|levels| levels.get(&level));
+        known.map_or(first_of(level), Progress::end)
+    }
+
+    /// Messages waiting to be delivered.
+    pub(crate) fn ready(&self) -> u64 {
+        self.levels().map(Progress::ready).sum()
+    }
+
+    /// Bytes of the bodies of what waits to be delivered.
+    fn ready_bytes(&self) -> u64 {
+        let leased = self.extra.as_ref().map_or(0, |extra| extra.leased_bytes);
+        self.levels().map(Progress::bytes).sum::<u64>().saturating_sub(leased)
+    }
+
+    /// Takes the next entry to be delivered.
+    pub(crate) fn take(&mut self) -> Option<crate::engine::progress::Taken> {
+        let taken = self.top_mut().take()?;
+        if self.spec.limit.bytes.is_some() {
+            self.extra_mut().leased_bytes += taken.entry.body_len();
+        }
+        Some(taken)
+    }
+
+    /// The first entry of each level that has something ready.
+    pub(crate) fn heads(&mut self) -> impl Iterator<Item = (u8, Entry)> {
+        self.levels_mut()
+            .enumerate()
+            .filter_map(|(_, level)| Some((level_of(level.next()), level.peek()?)))
+    }
+
+    /// Takes everything that is ready.
+    pub(crate) fn take_all(&mut self) -> Vec<Range<u64>> {
+        let mut ranges = Vec::new();
+        self.levels_mut().for_each(|level| ranges.extend(level.take_all()));
+        if self.spec.limit.bytes.is_some() {
+            let bytes = self.levels().map(Progress::bytes).sum();
+            self.extra_mut().leased_bytes = bytes;
+        }
+        ranges
+    }
+
+    /// Leased entries go back to their places.
+    pub(crate) fn give_back(&mut self, range: Range<u64>) {
+        if self.spec.limit.bytes.is_some() {
+            let all = self.levels().map(Progress::leased).sum::<u64>() == range.end - range.start;
+            let bytes = if all {
+                u64::MAX
+            } else {
+                let list = self.list_of(range.start);
+                list.map_or(0, |list| {
+                    let entries = range.clone().filter_map(|at| list.entry(at));
+                    entries.map(Entry::body_len).sum()
+                })
+            };
+            let extra = self.extra_mut();
+            extra.leased_bytes = extra.leased_bytes.saturating_sub(bytes);
+        }
+        if let Some(list) = self.list_of(range.start) {
+            list.release(range);
+        }
+    }
+
+    /// An entry as this queue keeps it: its time is the shorter of the message's and the queue's.
+    pub(crate) fn with_ttl(&self, mut entry: Entry, now: Millis) -> Entry {
+        if let Some(ttl) = self.message_ttl() {
+            entry.expire_at(now.0.saturating_add(ttl.0));
+        }
+        entry
+    }
+
+    /// Replay: entries are done with. Calls `gone` with each that was not before.
+    pub(crate) fn replay_done_with(&mut self, range: Range<u64>, gone: impl FnMut(Entry)) {
+        if let Some(list) = self.list_of(range.start) {
+            list.ack(range.clone(), gone);
+        }
+        if let Some(extra) = self.extra.as_deref_mut()
+            && !extra.attempts.is_empty()
+        {
+            extra.attempts.remove(range, |_, _| {});
+        }
+    }
+
+    // --- consumers --------------------------------------------------------------------------------
+
+    /// Adds a consumer behind those of its priority.
+    pub(crate) fn add_consumer(&mut self, consumer: Consumer) {
+        let at = self
+            .consumers
+            .partition_point(|known| known.priority >= consumer.priority);
+        self.consumers.insert(at, consumer);
+        self.turn = 0;
+    }
+
+    /// Whether there was such a consumer.
+    pub(crate) fn remove_consumer(&mut self, link: LinkId, subscription: SubscriptionId) -> bool {
+        let before = self.consumers.len();
+        self.consumers
+            .retain(|consumer| (consumer.link, consumer.subscription) != (link, subscription));
+        self.turn = 0;
+        self.consumers.len() < before
+    }
+
+    /// The consumer that is asked `step`th: those of the highest priority in turn, then those of the next.
+    pub(crate) fn consumer_at(&mut self, step: usize) -> Option<(usize, Consumer)> {
+        if self.is_single_active() {
+            return (step == 0).then(|| self.active_consumer()).flatten();
+        }
+        let known = *self.consumers.get(step)?;
+        let is_peer = |consumer: &Consumer| consumer.priority == known.priority;
+        if self.consumers.len() == 1
+            || self.consumers.first().is_some_and(is_peer) && self.consumers.last().is_some_and(is_peer)
+        {
+            let at = (self.turn + step) % self.consumers.len();
+            return Some((at, self.consumers[at]));
+        }
+        let start = self
+            .consumers
+            .partition_point(|consumer| consumer.priority > known.priority);
+        let end = self
+            .consumers
+            .partition_point(|consumer| consumer.priority >= known.priority);
+        let first = if (start..end).contains(&self.turn) {
+            self.turn
+        } else {
+            start
+        };
+        let at = start + (first - start + step - start) % (end - start);
+        Some((at, self.consumers[at]))
+    }
+
+    fn active_consumer(&mut self) -> Option<(usize, Consumer)> {
+        let active = self.extra().and_then(|extra| extra.active);
+        let is_active = |consumer: &Consumer| Some((consumer.link, consumer.subscription)) == active;
+        if let Some(at) = self.consumers.iter().position(is_active) {
+            return Some((at, self.consumers[at]));
+        }
+        let first = *self.consumers.first()?;
+        self.extra_mut().active = Some((first.link, first.subscription));
+        Some((0, first))
+    }
+
+    /// That consumer got something: the next one is asked first next time.
+    pub(crate) fn served(&mut self, at: usize) {
+        self.turn = at + 1;
+        if self.turn >= self.consumers.len() {
+            self.turn = 0;
+        }
+    }
+}
+
+/// A consumer as its link keeps it.
+pub(crate) struct Subscription {
+    pub queue: u32,
+    pub acknowledge: Acknowledge,
+    pub window: Option<u32>,
+    /// Sequences leased to it.
+    pub leases: Ranges,
+    /// Deliveries go to it. Not one that was made for gets, nor one that ended with leases open.
+    pub active: bool,
+}
+
+impl Subscription {
+    pub(crate) fn new(queue: u32, acknowledge: Acknowledge, window: Option<u32>) -> Self {
+        Self {
+            queue,
+            acknowledge,
+            window,
+            leases: Ranges::default(),
+            active: true,
+        }
+    }
+
+    pub(crate) fn has_credit(&self) -> bool {
+        self.window.is_none_or(|window| self.leases.count() < u64::from(window))
+    }
+
+    pub(crate) fn leases_message(&self, persistent: bool) -> bool {
+        match self.acknowledge {
+            Acknowledge::Never => false,
+            Acknowledge::Always => true,
+            Acknowledge::Persistent => persistent,
+        }
+    }
+}
