@@ -71,11 +71,20 @@ fn work(options: &Options, folder: PathBuf, report: &mut Report) -> Result<(), F
         let engine = engine.clone();
         move || engine.run_sync()
     });
+    let maintenance = thread::spawn({
+        let engine = engine.clone();
+        move || engine.run_maintenance()
+    });
     let mut client = Client::new(&engine, options);
     let result = client.run(report);
     drop(client);
     engine.close();
-    match sync.join() {
+    let written = sync.join();
+    if matches!(written, Ok(Ok(()))) {
+        // It ends when the engine is closed.
+        let _ = maintenance.join();
+    }
+    match written {
         Ok(Ok(())) => result,
         Ok(Err(failed)) => Err(refused("to write", &failed)),
         Err(_) => Err(refused("to write", &"its thread panicked")),
