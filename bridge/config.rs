@@ -196,6 +196,9 @@ pub struct Limits {
     pub transient_max: usize,
     /// Most topics that publishing makes; beyond it messages enter topic `catch-all`. Default 10,000.
     pub topics_auto_max: usize,
+    /// Most addresses with a retained message; beyond it a retained message to a new address is refused. Default
+    /// 1,000,000.
+    pub retained_max: usize,
     /// Dedup keys remembered by all topics and exchanges together, about 100 bytes of memory each. Default 1,000,000.
     pub dedup_keys_max: usize,
 }
@@ -209,6 +212,7 @@ impl Default for Limits {
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,
+            retained_max: engine.retained_max,
             dedup_keys_max: engine.dedup_keys_max,
         }
     }

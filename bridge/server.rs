@@ -336,6 +336,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
+        retained_max: config.limits.retained_max,
         dedup_keys_max: config.limits.dedup_keys_max,
         dedup_topics: config.deduplicate.iter().map(dedup_topic).collect(),
         check_after: Millis(config.transactions.check_after.as_millis() as u64),

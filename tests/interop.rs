@@ -29,7 +29,12 @@ fn go_rocketmq_tutorial() {
 
 #[test]
 fn go_rocketmq() {
-    run(Language::Go, "rocketmq", 28);
+    run(Language::Go, "rocketmq", 27);
+}
+
+#[test]
+fn go_rocketmq_later() {
+    run(Language::Go, "rocketmq-later", 7);
 }
 
 #[test]
@@ -54,12 +59,22 @@ fn java_amqp() {
 
 #[test]
 fn java_rocketmq_4_9_8() {
-    run(Language::Java("4.9.8"), "rocketmq", 23);
+    run(Language::Java("4.9.8"), "rocketmq", 21);
+}
+
+#[test]
+fn java_rocketmq_later_4_9_8() {
+    run(Language::Java("4.9.8"), "rocketmq-later", 7);
+}
+
+#[test]
+fn java_rocketmq_later_5_3_3() {
+    run(Language::Java("5.3.3"), "rocketmq-later", 7);
 }
 
 #[test]
 fn java_rocketmq_5_3_3() {
-    run(Language::Java("5.3.3"), "rocketmq", 23);
+    run(Language::Java("5.3.3"), "rocketmq", 21);
 }
 
 #[test]
@@ -69,7 +84,7 @@ fn python_amqp() {
 
 #[test]
 fn python_mqtt() {
-    run(Language::Python, "mqtt", 8);
+    run(Language::Python, "mqtt", 14);
 }
 
 #[test]
@@ -79,5 +94,5 @@ fn node_amqp() {
 
 #[test]
 fn node_mqtt() {
-    run(Language::Node, "mqtt", 7);
+    run(Language::Node, "mqtt", 12);
 }

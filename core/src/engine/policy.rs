@@ -28,6 +28,20 @@ impl State {
     // --- limits -----------------------------------------------------------------------------------
 
     /// Gives up what would be delivered next until the queue holds no more than it may.
+    /// What a full queue drops is counted, and logged when the count has doubled.
+    fn count_dropped(&mut self, id: QueueId) {
+        let Some(queue) = self.queue(id).filter(|queue| queue.dead_letter().is_none()) else {
+            return;
+        };
+        let extra = queue.extra_mut();
+        extra.dropped += 1;
+        let dropped = extra.dropped;
+        if dropped.is_power_of_two() {
+            tracing::warn!(queue = %queue.spec.name.escape_ascii(), dropped, "a full queue has dropped its oldest messages");
+        }
+        self.dropped += 1;
+    }
+
     pub(crate) fn enforce_limit(&mut self, id: QueueId) {
         while let Some(queue) = self.queue(id)
             && queue.is_over_limit()
@@ -44,6 +58,7 @@ impl State {
                 return;
             };
             self.steps += 1;
+            self.count_dropped(id);
             self.give_up(id, taken.sequence..taken.sequence + 1, Reason::Limit);
         }
     }
@@ -139,7 +154,8 @@ impl State {
 
     /// After a restart: what is due for the queues there are.
     pub(crate) fn recovered(&mut self) {
-        for id in 0..self.queues.len() as QueueId {
+        let ids: Vec<QueueId> = self.queues.iter().map(|(id, _)| id).collect();
+        for id in ids {
             self.used(id);
             self.watch_head(id);
         }

@@ -80,6 +80,8 @@ pub(crate) struct Extra {
     pub finishing: VecDeque<Range<u64>>,
     /// Given up, but not yet dead-lettered.
     pub dying: VecDeque<(Range<u64>, Reason)>,
+    /// Messages dropped because the queue was full.
+    pub dropped: u64,
     /// The only consumer that gets something.
     active: Option<(LinkId, SubscriptionId)>,
 }
@@ -279,8 +281,7 @@ impl Queue {
     /// The first entry of each level that has something ready.
     pub(crate) fn heads(&mut self) -> impl Iterator<Item = (u8, Entry)> {
         self.levels_mut()
-            .enumerate()
-            .filter_map(|(_, level)| Some((level_of(level.next()), level.peek()?)))
+            .filter_map(|level| Some((level_of(level.next()), level.peek()?)))
     }
 
     /// Takes everything that is ready.

@@ -14,9 +14,11 @@ use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
+use crate::engine::pop::Pops;
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
-use crate::engine::queue::{Queue, Subscription};
+use crate::engine::queue::Subscription;
+use crate::engine::queues::Queues;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
@@ -25,7 +27,7 @@ use crate::engine::transactions::Halves;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply, Retry};
+use crate::request::{Pop, Refusal, Reply, Retry};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -69,6 +71,8 @@ pub(crate) struct LinkState {
     pub producing: Vec<Bytes>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
+    /// Held pops.
+    pub pops: Map<RequestId, Pop>,
     /// Queues with a delivery that found the inbox full.
     pub parked: Vec<QueueId>,
     /// Wants to be told when publishing goes on.
@@ -120,7 +124,7 @@ pub(crate) struct State {
     /// Files of index entries.
     pub pages: Arc<Pages>,
     pub router: Router,
-    pub queues: Vec<Option<Box<Queue>>>,
+    pub queues: Queues,
     pub queue_ids: Map<Bytes, QueueId>,
     pub topics: Vec<Topic>,
     pub topic_ids: Map<Bytes, u32>,
@@ -131,6 +135,7 @@ pub(crate) struct State {
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
     pub dedups: Dedups,
+    pub pops: Pops,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -138,6 +143,8 @@ pub(crate) struct State {
     /// When the wills of clients that are gone are published.
     pub will_times: BTreeSet<(Millis, Bytes)>,
     pub retained: Retained,
+    /// Messages that full queues dropped.
+    pub dropped: u64,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -218,7 +225,7 @@ impl State {
             memory: Memory::new(),
             pages,
             router: Router::default(),
-            queues: Vec::new(),
+            queues: Queues::default(),
             queue_ids: Map::default(),
             topics: Vec::new(),
             topic_ids: Map::default(),
@@ -227,10 +234,12 @@ impl State {
             topic_groups: Map::default(),
             holders: Map::default(),
             dedups: Dedups::default(),
+            pops: Pops::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
             retained: Retained::default(),
+            dropped: 0,
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -293,6 +302,7 @@ impl State {
             memberships: Vec::new(),
             producing: Vec::new(),
             pulls: Map::default(),
+            pops: Map::default(),
             parked: Vec::new(),
             blocked: false,
             told_shortage: false,
@@ -588,7 +598,7 @@ impl State {
         match id.owner() {
             Owner::Queue(queue, level) => {
                 let Self { queues, pages, .. } = self;
-                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                let queue = queues.get_mut(queue)?;
                 Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
             }
             Owner::MessageQueue(topic, queue) => {
@@ -647,6 +657,7 @@ impl State {
         self.act_on_deadlines();
         self.deliver_dirty();
         self.answer_pulls();
+        self.answer_pops();
         self.write_settled();
         self.store_pages();
         let mut wakers = Vec::new();

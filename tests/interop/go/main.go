@@ -26,6 +26,7 @@ var suites = map[string]func(*Suite){
 	"amqp-restart":     amqpRestartSuite,
 	"entity-sync":      entitySyncSuite,
 	"rocketmq":         rocketmqSuite,
+	"rocketmq-later":   rocketmqLaterSuite,
 	"rocketmq-restart": rocketmqRestartSuite,
 	"tutorial":         tutorialSuite,
 	"mqtt":             mqttSuite,
@@ -36,6 +37,7 @@ var suites = map[string]func(*Suite){
 var programs = map[string]func(*Suite){
 	"tutorial-producer": tutorialProducer,
 	"tutorial-consumer": tutorialConsumer,
+	"half-producer":     halfProducer,
 }
 
 func main() {
