@@ -19,6 +19,7 @@ use crate::engine::entries::{EntryList, Open, Page, Slot};
 use crate::engine::progress::Progress;
 use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
+use crate::engine::router::QueueId;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
 use crate::engine::writer::is_full;
@@ -456,7 +457,7 @@ impl State {
     /// What has to be as it was at the very begin: names may be used again later.
     fn checkpoint_front(&mut self, put: &mut dyn FnMut(&Change)) {
         put(&Change::Numbers {
-            next_queue: self.queues.len() as u32,
+            next_queue: self.queues.next_id(),
         });
         for (number, segment) in self.log.segments().iter() {
             put(&Change::Segment {
@@ -491,14 +492,18 @@ impl State {
 
     /// One step of the queues; gives whether that was the last.
     fn checkpoint_queue(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
-        let Some(slot) = self.queues.get(cursor.at) else {
+        let Some((id, queue)) = self.queues.iter_from(cursor.at as QueueId).next() else {
             return true;
         };
-        let id = cursor.at as u32;
-        let Some(queue) = slot.as_deref().filter(|queue| queue.spec.durable) else {
+        if id as usize != cursor.at {
+            // The one that was next is gone.
+            cursor.next_list();
+            cursor.at = id as usize;
+        }
+        if !queue.spec.durable {
             cursor.next_list();
             return false;
-        };
+        }
         if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
@@ -615,8 +620,7 @@ impl State {
         let queues = self
             .queues
             .iter()
-            .flatten()
-            .flat_map(|queue| queue.levels())
+            .flat_map(|(_, queue)| queue.levels())
             .map(Progress::list);
         let topics = self
             .topics
@@ -674,9 +678,7 @@ impl State {
                 }
             }
             Change::Numbers { next_queue } => {
-                while self.queues.len() < *next_queue as usize {
-                    self.queues.push(None);
-                }
+                self.queues.use_up_to(*next_queue);
             }
             Change::Segment {
                 number,
@@ -699,7 +701,7 @@ impl State {
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
     fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
-        let Some(Some(queue)) = queues.get_mut(id as usize) else {
+        let Some(queue) = queues.get_mut(id) else {
             return;
         };
         let Some(progress) = queue.level_mut(level) else { return };

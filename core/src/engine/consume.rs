@@ -27,7 +27,7 @@ pub(crate) fn drop_notes(notes: &mut BTreeMap<u64, u32>, range: &Range<u64>) {
 
 impl State {
     pub(crate) fn queue(&mut self, id: QueueId) -> Option<&mut Queue> {
-        self.queues.get_mut(id as usize)?.as_deref_mut()
+        self.queues.get_mut(id)
     }
 
     /// The queue of that name, unless it is another connection's exclusive one.
@@ -69,7 +69,7 @@ impl State {
         self.hold_entry(entry);
         let now = self.clock();
         let Self { queues, pages, .. } = self;
-        let queue = queues[id as usize].as_deref_mut().expect("the caller looked");
+        let queue = queues.get_mut(id).expect("the caller looked");
         let entry = queue.with_ttl(entry, now);
         queue.expiring |= entry.expires_at() != 0;
         queue
@@ -90,7 +90,7 @@ impl State {
             sequence
         } else {
             let Self { queues, pages, .. } = self;
-            let queue = queues[id as usize].as_deref_mut().expect("the caller looked");
+            let queue = queues.get_mut(id).expect("the caller looked");
             let durable = queue.spec.durable;
             let list = queue.level_or(level, || EntryList::new(ListId::queue(id, level), pages));
             let sequence = list.pass();
@@ -295,7 +295,7 @@ impl State {
         let Self {
             queues, memory, log, ..
         } = self;
-        let Some(Some(queue)) = queues.get_mut(id as usize) else {
+        let Some(queue) = queues.get_mut(id) else {
             return;
         };
         if !queue.notes.is_empty() {

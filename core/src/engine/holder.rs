@@ -455,16 +455,16 @@ impl State {
             pending.at = Some(at);
             self.will_times.insert((at, name.clone()));
         }
-        for queue in self.queues.iter_mut().flatten() {
+        for (_, queue) in self.queues.iter_mut() {
             queue.of_holder |= queue.spec.name.starts_with(b"\0\0");
         }
     }
 
     /// Shared queues whose members were all gone with the last life of the broker go.
     pub(crate) fn drop_deserted(&mut self) {
-        let deserted: Vec<QueueId> = (0..)
-            .zip(&self.queues)
-            .filter_map(|(id, queue)| Some((id, queue.as_ref()?)))
+        let deserted: Vec<QueueId> = self
+            .queues
+            .iter()
             .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members == 0)
             .map(|(id, _)| id)
             .collect();
@@ -496,7 +496,7 @@ impl State {
                     cookie: cookie.clone(),
                 });
             }
-            let queue = self.queues.get(holder.queue as usize).and_then(Option::as_ref);
+            let queue = self.queues.get(holder.queue);
             for (sequence, note) in queue.iter().flat_map(|queue| &queue.notes) {
                 put(&Change::Note {
                     id: holder.queue,

@@ -154,7 +154,8 @@ impl State {
 
     /// After a restart: what is due for the queues there are.
     pub(crate) fn recovered(&mut self) {
-        for id in 0..self.queues.len() as QueueId {
+        let ids: Vec<QueueId> = self.queues.iter().map(|(id, _)| id).collect();
+        for id in ids {
             self.used(id);
             self.watch_head(id);
         }

@@ -140,15 +140,13 @@ impl State {
     }
 
     pub(crate) fn new_queue_id(&mut self) -> QueueId {
-        self.queues.push(None);
-        self.queues.len() as QueueId - 1
+        let id = self.queues.next_id();
+        self.queues.use_up_to(id + 1);
+        id
     }
 
     /// Puts a queue that was declared, now or before a restart.
     pub(crate) fn put_queue(&mut self, id: QueueId, spec: request::Queue) {
-        while self.queues.len() <= id as usize {
-            self.queues.push(None);
-        }
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
         self.router.add_queue(topic.clone(), id, spec.addressable);
@@ -160,7 +158,7 @@ impl State {
             return;
         }
         let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
-        self.queues[id as usize] = Some(Box::new(Queue::new(spec, topic, entries)));
+        self.queues.insert(id, Queue::new(spec, topic, entries));
     }
 
     pub(crate) fn find_queue(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
@@ -193,7 +191,7 @@ impl State {
     pub(crate) fn delete_queue(&mut self, id: QueueId) {
         self.end_consumers(id);
         self.forget_deadlines(id);
-        let Some(mut queue) = self.queues[id as usize].take() else {
+        let Some(mut queue) = self.queues.remove(id) else {
             return;
         };
         self.count_policy(queue.policy(), false);
