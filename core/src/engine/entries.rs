@@ -26,6 +26,7 @@ pub(crate) struct EntryList {
 }
 
 /// Pages in a row. Most lists never have one: then it is only a pointer.
+#[allow(clippy::box_collection, reason = "a pointer is smaller than an empty deque")]
 #[derive(Default)]
 struct PageDeque(Option<Box<VecDeque<Page>>>);
 
