@@ -544,7 +544,7 @@ fn only_the_active_consumer_gets_something_until_it_goes() {
 fn consumers_of_higher_priority_are_served_first_as_long_as_they_can_take() {
     let mut broker = Broker::new();
     broker.ask(Request::DeclareQueue(queue("q")));
-    let mut consumer = |priority, window, number| {
+    let consumer = |priority, window, number| {
         let mut client = broker.harness.client();
         client.request(Request::Subscribe(Subscribe {
             subscription: SubscriptionId(number),
