@@ -404,15 +404,7 @@ impl Link for EngineLink {
 
     fn resume(&mut self) {
         let link = self.id;
-        self.engine.hold(|state| {
-            let parked = state
-                .link(link)
-                .map(|link| std::mem::take(&mut link.parked))
-                .unwrap_or_default();
-            for queue in parked {
-                state.mark_dirty(queue);
-            }
-        });
+        self.engine.hold(|state| state.resume(link));
     }
 }
 
@@ -428,6 +420,7 @@ impl State {
     fn go_on(&mut self, work: Work) {
         match work {
             Work::Deliver(queue) => self.deliver(queue),
+            Work::Resume(link) => self.resume(link),
             Work::Recall => self.go_on_recalling(),
             Work::Finish(queue) => self.finish_slice(queue),
             Work::Bury(queue) => self.bury_slice(queue),
