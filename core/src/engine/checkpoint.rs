@@ -19,6 +19,7 @@ use crate::engine::entries::{EntryList, Open, Page, Slot};
 use crate::engine::progress::Progress;
 use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
+use crate::engine::router::QueueId;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
 use crate::engine::writer::is_full;
@@ -26,7 +27,7 @@ use crate::request::{Binding, Destination, Source};
 use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
 use crate::store::pages::{ENTRY_LEN, Entry, ListId, Owner, PAGE_ENTRIES, get_entry, put_entry};
 use crate::store::record::Position;
-use crate::store::storage::{Area, FileId, Space, Storage};
+use crate::store::storage::{Area, FileId, Storage};
 use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
@@ -35,12 +36,25 @@ const INTERVAL: Millis = Millis::from_secs(15);
 /// Between two looks at what is to be done.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
-/// `diskSpaceCleanForciblyRatio`).
-const TIGHT: u64 = 85;
+/// When room is short: so much is used, percent, and less than so many bytes are free. A tenth of a large disk
+/// is no reason to stop.
+#[derive(Clone, Copy)]
+struct Mark {
+    used: u64,
+    free: u64,
+}
 
-/// From which on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
-const FULL: u64 = 90;
+/// From here on topics give up messages before their time (RocketMQ: `diskSpaceCleanForciblyRatio`).
+const TIGHT: Mark = Mark {
+    used: 85,
+    free: 8 << 30,
+};
+
+/// From here on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
+const FULL: Mark = Mark {
+    used: 90,
+    free: 4 << 30,
+};
 
 /// The file that is given up when the disk is full.
 const RESERVE: FileId = FileId {
@@ -115,9 +129,10 @@ impl Engine {
         pages
             .claim_ahead()
             .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
-        let used = self.0.storage.space()?.map_or(0, Space::used);
+        let space = self.0.storage.space()?;
+        let has_mark = |mark: Mark| space.is_some_and(|space| space.used() >= mark.used && space.free < mark.free);
         let full = self.0.writer.full.load(Ordering::Acquire);
-        maintenance.tight = full || used >= TIGHT;
+        maintenance.tight = full || has_mark(TIGHT);
         self.find_unneeded(&mut maintenance);
         if self.is_due(&maintenance) {
             self.take_checkpoint(&mut maintenance).or_else(|error| {
@@ -130,7 +145,7 @@ impl Engine {
         self.remove_segments(&mut maintenance)?;
         let Maintenance { tight, stuck, .. } = &mut *maintenance;
         self.move_forward(*tight, stuck)?;
-        self.set_shortage(full || used >= FULL);
+        self.set_shortage(full || has_mark(FULL));
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
         }
@@ -456,7 +471,7 @@ impl State {
     /// What has to be as it was at the very begin: names may be used again later.
     fn checkpoint_front(&mut self, put: &mut dyn FnMut(&Change)) {
         put(&Change::Numbers {
-            next_queue: self.queues.len() as u32,
+            next_queue: self.queues.next_id(),
         });
         for (number, segment) in self.log.segments().iter() {
             put(&Change::Segment {
@@ -491,18 +506,22 @@ impl State {
 
     /// One step of the queues; gives whether that was the last.
     fn checkpoint_queue(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
-        let Some(slot) = self.queues.get(cursor.at) else {
+        let Some((id, queue)) = self.queues.iter_from(cursor.at as QueueId).next() else {
             return true;
         };
-        let id = cursor.at as u32;
-        let Some(queue) = slot.as_deref().filter(|queue| queue.spec.durable) else {
+        if id as usize != cursor.at {
+            // The one that was next is gone.
+            cursor.next_list();
+            cursor.at = id as usize;
+        }
+        if !queue.spec.durable {
             cursor.next_list();
             return false;
-        };
+        }
         if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
-                queue: queue.spec.clone(),
+                queue: queue.spec.to_queue(),
             });
             if queue.had_consumer {
                 put(&Change::Consumed { id });
@@ -615,8 +634,7 @@ impl State {
         let queues = self
             .queues
             .iter()
-            .flatten()
-            .flat_map(|queue| queue.levels())
+            .flat_map(|(_, queue)| queue.levels())
             .map(Progress::list);
         let topics = self
             .topics
@@ -674,9 +692,7 @@ impl State {
                 }
             }
             Change::Numbers { next_queue } => {
-                while self.queues.len() < *next_queue as usize {
-                    self.queues.push(None);
-                }
+                self.queues.use_up_to(*next_queue);
             }
             Change::Segment {
                 number,
@@ -699,7 +715,7 @@ impl State {
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
     fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
-        let Some(Some(queue)) = queues.get_mut(id as usize) else {
+        let Some(queue) = queues.get_mut(id) else {
             return;
         };
         let Some(progress) = queue.level_mut(level) else { return };

@@ -80,7 +80,7 @@ impl State {
             });
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = Some(link);
+            queue.set_owner(Some(link));
         }
         if let Some(link) = self.link(link) {
             link.holder = Some(attach.holder);
@@ -185,7 +185,7 @@ impl State {
             self.end_subscriptions_to(link, queue);
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = None;
+            queue.set_owner(None);
         }
         if !lives_on {
             self.end_holder(&name);
@@ -317,7 +317,7 @@ impl State {
             None => {
                 holder.shares.push((id, share.cookie.clone()));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -396,8 +396,9 @@ impl State {
 
     fn lose_member(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id) else { return };
-        queue.members = queue.members.saturating_sub(1);
-        if queue.members == 0 && !self.replaying {
+        let members = &mut queue.extra_mut().members;
+        *members = members.saturating_sub(1);
+        if *members == 0 && !self.replaying {
             self.delete_queue(id);
         }
     }
@@ -433,7 +434,7 @@ impl State {
             None => {
                 holder.shares.push((id, cookie));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -455,17 +456,17 @@ impl State {
             pending.at = Some(at);
             self.will_times.insert((at, name.clone()));
         }
-        for queue in self.queues.iter_mut().flatten() {
+        for (_, queue) in self.queues.iter_mut() {
             queue.of_holder |= queue.spec.name.starts_with(b"\0\0");
         }
     }
 
     /// Shared queues whose members were all gone with the last life of the broker go.
     pub(crate) fn drop_deserted(&mut self) {
-        let deserted: Vec<QueueId> = (0..)
-            .zip(&self.queues)
-            .filter_map(|(id, queue)| Some((id, queue.as_ref()?)))
-            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members == 0)
+        let deserted: Vec<QueueId> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members() == 0)
             .map(|(id, _)| id)
             .collect();
         for id in deserted {
@@ -496,8 +497,8 @@ impl State {
                     cookie: cookie.clone(),
                 });
             }
-            let queue = self.queues.get(holder.queue as usize).and_then(Option::as_ref);
-            for (sequence, note) in queue.iter().flat_map(|queue| &queue.notes) {
+            let queue = self.queues.get(holder.queue);
+            for (sequence, note) in queue.iter().flat_map(|queue| queue.notes()) {
                 put(&Change::Note {
                     id: holder.queue,
                     sequence: *sequence,

@@ -22,6 +22,7 @@ mod pop;
 mod progress;
 mod publish;
 mod queue;
+mod queues;
 mod ranges;
 mod replay;
 mod republish;
@@ -310,8 +311,6 @@ impl Engine {
             let delivered = state
                 .queues
                 .iter()
-                .enumerate()
-                .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
                 .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
                 .collect();
@@ -405,15 +404,7 @@ impl Link for EngineLink {
 
     fn resume(&mut self) {
         let link = self.id;
-        self.engine.hold(|state| {
-            let parked = state
-                .link(link)
-                .map(|link| std::mem::take(&mut link.parked))
-                .unwrap_or_default();
-            for queue in parked {
-                state.mark_dirty(queue);
-            }
-        });
+        self.engine.hold(|state| state.resume(link));
     }
 }
 
@@ -429,6 +420,7 @@ impl State {
     fn go_on(&mut self, work: Work) {
         match work {
             Work::Deliver(queue) => self.deliver(queue),
+            Work::Resume(link) => self.resume(link),
             Work::Recall => self.go_on_recalling(),
             Work::Finish(queue) => self.finish_slice(queue),
             Work::Bury(queue) => self.bury_slice(queue),

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::address::encode_name;
 use crate::attributes::Iter;
 use crate::engine::change::Change;
-use crate::engine::consume::drop_notes;
 use crate::engine::dedup::Scope;
 use crate::engine::entries::EntryList;
 use crate::engine::group::tag_hash;
@@ -57,12 +57,11 @@ impl Replay {
 
     /// Everything was applied.
     pub(crate) fn finish(self, state: &mut State) {
-        for (id, queue) in state.queues.iter_mut().enumerate() {
-            let Some(queue) = queue else { continue };
+        for (id, queue) in state.queues.iter_mut() {
             let had_consumer = queue.had_consumer;
             for list in queue.levels_mut() {
                 let level = level_of(list.next());
-                let below = (self.delivered.as_ref()).map(|map| map.get(&(id as u32, level)).copied().unwrap_or(0));
+                let below = (self.delivered.as_ref()).map(|map| map.get(&(id, level)).copied().unwrap_or(0));
                 list.replay_done(below, had_consumer);
             }
         }
@@ -116,7 +115,7 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
     let entry = Entry::of_queue(header.position, entry.size, view.body().len(), expires);
     for (id, sequence) in view.destinations() {
         let State { queues, log, pages, .. } = state;
-        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+        if let Some(queue) = queues.get_mut(id) {
             let entry = queue.with_ttl(entry, header.stored_at);
             queue.expiring |= entry.expires_at() != 0;
             let level = level_of(sequence);
@@ -138,9 +137,9 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let (id, count) = (number(0), number(4));
         let first = u64::from_le_bytes(item[8..].try_into().expect("8 bytes"));
         let State { queues, log, .. } = state;
-        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+        if let Some(queue) = queues.get_mut(id) {
             let range = first..first.saturating_add(u64::from(count));
-            drop_notes(&mut queue.notes, &range);
+            queue.drop_notes(&range);
             queue.replay_done_with(range, |entry| log.unpin(entry.position));
         }
     }
@@ -178,13 +177,13 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         }
         Change::Queue { id, queue } => state.put_queue(id, queue),
         Change::QueueGone { id } => {
-            if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
+            if let Some(queue) = state.queues.remove(id) {
                 state.release_entries(&queue);
                 state.count_policy(queue.policy(), false);
                 if state.queue_ids.get(&queue.spec.name) == Some(&id) {
                     state.queue_ids.remove(&queue.spec.name);
                 }
-                state.router.remove_queue(&queue.topic, id);
+                state.router.remove_queue(&encode_name(&queue.spec.name), id);
             }
         }
         Change::Bound { queue, binding } => {
@@ -239,7 +238,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         Change::MemberGone { holder, id } => state.leave_shared(&holder, id),
         Change::Recalled { id, first, entries } => {
             let State { queues, log, .. } = state;
-            let Some(Some(queue)) = queues.get_mut(id as usize) else {
+            let Some(queue) = queues.get_mut(id) else {
                 return;
             };
             for (sequence, entry) in (first..).zip(entries) {
@@ -272,7 +271,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         }
         Change::Purged { id, ranges } => {
             let State { queues, log, .. } = state;
-            if let Some(Some(queue)) = queues.get_mut(id as usize) {
+            if let Some(queue) = queues.get_mut(id) {
                 for (first, count) in ranges {
                     let range = first..first.saturating_add(count);
                     queue.replay_done_with(range, |entry| log.unpin(entry.position));

@@ -418,7 +418,7 @@ mod tests {
         let first = pages.write(list, 0, &entries).unwrap();
         let one = pages.begin_checkpoint();
         pages.free(first);
-        let mut write = |index| pages.write(list, index, &entries).unwrap();
+        let write = |index| pages.write(list, index, &entries).unwrap();
         assert_ne!(write(1), first);
         // The checkpoint that may name it is one of two.
         let two = pages.begin_checkpoint();

@@ -251,7 +251,6 @@ fn retry_topics_are_sent_to_with_their_counts_and_no_pattern_sees_them() {
         (Entry::Queue, Deliver::After(Millis(30_000)))
     );
     assert_eq!((native.reconsume_times, native.attempts_max), (3, Some(2)));
-    assert_eq!(native.topic_queues, 1);
     assert!(!native.half, "what is tried again begins no transaction");
     script.outcome(publish.token, stored(8, 0, 0));
     assert!(!script.answer().fields.contains_key("recallHandle"));

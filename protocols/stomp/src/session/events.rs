@@ -77,7 +77,7 @@ impl Client {
         if subscription
             .selector
             .as_ref()
-            .is_some_and(|selector| !selector.matches(message))
+            .is_some_and(|selector| !selector.matches_message(message))
         {
             return give_back(delivery, Settle::Ack, out);
         }
