@@ -9,7 +9,7 @@ mod overrides;
 mod section;
 
 pub use overrides::{Override, environment};
-pub use section::{RemotingSection, Section};
+pub use section::{RemotingSection, Section, WebSection};
 
 use std::fmt;
 use std::fs;
@@ -30,9 +30,9 @@ pub struct Config {
     /// AMQP 0-9-1.
     pub amqp: Section<rocketbridge_amqp::Config, 5672>,
     /// MQTT 3.1, 3.1.1 and 5.0.
-    pub mqtt: Section<rocketbridge_mqtt::Config, 1883>,
+    pub mqtt: WebSection<rocketbridge_mqtt::Config, 1883, 8083>,
     /// STOMP 1.0, 1.1 and 1.2.
-    pub stomp: Section<rocketbridge_stomp::Config, 61613>,
+    pub stomp: WebSection<rocketbridge_stomp::Config, 61613, 15674>,
     /// RocketMQ remoting: broker and name server.
     pub remoting: RemotingSection,
     /// The log on disk.
@@ -58,8 +58,8 @@ impl Default for Config {
         Self {
             data_dir: "rocketbridge-data".into(),
             amqp: Section::default(),
-            mqtt: Section::default(),
-            stomp: Section::default(),
+            mqtt: WebSection::default(),
+            stomp: WebSection::default(),
             remoting: RemotingSection::default(),
             store: Store::default(),
             log: Log::default(),
@@ -111,9 +111,13 @@ pub struct Store {
     /// When a persistent message is confirmed. Default `sync`.
     pub flush: Flush,
     /// How long topics keep their messages, such as `72h`. Queues keep theirs until they are consumed. Default
-    /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
+    /// 72 hours. When 85 % of the disk are used and less than 8 GiB free, the oldest go before; at 90 % and 4 GiB
+    /// publishers are held back.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// Bytes by which the log grows until the next checkpoint, at most: what a start after a crash has to read
+    /// again. Default 256 MiB.
+    pub checkpoint_size: u64,
 }
 
 impl Default for Store {
@@ -122,6 +126,7 @@ impl Default for Store {
         Self {
             flush: Flush::Sync,
             retention: Duration::from_millis(engine.retention.0),
+            checkpoint_size: engine.checkpoint_bytes,
         }
     }
 }
@@ -192,6 +197,9 @@ pub struct Limits {
     pub transient_max: usize,
     /// Most topics that publishing makes; beyond it messages enter topic `catch-all`. Default 10,000.
     pub topics_auto_max: usize,
+    /// Most addresses with a retained message; beyond it a retained message to a new address is refused. Default
+    /// 1,000,000.
+    pub retained_max: usize,
     /// Dedup keys remembered by all topics and exchanges together, about 100 bytes of memory each. Default 1,000,000.
     pub dedup_keys_max: usize,
 }
@@ -205,6 +213,7 @@ impl Default for Limits {
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,
+            retained_max: engine.retained_max,
             dedup_keys_max: engine.dedup_keys_max,
         }
     }

@@ -65,6 +65,9 @@ pub trait Events: Send + Unpin + 'static {
     /// See [`Inbox::take`].
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken;
 
+    /// See [`Inbox::hush`].
+    fn hush(&self) {}
+
     /// See [`Inbox::is_full`].
     fn is_full(&self) -> bool {
         false
@@ -77,6 +80,10 @@ pub trait Events: Send + Unpin + 'static {
 impl Events for Inbox {
     fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken {
         Inbox::take(self, max, events, waker)
+    }
+
+    fn hush(&self) {
+        Inbox::hush(self);
     }
 
     fn is_full(&self) -> bool {
@@ -193,6 +200,9 @@ where
     /// One turn of an open connection. Says whether anything happened; when nothing did, the task's
     /// waker is registered with everything that may happen next.
     fn turn(&mut self, now: Now, cx: &mut Context<'_>, spent: &mut Spent) -> bool {
+        // What this turn itself brings about it sees itself. A task that wakes itself is run once more, and the runtime
+        // wakes another thread for it.
+        self.events.hush();
         let mut progress = false;
         if self.ticket.call() == Call::SayGoodbye && !self.told {
             self.told = true;

@@ -28,6 +28,7 @@ pub mod protocols;
 mod scratch;
 pub mod server;
 pub mod store_tools;
+pub mod websocket;
 
 pub use config::Config;
 pub use server::Server;

@@ -3,22 +3,27 @@
 //! The loop waits for nothing but the next connection; what a handshake has to wait for (TLS,
 //! WebSocket) belongs into the connection's own task.
 
+use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 
 use rocketbridge_core::boundary::{Broker, Peer};
 use rocketbridge_core::inbox::Inbox;
 use rocketbridge_core::time::{Clock, Now};
 use rocketbridge_session::Session;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Duration, Instant, sleep};
-use tracing::{Instrument, debug, debug_span, warn};
+use tracing::{Instrument, Span, debug, debug_span, warn};
 
 use crate::clock::SystemClock;
-use crate::connections::{Connections, Ticket};
+use crate::connections::{Call, Connections, Ticket};
 use crate::driver::Connection;
+use crate::protocols::Transport;
+use crate::websocket::{self, Settings};
 
 /// Makes the session of a new connection. The number is random, for names that must not be guessed.
 pub type NewSession = Arc<dyn Fn(Peer, u64, Now) -> Box<dyn Session> + Send + Sync>;
@@ -36,6 +41,8 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 pub struct Acceptor<B> {
     /// The protocol's name, for the log.
     pub protocol: &'static str,
+    /// What carries the protocol's bytes.
+    pub transport: Transport,
     /// Where links are opened.
     pub broker: B,
     /// Makes sessions.
@@ -106,10 +113,63 @@ where
         };
         let span = debug_span!("connection", protocol = self.protocol, remote = %peer.remote);
         debug!(parent: &span, "open");
+        let opener = Opener {
+            broker: self.broker.clone(),
+            sessions: Arc::clone(&self.sessions),
+            clock: self.clock,
+            peer,
+        };
+        match self.transport {
+            Transport::Plain => opener.run(stream, ticket, span),
+            Transport::WebSocket(settings) => {
+                // A task of its own, so that what a handshake needs is not kept by what comes of it.
+                let handshake = opener.shake_hands(stream, settings, ticket, span.clone());
+                tokio::spawn(handshake.instrument(span));
+            }
+        }
+    }
+}
+
+/// What makes a connection of a stream.
+struct Opener<B> {
+    broker: B,
+    sessions: NewSession,
+    clock: SystemClock,
+    peer: Peer,
+}
+
+impl<B> Opener<B>
+where
+    B: Broker,
+    B::Link: Unpin,
+{
+    fn run<S>(self, stream: S, ticket: Ticket, span: Span)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let inbox = Inbox::new();
-        let link = self.broker.open(peer, inbox.clone());
-        let session = (self.sessions)(peer, random(), self.clock.now());
+        let link = self.broker.open(self.peer, inbox.clone());
+        let session = (self.sessions)(self.peer, random(), self.clock.now());
         tokio::spawn(Connection::new(stream, link, inbox, session, self.clock, ticket).instrument(span));
+    }
+
+    async fn shake_hands(self, stream: TcpStream, settings: &'static Settings, ticket: Ticket, span: Span) {
+        let told = poll_fn(|cx| {
+            ticket.register(cx.waker());
+            if ticket.call() == Call::GoOn {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        });
+        let accepted = tokio::select! {
+            accepted = websocket::accept(stream, settings) => accepted,
+            () = told => return debug!("closed: the broker is going down"),
+        };
+        match accepted {
+            Ok(stream) => self.run(stream, ticket, span),
+            Err(error) => debug!(%error, "closed"),
+        }
     }
 }
 

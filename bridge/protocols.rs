@@ -11,6 +11,7 @@ use rocketbridge_session::Session;
 
 use crate::config::Config;
 use crate::listener::NewSession;
+use crate::websocket::{Messages, Settings};
 
 /// One kind of listening address.
 pub struct Protocol {
@@ -22,9 +23,32 @@ pub struct Protocol {
     pub listen_key: &'static str,
     /// Its addresses.
     pub listen: fn(&Config) -> &[String],
+    /// What its connections are.
+    pub transport: Transport,
     /// Prepares what makes its sessions, once all addresses are bound.
     pub sessions: fn(&Config, &Bound) -> NewSession,
 }
+
+/// What carries a protocol's bytes.
+#[derive(Clone, Copy, Debug)]
+pub enum Transport {
+    /// Nothing but the connection.
+    Plain,
+    /// The messages of a WebSocket.
+    WebSocket(&'static Settings),
+}
+
+static MQTT_WEBSOCKET: Settings = Settings {
+    paths: &["/mqtt", "/"],
+    subprotocols: &["mqtt", "mqttv3.1"],
+    messages: Messages::Binary,
+};
+
+static STOMP_WEBSOCKET: Settings = Settings {
+    paths: &["/ws", "/ws/"],
+    subprotocols: &["v12.stomp", "v11.stomp", "v10.stomp"],
+    messages: Messages::Any,
+};
 
 /// What is known once all addresses are bound.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +62,13 @@ pub struct Bound {
 /// All of them, in the order of the ready line.
 #[rustfmt::skip]
 pub const PROTOCOLS: &[Protocol] = &[
-    Protocol { name: "amqp", title: "AMQP 0-9-1", listen_key: "amqp.listen", listen: |c| &c.amqp.listen, sessions: |c, _| sessions(&c.amqp.protocol, rocketbridge_amqp::Session::new) },
-    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
-    Protocol { name: "stomp", title: "STOMP", listen_key: "stomp.listen", listen: |c| &c.stomp.listen, sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
-    Protocol { name: "remoting", title: "RocketMQ clients", listen_key: "remoting.listen", listen: |c| &c.remoting.listen, sessions: remoting },
-    Protocol { name: "name_server", title: "RocketMQ clients that ask for routes", listen_key: "remoting.name_server_listen", listen: |c| &c.remoting.name_server_listen, sessions: remoting },
+    Protocol { name: "amqp", title: "AMQP 0-9-1", listen_key: "amqp.listen", listen: |c| &c.amqp.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.amqp.protocol, rocketbridge_amqp::Session::new) },
+    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
+    Protocol { name: "mqtt_websocket", title: "MQTT over WebSocket", listen_key: "mqtt.websocket_listen", listen: |c| &c.mqtt.websocket_listen, transport: Transport::WebSocket(&MQTT_WEBSOCKET), sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
+    Protocol { name: "stomp", title: "STOMP", listen_key: "stomp.listen", listen: |c| &c.stomp.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
+    Protocol { name: "stomp_websocket", title: "STOMP over WebSocket", listen_key: "stomp.websocket_listen", listen: |c| &c.stomp.websocket_listen, transport: Transport::WebSocket(&STOMP_WEBSOCKET), sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
+    Protocol { name: "remoting", title: "RocketMQ clients", listen_key: "remoting.listen", listen: |c| &c.remoting.listen, transport: Transport::Plain, sessions: remoting },
+    Protocol { name: "name_server", title: "RocketMQ clients that ask for routes", listen_key: "remoting.name_server_listen", listen: |c| &c.remoting.name_server_listen, transport: Transport::Plain, sessions: remoting },
 ];
 
 fn sessions<C, S>(config: &C, new: fn(Arc<C>, Peer, u64, Now) -> S) -> NewSession

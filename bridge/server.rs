@@ -116,6 +116,7 @@ impl Server {
                 let acceptor = Acceptor {
                     protocol: protocol.name,
                     broker: engine.clone(),
+                    transport: protocol.transport,
                     sessions: Arc::clone(&sessions),
                     connections: Arc::clone(&connections),
                     clock,
@@ -335,6 +336,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         anonymous_loopback: config.anonymous.loopback,
         store_host: bound.store_host,
         topics_auto_max: config.limits.topics_auto_max,
+        retained_max: config.limits.retained_max,
         dedup_keys_max: config.limits.dedup_keys_max,
         dedup_topics: config.deduplicate.iter().map(dedup_topic).collect(),
         check_after: Millis(config.transactions.check_after.as_millis() as u64),
@@ -342,6 +344,7 @@ fn engine_config(config: &Config, bound: &Bound) -> engine::Config {
         check_max: config.transactions.check_max,
         delay_max: Millis(config.timers.delay_max.as_millis() as u64),
         body_max: config.limits.body_size_max,
+        checkpoint_bytes: config.store.checkpoint_size,
         retention: Millis(config.store.retention.as_millis() as u64),
         unsynced_max: config.limits.unsynced_max,
         transient_max: config.limits.transient_max,

@@ -55,11 +55,17 @@ impl Broker {
             ..Config::default()
         };
         config.store.flush = rocketbridge::config::Flush::Async;
-        config.amqp.listen = vec!["127.0.0.1:0".into()];
-        config.mqtt.listen = vec!["127.0.0.1:0".into()];
-        config.stomp.listen = vec!["127.0.0.1:0".into()];
-        config.remoting.listen = vec!["127.0.0.1:0".into()];
-        config.remoting.name_server_listen = vec!["127.0.0.1:0".into()];
+        for listen in [
+            &mut config.amqp.listen,
+            &mut config.mqtt.listen,
+            &mut config.stomp.listen,
+            &mut config.remoting.listen,
+            &mut config.remoting.name_server_listen,
+        ] {
+            *listen = vec!["127.0.0.1:0".into()];
+        }
+        config.mqtt.websocket_listen.clear();
+        config.stomp.websocket_listen.clear();
         Self {
             server: Server::start(config).await.expect("it starts"),
             _folder: folder,

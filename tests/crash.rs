@@ -38,7 +38,11 @@ fn what_was_confirmed_survives_any_number_of_kills() {
 
 fn one_data_folder(kills: u64, random: &mut Random) {
     let load = Load::default();
-    let options = Options::default();
+    // Checkpoints come often, so that kills meet them.
+    let options = Options {
+        config: "[store]\ncheckpoint_size = 65536\n".to_owned(),
+        ..Options::default()
+    };
     let mut broker = Broker::start_with(&options);
     load::set_up(&load, &addresses(&broker), random).expect("it works");
     let mut slowest_start = Duration::ZERO;

@@ -33,6 +33,16 @@ fn go_rocketmq() {
 }
 
 #[test]
+fn go_rocketmq_later() {
+    run(Language::Go, "rocketmq-later", 7);
+}
+
+#[test]
+fn go_rocketmq_later_through_a_kill() {
+    run(Language::Go, "rocketmq-later-restart", 3);
+}
+
+#[test]
 fn go_rocketmq_through_a_kill() {
     run(Language::Go, "rocketmq-restart", 5);
 }
@@ -44,7 +54,12 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 18);
+    run(Language::Go, "across", 33);
+}
+
+#[test]
+fn go_stomp() {
+    run(Language::Go, "stomp", 5);
 }
 
 #[test]
@@ -55,6 +70,16 @@ fn java_amqp() {
 #[test]
 fn java_rocketmq_4_9_8() {
     run(Language::Java("4.9.8"), "rocketmq", 23);
+}
+
+#[test]
+fn java_rocketmq_later_4_9_8() {
+    run(Language::Java("4.9.8"), "rocketmq-later", 7);
+}
+
+#[test]
+fn java_rocketmq_later_5_3_3() {
+    run(Language::Java("5.3.3"), "rocketmq-later", 7);
 }
 
 #[test]
@@ -69,7 +94,17 @@ fn python_amqp() {
 
 #[test]
 fn python_mqtt() {
-    run(Language::Python, "mqtt", 8);
+    run(Language::Python, "mqtt", 14);
+}
+
+#[test]
+fn python_stomp() {
+    run(Language::Python, "stomp", 8);
+}
+
+#[test]
+fn node_stomp() {
+    run(Language::Node, "stomp", 6);
 }
 
 #[test]
@@ -79,5 +114,5 @@ fn node_amqp() {
 
 #[test]
 fn node_mqtt() {
-    run(Language::Node, "mqtt", 7);
+    run(Language::Node, "mqtt", 12);
 }

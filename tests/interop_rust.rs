@@ -165,12 +165,12 @@ fn publish(packet: Packet) -> Option<rumqttc::Publish> {
 }
 
 #[tokio::test]
-async fn rumqttc_sends_and_receives_with_qos_0_and_1() {
+async fn rumqttc_sends_and_receives_with_every_qos() {
     let broker = Broker::start();
     let (client, mut events) = AsyncClient::new(mqtt_options(&broker, &random_name("id")), 100);
     let topic = random_name("topic");
-    subscribed(&client, &mut events, &format!("{topic}/+/value"), QoS::AtLeastOnce).await;
-    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+    subscribed(&client, &mut events, &format!("{topic}/+/value"), QoS::ExactlyOnce).await;
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
         for size in [0, 1, 256, 65_537, 1 << 20, 4 << 20] {
             let body = random_bytes(size);
             client
@@ -400,7 +400,7 @@ fn next_message(lines: &Receiver<String>) -> String {
 fn mosquitto_tools_exchange_messages_of_every_version() {
     let broker = Broker::start();
     for version in ["mqttv31", "mqttv311", "mqttv5"] {
-        for qos in ["0", "1"] {
+        for qos in ["0", "1", "2"] {
             let topic = random_name("topic");
             let filter = format!("{topic}/+/#");
             let (_sub, lines) = mosquitto_sub(
@@ -414,6 +414,53 @@ fn mosquitto_tools_exchange_messages_of_every_version() {
             }
         }
     }
+}
+
+#[test]
+fn mosquitto_tools_see_retained_messages_wills_and_shared_subscriptions_through_a_kill() {
+    let broker = Broker::start();
+    let topic = random_name("topic");
+    for version in ["mqttv311", "mqttv5"] {
+        let topic = format!("{topic}/{version}");
+        mosquitto_pub(&broker, &["-V", version, "-r", "-q", "1", "-t", &topic, "-m", "kept"]);
+    }
+    let broker = broker.restart(&Options::default());
+    for version in ["mqttv311", "mqttv5"] {
+        let topic = format!("{topic}/{version}");
+        let (_sub, lines) = mosquitto_sub(&broker, &["-V", version, "-q", "2", "-t", &topic, "-F", "got %q %r %p"]);
+        assert_eq!(next_message(&lines), "1 1 kept");
+        let will = format!("{topic}/will");
+        let (_watcher, wills) = mosquitto_sub(&broker, &["-q", "1", "-t", &will, "-F", "got %p"]);
+        let words = [
+            "-V",
+            version,
+            "--will-topic",
+            &will,
+            "--will-payload",
+            "gone",
+            "--will-qos",
+            "1",
+            "-t",
+            "x",
+        ];
+        let (mut mortal, _) = mosquitto_sub(&broker, &words);
+        mortal.0.kill().expect("it is killed");
+        assert_eq!(next_message(&wills), "gone");
+    }
+    let shared = format!("$share/g/{topic}/+");
+    let members: Vec<_> = (0..2)
+        .map(|_| mosquitto_sub(&broker, &["-V", "5", "-q", "1", "-t", &shared, "-F", "got %p"]))
+        .collect();
+    for number in 0..4 {
+        let topic = format!("{topic}/{number}");
+        mosquitto_pub(&broker, &["-q", "1", "-t", &topic, "-m", &number.to_string()]);
+    }
+    let mut got: Vec<String> = members
+        .iter()
+        .flat_map(|(_, lines)| [next_message(lines), next_message(lines)])
+        .collect();
+    got.sort();
+    assert_eq!(got, ["0", "1", "2", "3"]);
 }
 
 #[test]

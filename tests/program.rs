@@ -51,7 +51,15 @@ fn serve(data_dir: &Path) -> Command {
         }
     }
     command.arg("serve").arg("--data-dir").arg(data_dir.join("data"));
-    for protocol in ["amqp", "mqtt", "stomp", "remoting", "name-server"] {
+    for protocol in [
+        "amqp",
+        "mqtt",
+        "mqtt-websocket",
+        "stomp",
+        "stomp-websocket",
+        "remoting",
+        "name-server",
+    ] {
         command.arg(format!("--{protocol}-listen=127.0.0.1:0"));
     }
     command
@@ -158,7 +166,15 @@ fn refused(command: &mut Command) -> (i32, String) {
 fn the_ready_line_names_every_address_and_they_accept() {
     let dir = TestDir::new();
     let broker = Broker::start(serve(dir.path()));
-    for protocol in ["amqp", "mqtt", "stomp", "remoting", "name_server"] {
+    for protocol in [
+        "amqp",
+        "mqtt",
+        "mqtt_websocket",
+        "stomp",
+        "stomp_websocket",
+        "remoting",
+        "name_server",
+    ] {
         let address = broker.address(protocol);
         assert!(address.ip().is_loopback() && address.port() != 0);
         TcpStream::connect(address).unwrap_or_else(|error| panic!("{protocol}: {error}"));

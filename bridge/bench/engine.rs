@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::address::encode_name;
-use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::{
-    Broker, Deliver, Event, Fate, Link, Peer, Publish, RequestId, Settle, Settlement, SubscriptionId,
+    Broker, Event, Fate, Link, Peer, Publish, RequestId, Settle, Settlement, SubscriptionId,
 };
 use rocketbridge_core::engine::{self, Engine};
 use rocketbridge_core::inbox::Inbox;
@@ -38,6 +37,9 @@ const BODIES: u64 = 4093;
 
 /// The run has failed when nothing moves for so long.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// No protocol's header bytes.
+const FORMAT: Format = Format(99);
 
 /// Bytes that no other run's bodies have.
 const RUN: u16 = 0xE1;
@@ -69,11 +71,20 @@ fn work(options: &Options, folder: PathBuf, report: &mut Report) -> Result<(), F
         let engine = engine.clone();
         move || engine.run_sync()
     });
+    let maintenance = thread::spawn({
+        let engine = engine.clone();
+        move || engine.run_maintenance()
+    });
     let mut client = Client::new(&engine, options);
     let result = client.run(report);
     drop(client);
     engine.close();
-    match sync.join() {
+    let written = sync.join();
+    if matches!(written, Ok(Ok(()))) {
+        // It ends when the engine is closed.
+        let _ = maintenance.join();
+    }
+    match written {
         Ok(Ok(())) => result,
         Ok(Err(failed)) => Err(refused("to write", &failed)),
         Err(_) => Err(refused("to write", &"its thread panicked")),
@@ -296,19 +307,11 @@ impl<'a> Client<'a> {
                 token,
                 entry: Entry::Queue,
                 topic: self.topics[(token % queues) as usize].clone(),
-                key: Bytes::new(),
                 body: self.bodies[(token % BODIES) as usize].clone(),
-                attributes: Attributes::EMPTY,
-                format: Format(9),
-                origin: Bytes::new(),
+                format: FORMAT,
                 persistent: self.options.persistent,
-                retain: false,
-                mandatory: false,
-                detailed: false,
-                native: None,
                 waits: true,
-                deliver: Deliver::Now,
-                holder_key: None,
+                ..Publish::default()
             });
         }
         let before = self.batch.len();

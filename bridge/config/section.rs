@@ -36,6 +36,44 @@ impl<'de, C: Default + Deserialize<'de>, const PORT: u16> Deserialize<'de> for S
     }
 }
 
+/// A protocol that browsers speak too, over WebSocket.
+#[derive(Clone, Debug)]
+pub struct WebSection<C, const PORT: u16, const WEB_PORT: u16> {
+    /// `host:port` each, default `127.0.0.1:PORT`.
+    pub listen: Vec<String>,
+    /// Where it is spoken over WebSocket, default `127.0.0.1:WEB_PORT`.
+    pub websocket_listen: Vec<String>,
+    /// The protocol's own settings.
+    pub protocol: C,
+}
+
+impl<C: Default, const PORT: u16, const WEB_PORT: u16> Default for WebSection<C, PORT, WEB_PORT> {
+    fn default() -> Self {
+        Self {
+            listen: loopback(&[PORT]),
+            websocket_listen: loopback(&[WEB_PORT]),
+            protocol: C::default(),
+        }
+    }
+}
+
+impl<'de, C, const PORT: u16, const WEB_PORT: u16> Deserialize<'de> for WebSection<C, PORT, WEB_PORT>
+where
+    C: Default + Deserialize<'de>,
+{
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut section = Self::default();
+        section.protocol = split(
+            deserializer,
+            &mut [
+                ("listen", &mut section.listen),
+                ("websocket_listen", &mut section.websocket_listen),
+            ],
+        )?;
+        Ok(section)
+    }
+}
+
 /// RocketMQ remoting: broker and name server are one protocol on two kinds of addresses.
 #[derive(Clone, Debug)]
 pub struct RemotingSection {

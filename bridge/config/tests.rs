@@ -26,6 +26,9 @@ fn without_a_file_everything_listens_on_loopback() {
     let config = Sources::default().load().unwrap().config;
     assert_eq!(config.amqp.listen, ["127.0.0.1:5672"]);
     assert_eq!(config.mqtt.listen, ["127.0.0.1:1883"]);
+    assert_eq!(config.mqtt.websocket_listen, ["127.0.0.1:8083"]);
+    assert_eq!(config.stomp.listen, ["127.0.0.1:61613"]);
+    assert_eq!(config.stomp.websocket_listen, ["127.0.0.1:15674"]);
     assert_eq!(config.remoting.listen, ["127.0.0.1:10911", "127.0.0.1:10909"]);
     assert_eq!(config.remoting.name_server_listen, ["127.0.0.1:9876"]);
     assert!(config.users[0].loopback_only && config.anonymous.loopback);

@@ -161,6 +161,13 @@ impl Inbox {
         }
     }
 
+    /// Whoever takes is at work and looks again before it waits: what is pushed until then need not wake it.
+    pub fn hush(&self) {
+        let waker = self.state().waker.take();
+        // Its task may end with it, which is none of the inbox's business.
+        drop(waker);
+    }
+
     /// Moves up to `max` events to `events`. When nothing is there, keeps `waker` for the next push.
     pub fn take(&self, max: usize, events: &mut Vec<Event>, waker: &Waker) -> Taken {
         let mut state = self.state();
@@ -288,6 +295,22 @@ mod tests {
         assert!((4..=16).contains(&count), "{count}");
         inbox.take(usize::MAX, &mut Vec::new(), Waker::noop());
         assert_eq!(inbox.state().answer_bytes, 0);
+    }
+
+    #[test]
+    fn whoever_is_at_work_is_not_woken_until_it_found_nothing_again() {
+        let inbox = Inbox::new();
+        let one = || vec![Event::Writable];
+        let taken = inbox.take(1, &mut Vec::new(), Waker::noop());
+        assert!(taken.empty && inbox.push(&mut one()).is_some());
+        let mut events = Vec::new();
+        inbox.take(1, &mut events, Waker::noop());
+        inbox.take(1, &mut events, Waker::noop());
+        inbox.hush();
+        assert!(inbox.push(&mut one()).is_none(), "it looks by itself");
+        inbox.take(1, &mut events, Waker::noop());
+        assert!(inbox.take(1, &mut events, Waker::noop()).empty);
+        assert!(inbox.push(&mut one()).is_some());
     }
 
     #[test]

@@ -131,6 +131,24 @@ pub enum Request {
     Members { group: Bytes },
     /// Messages from one message queue, from an offset on. [`Reply::Pulled`].
     Pull(Pull),
+    /// Messages from a topic under a lease that ends by itself. [`Reply::Popped`].
+    Pop(Pop),
+    /// Popped messages are done with. [`Reply::Settled`], at once: as durable as a committed offset.
+    AckPopped(AckPopped),
+    /// A popped message stays invisible for another time from now on. [`Reply::Lease`]: the lease's new number;
+    /// [`Refusal::LeaseEnded`].
+    ChangeInvisible(ChangeInvisible),
+    /// A group goes on from another place. Who pulls learns it by its next pull, and until then what it commits is
+    /// ignored; leases of who pops end. [`Reply::Places`]: message queues and their new offsets.
+    ResetOffset {
+        group: Bytes,
+        topic: Bytes,
+        /// One message queue, or all.
+        queue_id: Option<u32>,
+        to: ResetTo,
+    },
+    /// How far a group has come with a topic. [`Reply::Lag`], one for each message queue.
+    Lag { group: Bytes, topic: Bytes },
     /// [`Reply::Offset`]: the group's committed offset, `None` when it never committed one.
     CommittedOffset { group: Bytes, topic: Bytes, queue_id: u32 },
     /// [`Reply::Done`], at once: it is as durable as a message that is confirmed later. May go backwards, as
@@ -608,6 +626,133 @@ pub struct Pull {
     pub hold: bool,
 }
 
+/// A pop: messages are leased to the group, not to the connection.
+#[derive(Clone, Debug)]
+pub struct Pop {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// One message queue, or all in turn.
+    pub queue_id: Option<u32>,
+    /// Most messages wanted, at most 1,024.
+    pub messages_max: u32,
+    /// Most bytes wanted; at least one message comes whatever its size.
+    pub bytes_max: u32,
+    /// How long nobody else gets them. Then they come again, and after 16 times they go to the group's dead-letter
+    /// topic.
+    pub invisible: Millis,
+    /// Which messages; `None` takes the filter that the group joined with, else all. Others are passed for good.
+    pub filter: Option<Filter>,
+    /// Where a group begins that has neither popped nor committed an offset.
+    pub from: PopFrom,
+    /// Of messages with one ordering key none comes while an earlier one is leased.
+    pub in_order: bool,
+    /// In order: the same attempt again gets what it got before. Empty is none.
+    pub attempt: Bytes,
+    /// Wait when there is nothing, until [`cancel`](crate::boundary::Link::cancel).
+    pub hold: bool,
+}
+
+/// Where a new group begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PopFrom {
+    /// With the first message there is.
+    #[default]
+    Begin,
+    /// With what comes next.
+    End,
+}
+
+/// What a pop found.
+#[derive(Debug)]
+pub struct Popped {
+    /// The messages, of each message queue in its order.
+    pub messages: Vec<PoppedMessage>,
+    /// When, Unix milliseconds.
+    pub popped_at: Millis,
+    /// Messages left that nobody has.
+    pub remaining: u64,
+}
+
+/// A popped message.
+#[derive(Clone, Debug)]
+pub struct PoppedMessage {
+    /// Its message queue.
+    pub queue_id: u32,
+    /// Its offset there.
+    pub offset: u64,
+    /// The lease's number: with the two above it settles the message.
+    pub lease: u64,
+    /// How often it came back before.
+    pub attempts: u32,
+    /// It may have been handed out before.
+    pub redelivered: bool,
+    /// The message.
+    pub message: Message,
+}
+
+/// Which popped message is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its message queue.
+    pub queue_id: u32,
+    /// Its offset there.
+    pub offset: u64,
+    /// The lease's number.
+    pub lease: u64,
+}
+
+/// Popped messages that are done with.
+#[derive(Clone, Debug)]
+pub struct AckPopped {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// At most 1,024.
+    pub messages: Vec<Held>,
+}
+
+/// Another invisible time for a popped message.
+#[derive(Clone, Debug)]
+pub struct ChangeInvisible {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// Which.
+    pub message: Held,
+    /// From now on; zero gives it back at once, and the lease is over.
+    pub invisible: Millis,
+}
+
+/// Where a reset goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetTo {
+    /// The first message stored at or after that time, Unix milliseconds.
+    Time(Millis),
+    /// What comes next.
+    End,
+    /// That offset, as far as the message queue has it.
+    Offset(u64),
+}
+
+/// How far a group has come with a message queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLag {
+    /// The message queue.
+    pub queue_id: u32,
+    /// The offset that the next message gets.
+    pub end: u64,
+    /// The first message that the group is not done with; `None` when it never began.
+    pub committed: Option<u64>,
+    /// Messages leased by pops.
+    pub leased: u64,
+    /// When the last message was stored that it is done with.
+    pub stored_at: Option<Millis>,
+}
+
 /// What a pull found.
 #[derive(Debug)]
 pub struct Pulled {
@@ -632,6 +777,8 @@ pub enum PullStatus {
     NotFound,
     /// The offset is out of bounds; go on at `next_offset`.
     OffsetMoved,
+    /// The group was reset; go on at `next_offset`.
+    OffsetReset,
 }
 
 /// The answer to a request.
@@ -664,6 +811,16 @@ pub enum Reply {
     Members(Vec<Bytes>),
     /// What a pull found.
     Pulled(Box<Pulled>),
+    /// What a pop found.
+    Popped(Box<Popped>),
+    /// Of each message, whether it was this lease's to settle.
+    Settled(Vec<bool>),
+    /// A lease's number; 0 when it is over.
+    Lease(u64),
+    /// Message queues and offsets.
+    Places(Vec<(u32, u64)>),
+    /// How far a group has come.
+    Lag(Vec<QueueLag>),
     /// An offset.
     Offset(Option<u64>),
     /// First and next offset.
@@ -745,6 +902,9 @@ pub enum Refusal {
     /// The queue that the subscription was from is gone: a get needs a new one.
     #[error("the subscription's queue is gone")]
     Ended,
+    /// The popped message is somebody else's by now, or done with.
+    #[error("the lease has ended")]
+    LeaseEnded,
     /// The group has not joined with a subscription of that topic.
     #[error("the group has no subscription of that topic")]
     NoSubscription,

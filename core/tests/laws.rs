@@ -594,3 +594,37 @@ fn a_position_that_nobody_was_given_shows_nothing() {
     );
     assert_eq!(seen, [b"0", b"1", b"2"]);
 }
+
+/// Each time the inbox has room, as many queues go on as it has room for, and all of them in the end.
+#[test]
+fn thousands_of_queues_may_wait_for_one_full_inbox() {
+    const QUEUES: usize = 3000;
+    const EACH: usize = 5;
+    let broker = Harness::flushing(Flush::Async);
+    let mut publisher = broker.client();
+    let mut consumer = broker.client();
+    for index in 0..QUEUES {
+        let name = format!("q{index}");
+        consumer.request(Request::DeclareQueue(queue(&name)));
+        consumer.subscribe(&name, None);
+    }
+    consumer.events();
+    for number in 0..EACH {
+        for index in 0..QUEUES {
+            let transient = Publish {
+                persistent: false,
+                ..message(Entry::Queue, &format!("q{index}"), "", &number.to_string())
+            };
+            publisher.publish(transient);
+        }
+    }
+    let mut next = std::collections::HashMap::new();
+    for event in consumer.events() {
+        let Event::Delivery(delivery) = event else { continue };
+        let expected = next.entry(delivery.subscription).or_insert(0);
+        assert_eq!(delivery.message.body(), expected.to_string().as_bytes());
+        *expected += 1;
+    }
+    assert_eq!(next.len(), QUEUES);
+    assert!(next.values().all(|count| *count == EACH));
+}

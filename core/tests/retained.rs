@@ -476,3 +476,50 @@ fn a_shared_queue_lives_as_long_as_a_session_is_a_member_also_over_a_kill() {
     let found = harness.client().ask(&harness.engine, find);
     assert!(matches!(found, Err(Refusal::NotFound { .. })));
 }
+
+#[test]
+fn sessions_wills_notes_and_last_values_survive_in_a_checkpoint() {
+    let harness = Harness::new();
+    let (mut kept, ..) = device(&harness, session("kept", 10_000));
+    kept.ask(&harness.engine, bind("\0kept", "t.a")).unwrap();
+    kept.ask(&harness.engine, bind("\0kept", "t.will")).unwrap();
+    kept.ask(&harness.engine, share("mine")).unwrap();
+    let subscription = kept.subscribe("\0kept", None);
+    harness.engine.sync_once().unwrap();
+    let mut publisher = harness.client();
+    for n in 0..3000 {
+        publisher.publish(Publish {
+            persistent: false,
+            ..retained(&format!("{n:04}"), "value")
+        });
+        publisher.events();
+    }
+    publisher.publish(message(Entry::Topic, "t", "a", "m"));
+    harness.engine.sync_once().unwrap();
+    let sequence = kept.deliveries().last().unwrap().sequence;
+    let notes = vec![(sequence, 77)];
+    kept.ask(&harness.engine, Request::Note { subscription, notes })
+        .unwrap();
+    let attach = Attach {
+        will: will(0, "gone"),
+        ..session("brief", 0)
+    };
+    let (brief, ..) = device(&harness, attach);
+    harness.engine.checkpoint().unwrap();
+    // What happens behind the checkpoint counts, too.
+    publisher.publish(retained("0000", ""));
+    harness.engine.sync_once().unwrap();
+    harness.engine.checkpoint().unwrap();
+    std::mem::forget((kept, publisher, brief));
+    let harness = harness.kill();
+    assert_eq!(harness.engine.retained_count(), 2999);
+    assert_eq!(last_values(&harness, "#").len(), 2999);
+    let (mut kept, present, shares) = device(&harness, session("kept", 10_000));
+    assert!(present);
+    assert_eq!(shares.len(), 1);
+    harness.engine.tick();
+    kept.subscribe("\0kept", None);
+    harness.engine.sync_once().unwrap();
+    let seen: Vec<_> = kept.deliveries().iter().map(|d| (body(d), d.note)).collect();
+    assert_eq!(seen, [("m".to_owned(), 77), ("gone".to_owned(), 0)]);
+}

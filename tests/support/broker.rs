@@ -37,6 +37,8 @@ impl Drop for Folder {
 pub struct Options {
     /// More configuration, TOML; tables that are not `amqp`, `mqtt`, `remoting`, or top-level keys.
     pub config: String,
+    /// More lines of the table `mqtt`.
+    pub mqtt: String,
     /// A program and arguments that run the broker, such as `strace ... `.
     pub wrapper: Vec<String>,
 }
@@ -94,13 +96,17 @@ impl Broker {
                 .map_or("127.0.0.1:0".to_owned(), ToString::to_string)
         };
         let config = format!(
-            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\n[stomp]\nlisten = [{:?}]\n\
+            "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n{}\n\
+             [stomp]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
             folder.0.join("data"),
             options.config,
             address("amqp"),
             address("mqtt"),
+            address("mqtt_websocket"),
+            options.mqtt,
             address("stomp"),
+            address("stomp_websocket"),
             address("remoting"),
             address("name_server"),
         );

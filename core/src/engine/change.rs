@@ -6,6 +6,7 @@ use crate::address::{Level, Pattern};
 use crate::attributes::Attributes;
 use crate::engine::dedup::{OpenKey, Scope};
 use crate::engine::policy_codec::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
+use crate::engine::pop::PopPlace;
 use crate::engine::progress::Entry;
 use crate::engine::timers::Axis;
 use crate::engine::transactions::Half;
@@ -109,6 +110,30 @@ pub(crate) enum Change {
     KeyClosed {
         holder: Bytes,
         number: u64,
+    },
+    /// A group's progress with a message queue that it pops from.
+    PopState {
+        place: PopPlace,
+        head: u64,
+        next: u64,
+        acked: Vec<(u64, u64)>,
+    },
+    /// Popped messages are done with: first, count.
+    PopAcked {
+        place: PopPlace,
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Popped messages came back so often: first, count, attempts.
+    PopReturned {
+        place: PopPlace,
+        runs: Vec<(u64, u64, u32)>,
+    },
+    /// A group goes on from another offset.
+    Reset {
+        group: Bytes,
+        topic: Bytes,
+        queue_id: u32,
+        offset: u64,
     },
     /// The last change of a clean stop: up to where each queue's entries had been handed out.
     Stopped {
@@ -433,6 +458,45 @@ impl Change {
                 put_bytes(out, holder);
                 out.put_u64_le(*number);
             }
+            Self::PopState {
+                place,
+                head,
+                next,
+                acked,
+            } => {
+                out.put_u8(42);
+                put_pop_place(out, place);
+                out.put_u64_le(*head);
+                out.put_u64_le(*next);
+                put_pairs(out, acked);
+            }
+            Self::PopAcked { place, ranges } => {
+                out.put_u8(43);
+                put_pop_place(out, place);
+                put_pairs(out, ranges);
+            }
+            Self::PopReturned { place, runs } => {
+                out.put_u8(44);
+                put_pop_place(out, place);
+                out.put_u32_le(runs.len() as u32);
+                for (first, count, attempts) in runs {
+                    out.put_u64_le(*first);
+                    out.put_u64_le(*count);
+                    out.put_u32_le(*attempts);
+                }
+            }
+            Self::Reset {
+                group,
+                topic,
+                queue_id,
+                offset,
+            } => {
+                out.put_u8(45);
+                put_bytes(out, group);
+                put_bytes(out, topic);
+                out.put_u32_le(*queue_id);
+                out.put_u64_le(*offset);
+            }
             Self::Stopped { delivered } => {
                 out.put_u8(13);
                 out.put_u32_le(delivered.len() as u32);
@@ -608,6 +672,28 @@ impl Change {
                 holder: at.bytes()?,
                 number: at.u64()?,
             },
+            42 => Self::PopState {
+                place: at.pop_place()?,
+                head: at.u64()?,
+                next: at.u64()?,
+                acked: at.pairs()?,
+            },
+            43 => Self::PopAcked {
+                place: at.pop_place()?,
+                ranges: at.pairs()?,
+            },
+            44 => {
+                let place = at.pop_place()?;
+                let count = at.u32()?;
+                let runs: Option<Vec<_>> = (0..count).map(|_| Some((at.u64()?, at.u64()?, at.u32()?))).collect();
+                Self::PopReturned { place, runs: runs? }
+            }
+            45 => Self::Reset {
+                group: at.bytes()?,
+                topic: at.bytes()?,
+                queue_id: at.u32()?,
+                offset: at.u64()?,
+            },
             50 => Self::Note {
                 id: at.u32()?,
                 sequence: at.u64()?,
@@ -777,6 +863,20 @@ pub(crate) fn put_bools(out: &mut Vec<u8>, bools: &[bool]) {
     out.extend(bools.iter().map(|b| u8::from(*b)));
 }
 
+fn put_pop_place(out: &mut Vec<u8>, place: &PopPlace) {
+    put_bytes(out, &place.group);
+    put_bytes(out, &place.topic);
+    out.put_u32_le(place.queue);
+}
+
+fn put_pairs(out: &mut Vec<u8>, pairs: &[(u64, u64)]) {
+    out.put_u32_le(pairs.len() as u32);
+    for (first, count) in pairs {
+        out.put_u64_le(*first);
+        out.put_u64_le(*count);
+    }
+}
+
 fn put_binding(out: &mut Vec<u8>, binding: &Binding) {
     match &binding.source {
         Source::Exchange(name) => {
@@ -855,6 +955,19 @@ impl Reader<'_> {
     pub(crate) fn bytes(&mut self) -> Option<Bytes> {
         let length = self.u32()?;
         self.take(length as usize).map(Bytes::copy_from_slice)
+    }
+
+    fn pop_place(&mut self) -> Option<PopPlace> {
+        Some(PopPlace {
+            group: self.bytes()?,
+            topic: self.bytes()?,
+            queue: self.u32()?,
+        })
+    }
+
+    fn pairs(&mut self) -> Option<Vec<(u64, u64)>> {
+        let count = self.u32()?;
+        (0..count).map(|_| Some((self.u64()?, self.u64()?))).collect()
     }
 
     fn open_key(&mut self) -> Option<OpenKey> {
@@ -972,6 +1085,14 @@ mod tests {
             }),
             keeps_all: true,
         })
+    }
+
+    fn place() -> PopPlace {
+        PopPlace {
+            group: name("g"),
+            topic: name("t"),
+            queue: 2,
+        }
     }
 
     fn samples() -> Vec<Change> {
@@ -1119,6 +1240,26 @@ mod tests {
                     position: Position(8),
                     closes_at: u64::MAX,
                 }],
+            },
+            Change::PopState {
+                place: place(),
+                head: 1,
+                next: 9,
+                acked: vec![(3, 2)],
+            },
+            Change::PopAcked {
+                place: place(),
+                ranges: vec![(1, 2), (5, 1)],
+            },
+            Change::PopReturned {
+                place: place(),
+                runs: vec![(1, 2, 3)],
+            },
+            Change::Reset {
+                group: name("g"),
+                topic: name("t"),
+                queue_id: 1,
+                offset: 7,
             },
             Change::KeyClosed {
                 holder: name("c"),

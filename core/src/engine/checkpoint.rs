@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::engine::entries::{EntryList, Open, Page, Slot};
 use crate::engine::progress::Progress;
 use crate::engine::queue::level_of;
 use crate::engine::replay::replay_change;
+use crate::engine::router::QueueId;
 use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::timers::TimerCursor;
 use crate::engine::writer::is_full;
@@ -26,18 +27,34 @@ use crate::request::{Binding, Destination, Source};
 use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
 use crate::store::pages::{ENTRY_LEN, Entry, ListId, Owner, PAGE_ENTRIES, get_entry, put_entry};
 use crate::store::record::Position;
-use crate::store::storage::{Area, FileId, Space, Storage};
+use crate::store::storage::{Area, FileId, Storage};
 use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
 const INTERVAL: Millis = Millis::from_secs(15);
 
-/// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
-/// `diskSpaceCleanForciblyRatio`).
-const TIGHT: u64 = 85;
+/// Between two looks at what is to be done.
+const PAUSE: Duration = Duration::from_millis(250);
 
-/// From which on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
-const FULL: u64 = 90;
+/// When room is short: so much is used, percent, and less than so many bytes are free. A tenth of a large disk
+/// is no reason to stop.
+#[derive(Clone, Copy)]
+struct Mark {
+    used: u64,
+    free: u64,
+}
+
+/// From here on topics give up messages before their time (RocketMQ: `diskSpaceCleanForciblyRatio`).
+const TIGHT: Mark = Mark {
+    used: 85,
+    free: 8 << 30,
+};
+
+/// From here on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
+const FULL: Mark = Mark {
+    used: 90,
+    free: 4 << 30,
+};
 
 /// The file that is given up when the disk is full.
 const RESERVE: FileId = FileId {
@@ -62,8 +79,6 @@ pub(crate) struct Maintenance {
     taken_at: Millis,
     /// Little room is left: topics give up messages before their time.
     tight: bool,
-    /// Topics have given up everything before this segment.
-    dropped_before: u64,
     /// Segments that were not to be copied forward.
     stuck: BTreeSet<u64>,
     /// Segments that nothing needs since a checkpoint of that number.
@@ -80,6 +95,8 @@ struct Cursor {
     /// In its list, the first sequence that is missing; nothing when the list has not begun.
     sequence: Option<u64>,
     names: Vec<Bytes>,
+    /// The last value that comes next.
+    address: Vec<u8>,
     timers: TimerCursor,
 }
 
@@ -92,23 +109,31 @@ enum Stage {
     Groups,
     Timers,
     Halves,
+    Holders,
+    Retained,
     Rest,
     Keys,
+    Pops,
     Done,
 }
 
 impl Engine {
     /// Keeps the store small: takes a checkpoint when one is due, gives up what retention lets go, removes
-    /// segments that nothing needs. To be called about once a second, by one thread.
+    /// segments that nothing needs. To be called every now and then, by one thread.
     ///
     /// # Errors
     /// The disk refused something that can wait; the log is untouched.
     pub fn maintain(&self) -> io::Result<()> {
         let mut maintenance = self.maintenance();
-        let used = self.0.storage.space()?.map_or(0, Space::used);
+        let pages = Arc::clone(&self.lock().pages);
+        pages
+            .claim_ahead()
+            .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
+        let space = self.0.storage.space()?;
+        let has_mark = |mark: Mark| space.is_some_and(|space| space.used() >= mark.used && space.free < mark.free);
         let full = self.0.writer.full.load(Ordering::Acquire);
-        maintenance.tight = full || used >= TIGHT;
-        self.find_unneeded(&mut maintenance)?;
+        maintenance.tight = full || has_mark(TIGHT);
+        self.find_unneeded(&mut maintenance);
         if self.is_due(&maintenance) {
             self.take_checkpoint(&mut maintenance).or_else(|error| {
                 if is_full(&error) && self.release_reserve()? {
@@ -120,7 +145,7 @@ impl Engine {
         self.remove_segments(&mut maintenance)?;
         let Maintenance { tight, stuck, .. } = &mut *maintenance;
         self.move_forward(*tight, stuck)?;
-        self.set_shortage(full || used >= FULL);
+        self.set_shortage(full || has_mark(FULL));
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
         }
@@ -131,7 +156,7 @@ impl Engine {
     pub fn run_maintenance(&self) {
         let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
         while !*closing {
-            let waited = self.0.closed.wait_timeout(closing, Duration::from_secs(1));
+            let waited = self.0.closed.wait_timeout(closing, PAUSE);
             closing = waited.unwrap_or_else(PoisonError::into_inner).0;
             if *closing {
                 return;
@@ -203,7 +228,7 @@ impl Engine {
         }
         let (end, pages) = {
             let state = self.lock();
-            (state.log.end(), std::sync::Arc::clone(&state.pages))
+            (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
         self.sync_once()
@@ -234,46 +259,35 @@ impl Engine {
     }
 
     /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
-    fn find_unneeded(&self, maintenance: &mut Maintenance) -> io::Result<()> {
-        // Between the segments of two lives of the broker there are numbers without a file.
-        let files: BTreeSet<u64> = self.0.storage.files(Area::Log)?.into_iter().collect();
+    fn find_unneeded(&self, maintenance: &mut Maintenance) {
         let (found, kept, number) = {
             let mut state = self.lock();
             let current = state.log.end().0 / self.0.segment_size;
             let wall = self.0.clock.now().wall;
+            let next = state.pages.checkpoint() + 1;
             let known = &maintenance.unneeded;
             let mut early = maintenance.tight && known.is_empty();
-            // Segments expire in their order: nothing behind one that topics want to keep is taken from them.
-            let mut kept = current;
-            let mut found = Vec::new();
-            for (number, segment) in state.log.segments().iter() {
-                if number >= current {
-                    break;
-                }
-                let is_free = segment.pins == 0 && files.contains(&number);
-                // When room is short the oldest goes before its time, one after the other, and with it what
-                // topics have before it.
-                if segment.keep_until <= wall {
-                } else if is_free && std::mem::take(&mut early) {
-                    kept = current;
-                } else {
-                    kept = kept.min(number);
-                }
-                let wanted = number > kept && segment.keep_until != Millis(0);
-                if is_free && number != kept && !wanted && !known.iter().any(|(known, _)| *known == number) {
-                    found.push(number);
-                }
-            }
-            (found, kept, state.pages.checkpoint() + 1)
+            let free = state.log.segments().iter().filter(|(number, segment)| {
+                *number < current && segment.pins == 0 && !known.iter().any(|(known, _)| known == number)
+            });
+            // When room is short the oldest goes before its time, one after the other.
+            let found: Vec<u64> = free
+                .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
+                .map(|(number, _)| number)
+                .collect();
+            // Behind a segment that topics want lie others that they never entered.
+            let kept = state.log.segments().iter().find(|(number, segment)| {
+                let is_given_up = found.contains(number) || known.iter().any(|(known, _)| known == number);
+                segment.keep_until > wall && !is_given_up
+            });
+            (found, kept.map(|(number, _)| number), next)
         };
-        if kept > maintenance.dropped_before {
-            maintenance.dropped_before = kept;
-            self.drop_topic_entries(Position(kept * self.0.segment_size));
-        }
+        let Some(last) = found.iter().max() else { return };
+        let end = kept.map_or(last + 1, |kept| kept.min(last + 1));
+        self.drop_topic_entries(Position(end * self.0.segment_size));
         maintenance
             .unneeded
             .extend(found.into_iter().map(|segment| (segment, number)));
-        Ok(())
     }
 
     /// Topics' entries that point before a position are given up, in slices.
@@ -425,11 +439,14 @@ impl State {
                 Stage::Groups => self.checkpoint_group(cursor, put),
                 Stage::Timers => self.checkpoint_timers(&mut cursor.timers, put),
                 Stage::Halves => self.checkpoint_halves(&mut cursor.sequence, put),
+                Stage::Holders => self.checkpoint_holder(cursor.names.pop(), put),
+                Stage::Retained => self.checkpoint_retained(&mut cursor.address, put),
                 Stage::Rest => {
                     self.checkpoint_rest(put);
                     true
                 }
                 Stage::Keys => self.checkpoint_dedup(&mut cursor.at, &mut cursor.sequence, put),
+                Stage::Pops => self.checkpoint_pops(&mut cursor.at, put),
                 Stage::Done => return,
             };
             if is_done {
@@ -439,14 +456,18 @@ impl State {
                     Stage::Topics => Stage::Groups,
                     Stage::Groups => Stage::Timers,
                     Stage::Timers => Stage::Halves,
-                    Stage::Halves => Stage::Rest,
+                    Stage::Halves => Stage::Holders,
+                    Stage::Holders => Stage::Retained,
+                    Stage::Retained => Stage::Rest,
                     Stage::Rest => Stage::Keys,
-                    Stage::Keys | Stage::Done => Stage::Done,
+                    Stage::Keys => Stage::Pops,
+                    Stage::Pops | Stage::Done => Stage::Done,
                 };
                 cursor.at = 0;
                 cursor.sequence = None;
                 cursor.names = match cursor.stage {
                     Stage::Groups => self.groups.keys().cloned().collect(),
+                    Stage::Holders => self.holder_names(),
                     _ => Vec::new(),
                 };
             }
@@ -456,7 +477,7 @@ impl State {
     /// What has to be as it was at the very begin: names may be used again later.
     fn checkpoint_front(&mut self, put: &mut dyn FnMut(&Change)) {
         put(&Change::Numbers {
-            next_queue: self.queues.len() as u32,
+            next_queue: self.queues.next_id(),
         });
         for (number, segment) in self.log.segments().iter() {
             put(&Change::Segment {
@@ -491,18 +512,22 @@ impl State {
 
     /// One step of the queues; gives whether that was the last.
     fn checkpoint_queue(&mut self, cursor: &mut Cursor, put: &mut dyn FnMut(&Change)) -> bool {
-        let Some(slot) = self.queues.get(cursor.at) else {
+        let Some((id, queue)) = self.queues.iter_from(cursor.at as QueueId).next() else {
             return true;
         };
-        let id = cursor.at as u32;
-        let Some(queue) = slot.as_deref().filter(|queue| queue.spec.durable) else {
+        if id as usize != cursor.at {
+            // The one that was next is gone.
+            cursor.next_list();
+            cursor.at = id as usize;
+        }
+        if !queue.spec.durable {
             cursor.next_list();
             return false;
-        };
+        }
         if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
-                queue: queue.spec.clone(),
+                queue: queue.spec.to_queue(),
             });
             if queue.had_consumer {
                 put(&Change::Consumed { id });
@@ -582,20 +607,26 @@ impl State {
                     offset: *offset,
                 });
             }
+            for ((topic, queue_id), offset) in &group.resets {
+                put(&Change::Reset {
+                    group: name.clone(),
+                    topic: topic.clone(),
+                    queue_id: *queue_id,
+                    offset: *offset,
+                });
+            }
         }
         false
     }
 
     /// What is small enough for one hold.
     fn checkpoint_rest(&mut self, put: &mut dyn FnMut(&Change)) {
-        self.checkpoint_holders(put);
         for (group, retry) in &self.retries {
             put(&Change::Retry {
                 group: group.clone(),
                 retry: retry.clone(),
             });
         }
-        self.checkpoint_retained(put);
         // Groups may wait for a topic that is not there yet.
         for (topic, groups) in &self.topic_groups {
             if self.topic_ids.contains_key(topic) {
@@ -621,8 +652,7 @@ impl State {
         let queues = self
             .queues
             .iter()
-            .flatten()
-            .flat_map(|queue| queue.levels())
+            .flat_map(|(_, queue)| queue.levels())
             .map(Progress::list);
         let topics = self
             .topics
@@ -680,9 +710,7 @@ impl State {
                 }
             }
             Change::Numbers { next_queue } => {
-                while self.queues.len() < *next_queue as usize {
-                    self.queues.push(None);
-                }
+                self.queues.use_up_to(*next_queue);
             }
             Change::Segment {
                 number,
@@ -705,7 +733,7 @@ impl State {
     /// A queue's list is complete: what was only in memory is gone, the rest needs its segments.
     fn restored_queue(&mut self, id: u32, level: u8, bytes: u64) {
         let Self { queues, log, pages, .. } = self;
-        let Some(Some(queue)) = queues.get_mut(id as usize) else {
+        let Some(queue) = queues.get_mut(id) else {
             return;
         };
         let Some(progress) = queue.level_mut(level) else { return };

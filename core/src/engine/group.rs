@@ -72,7 +72,7 @@ impl MessageQueue {
         self.entries.end()
     }
 
-    fn bounds(&self) -> Range<u64> {
+    pub(crate) fn bounds(&self) -> Range<u64> {
         self.entries.head()..self.end()
     }
 
@@ -98,10 +98,17 @@ pub(crate) struct Group {
     members: BTreeMap<Bytes, Member>,
     subscriptions: Map<Bytes, GroupSubscription>,
     pub offsets: Map<(Bytes, u32), u64>,
+    /// Where pulls are to go on, told by the next one.
+    pub resets: Map<(Bytes, u32), u64>,
     locks: Map<(Bytes, u32), (Bytes, Millis)>,
 }
 
 impl Group {
+    /// Every member gets every message and keeps its own offsets.
+    pub(crate) fn is_broadcasting(&self) -> bool {
+        self.members.values().any(|member| member.broadcasting)
+    }
+
     /// Somebody consumes in order: has a message queue for itself.
     pub(crate) fn is_locked(&self, now: Millis) -> bool {
         self.locks.values().any(|(_, until)| *until > now)
@@ -123,7 +130,7 @@ pub fn tag_hash(tag: &[u8]) -> i32 {
 }
 
 /// Whether the filter takes an entry, as far as the entry tells.
-fn takes(filter: &Filter, entry: Entry) -> bool {
+pub(crate) fn takes(filter: &Filter, entry: Entry) -> bool {
     match filter {
         Filter::All | Filter::Sql(_) => true,
         Filter::Tags(hashes) => hashes.contains(&(entry.word as i32)),
@@ -192,14 +199,14 @@ impl State {
         self.find_topic(name)
     }
 
-    fn topic_id(&self, name: &Bytes) -> Result<u32, Refusal> {
+    pub(crate) fn topic_id(&self, name: &Bytes) -> Result<u32, Refusal> {
         self.topic_ids.get(name).copied().ok_or_else(|| Refusal::NotFound {
             what: "topic",
             name: name.clone(),
         })
     }
 
-    fn message_queue(&mut self, topic: &Bytes, queue: u32) -> Result<&mut MessageQueue, Refusal> {
+    pub(crate) fn message_queue(&mut self, topic: &Bytes, queue: u32) -> Result<&mut MessageQueue, Refusal> {
         let id = self.topic_id(topic)?;
         self.topics[id as usize]
             .queues
@@ -212,9 +219,8 @@ impl State {
             .keep_until(entry.position, self.stored_at + self.config.retention);
         let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
         message_queue.entries.push(entry);
-        if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
-            self.dirty_topics.push((topic, queue));
-        }
+        self.wake_pulls(topic, queue);
+        self.pops.wake(topic);
     }
 
     // --- pulls ------------------------------------------------------------------------------------
@@ -272,7 +278,10 @@ impl State {
                 match self.try_pull(&pull) {
                     // Others' messages do not end the wait, as in RocketMQ, but are not looked at again. What one
                     // look does not get through goes on at the client's next pull.
-                    Ok(pulled) if pulled.status != PullStatus::Found && pulled.next_offset >= pulled.bounds.end => {
+                    Ok(pulled)
+                        if matches!(pulled.status, PullStatus::NotFound | PullStatus::NoneMatched)
+                            && pulled.next_offset >= pulled.bounds.end =>
+                    {
                         pull.offset = pulled.next_offset;
                         self.hold_pull(link, id, pull);
                     }
@@ -283,13 +292,26 @@ impl State {
         }
     }
 
+    /// Held pulls of a message queue are tried again.
+    pub(crate) fn wake_pulls(&mut self, topic: u32, queue: u32) {
+        let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
+        if !message_queue.waiting.is_empty() && !std::mem::replace(&mut message_queue.dirty, true) {
+            self.dirty_topics.push((topic, queue));
+        }
+    }
+
+    /// The filter that a group joined with.
+    pub(crate) fn joined_filter(&self, group: &Bytes, topic: &Bytes) -> Option<Filter> {
+        let subscription = self.groups.get(group)?.subscriptions.get(topic)?;
+        Some(subscription.filter.clone())
+    }
+
     fn try_pull(&mut self, pull: &Pull) -> Result<Pulled, Refusal> {
         let filter = match &pull.filter {
             Some(filter) => filter.clone(),
             None => {
-                let group = self.groups.get(&pull.group);
-                let subscription = group.and_then(|group| group.subscriptions.get(&pull.topic));
-                subscription.ok_or(Refusal::NoSubscription)?.filter.clone()
+                let filter = self.joined_filter(&pull.group, &pull.topic);
+                filter.ok_or(Refusal::NoSubscription)?
             }
         };
         let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
@@ -300,6 +322,11 @@ impl State {
             next_offset: pull.offset,
             bounds: bounds.clone(),
         };
+        if let Some(offset) = self.take_reset(&pull.group, &pull.topic, pull.queue_id) {
+            pulled.status = PullStatus::OffsetReset;
+            pulled.next_offset = offset;
+            return Ok(pulled);
+        }
         if pull.offset < bounds.start {
             pulled.next_offset = bounds.start;
             return Ok(pulled);
@@ -384,57 +411,11 @@ impl State {
     }
 
     pub(crate) fn search_offset(&mut self, topic: &Bytes, queue: u32, at: Millis) -> Result<Reply, Refusal> {
-        let mut range = self.message_queue(topic, queue)?.bounds();
-        while range.start < range.end {
-            let middle = range.start + (range.end - range.start) / 2;
-            let entry = self.message_queue(topic, queue)?.entries.get(middle);
-            let stored_at = entry
-                .and_then(|entry| self.message(entry.position, entry.size))
-                .map_or(Millis(0), |message| message.stored_at());
-            if stored_at < at {
-                range.start = middle + 1;
-            } else {
-                range.end = middle;
-            }
-        }
-        Ok(Reply::Offset(Some(range.start)))
-    }
-
-    pub(crate) fn committed_offset(&self, group: &Bytes, topic: &Bytes, queue: u32) -> Reply {
-        let offset = self
-            .groups
-            .get(group)
-            .and_then(|group| group.offsets.get(&(topic.clone(), queue)));
-        Reply::Offset(offset.copied())
-    }
-
-    pub(crate) fn commit_offset(
-        &mut self,
-        group: &Bytes,
-        topic: &Bytes,
-        queue: u32,
-        offset: u64,
-    ) -> Result<Reply, Refusal> {
-        let end = self.message_queue(topic, queue)?.end();
-        let offset = offset.min(end);
-        self.group(group)?;
-        self.register_group(group, topic);
-        let offsets = &mut self.group(group)?.offsets;
-        if offsets.insert((topic.clone(), queue), offset) != Some(offset) {
-            // Lazily durable, as RocketMQ's is: a lost one means messages twice, never lost ones.
-            let change = Change::Offset {
-                group: group.clone(),
-                topic: topic.clone(),
-                queue_id: queue,
-                offset,
-            };
-            self.change_quietly(&change);
-        }
-        Ok(Reply::Done)
+        Ok(Reply::Offset(Some(self.offset_at(topic, queue, at)?)))
     }
 
     /// From now on the topic's transient messages are kept for the group, and it counts as a route.
-    fn register_group(&mut self, group: &Bytes, topic: &Bytes) {
+    pub(crate) fn register_group(&mut self, group: &Bytes, topic: &Bytes) {
         if self.put_topic_group(group, topic) {
             self.change_quietly(&Change::Group {
                 group: group.clone(),
@@ -455,7 +436,7 @@ impl State {
     // --- members ----------------------------------------------------------------------------------
 
     /// The group of that name, made if need be.
-    fn group(&mut self, name: &Bytes) -> Result<&mut Group, Refusal> {
+    pub(crate) fn group(&mut self, name: &Bytes) -> Result<&mut Group, Refusal> {
         if !self.groups.contains_key(name) && self.groups.len() >= self.config.groups_max {
             return Err(limit("consumer groups", self.config.groups_max));
         }
@@ -569,6 +550,13 @@ impl State {
             })
             .collect();
         Ok(Reply::Locked(locked))
+    }
+
+    /// A client that left has no locks any more.
+    pub(crate) fn unlock_all(&mut self, group: &Bytes, client: &Bytes) {
+        if let Some(group) = self.groups.get_mut(group) {
+            group.locks.retain(|_, (owner, _)| owner != client);
+        }
     }
 
     pub(crate) fn unlock_queues(&mut self, group: &Bytes, client: &Bytes, queues: &[(Bytes, u32)]) {

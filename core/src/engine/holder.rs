@@ -80,7 +80,7 @@ impl State {
             });
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = Some(link);
+            queue.set_owner(Some(link));
         }
         if let Some(link) = self.link(link) {
             link.holder = Some(attach.holder);
@@ -185,7 +185,7 @@ impl State {
             self.end_subscriptions_to(link, queue);
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = None;
+            queue.set_owner(None);
         }
         if !lives_on {
             self.end_holder(&name);
@@ -317,7 +317,7 @@ impl State {
             None => {
                 holder.shares.push((id, share.cookie.clone()));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -396,8 +396,9 @@ impl State {
 
     fn lose_member(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id) else { return };
-        queue.members = queue.members.saturating_sub(1);
-        if queue.members == 0 && !self.replaying {
+        let members = &mut queue.extra_mut().members;
+        *members = members.saturating_sub(1);
+        if *members == 0 && !self.replaying {
             self.delete_queue(id);
         }
     }
@@ -433,7 +434,7 @@ impl State {
             None => {
                 holder.shares.push((id, cookie));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -455,17 +456,17 @@ impl State {
             pending.at = Some(at);
             self.will_times.insert((at, name.clone()));
         }
-        for queue in self.queues.iter_mut().flatten() {
+        for (_, queue) in self.queues.iter_mut() {
             queue.of_holder |= queue.spec.name.starts_with(b"\0\0");
         }
     }
 
     /// Shared queues whose members were all gone with the last life of the broker go.
     pub(crate) fn drop_deserted(&mut self) {
-        let deserted: Vec<QueueId> = (0..)
-            .zip(&self.queues)
-            .filter_map(|(id, queue)| Some((id, queue.as_ref()?)))
-            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members == 0)
+        let deserted: Vec<QueueId> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members() == 0)
             .map(|(id, _)| id)
             .collect();
         for id in deserted {
@@ -475,10 +476,16 @@ impl State {
 
     // --- checkpoint -------------------------------------------------------------------------------
 
-    /// Sessions with their memberships, wills and notes, as changes that make them again.
-    pub(crate) fn checkpoint_holders(&self, put: &mut dyn FnMut(&Change)) {
-        for (name, holder) in self.holders.iter().filter(|(_, holder)| holder.durable) {
-            let name = name.clone();
+    /// Whoever has a session or a will.
+    pub(crate) fn holder_names(&self) -> Vec<Bytes> {
+        let gone = self.wills.keys().filter(|name| !self.holders.contains_key(*name));
+        self.holders.keys().chain(gone).cloned().collect()
+    }
+
+    /// Puts a session with its memberships, will and notes into a checkpoint; gives whether all are put.
+    pub(crate) fn checkpoint_holder(&self, name: Option<Bytes>, put: &mut dyn FnMut(&Change)) -> bool {
+        let Some(name) = name else { return true };
+        if let Some(holder) = self.holders.get(&name).filter(|holder| holder.durable) {
             put(&Change::Holder {
                 name: name.clone(),
                 keep: holder.keep.0,
@@ -490,8 +497,8 @@ impl State {
                     cookie: cookie.clone(),
                 });
             }
-            let queue = self.queues.get(holder.queue as usize).and_then(Option::as_ref);
-            for (sequence, note) in queue.iter().flat_map(|queue| &queue.notes) {
+            let queue = self.queues.get(holder.queue);
+            for (sequence, note) in queue.iter().flat_map(|queue| queue.notes()) {
                 put(&Change::Note {
                     id: holder.queue,
                     sequence: *sequence,
@@ -499,12 +506,13 @@ impl State {
                 });
             }
         }
-        for (holder, pending) in &self.wills {
+        if let Some(pending) = self.wills.get(&name) {
             put(&Change::Will {
-                holder: holder.clone(),
+                holder: name,
                 will: pending.will.clone(),
             });
         }
+        false
     }
 }
 

@@ -15,11 +15,14 @@ mod entries;
 mod group;
 mod holder;
 mod moving;
+mod offsets;
 mod policy;
 mod policy_codec;
+mod pop;
 mod progress;
 mod publish;
 mod queue;
+mod queues;
 mod ranges;
 mod replay;
 mod republish;
@@ -167,6 +170,7 @@ impl Engine {
             stored_at,
         );
         state.log = log.going_on(&mut state.log);
+        state.pops.begin(state.log.end().0);
         state.drop_deserted();
         for exchange in config.exchanges.clone() {
             let _ = state.declare_exchange(exchange);
@@ -248,6 +252,11 @@ impl Engine {
                 break;
             }
         }
+        for _ in 0..TURNS_MAX {
+            if !self.hold(State::end_leases) {
+                break;
+            }
+        }
     }
 
     /// When [`fire`](Self::fire) has something to do next, on the monotonic clock.
@@ -256,7 +265,8 @@ impl Engine {
         let now = self.0.clock.now();
         let elapsed = state.timers.elapsed(now);
         let check = state.halves.next().map(|at| now.mono + at.since(elapsed));
-        let own = [state.timers.next(now), check, state.next_queue_deadline()];
+        let leases = state.pops.next();
+        let own = [state.timers.next(now), check, state.next_queue_deadline(), leases];
         own.into_iter().flatten().min()
     }
 
@@ -274,6 +284,11 @@ impl Engine {
     /// How many half messages wait for the end of their transactions.
     pub fn half_count(&self) -> usize {
         self.lock().halves.len()
+    }
+
+    /// How many messages full queues have dropped since the start.
+    pub fn dropped_count(&self) -> u64 {
+        self.lock().dropped
     }
 
     /// How many addresses have a last value.
@@ -296,8 +311,6 @@ impl Engine {
             let delivered = state
                 .queues
                 .iter()
-                .enumerate()
-                .filter_map(|(id, queue)| Some((id as u32, queue.as_ref()?)))
                 .filter(|(_, queue)| queue.spec.durable)
                 .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.maybe_delivered_below())))
                 .collect();
@@ -383,20 +396,15 @@ impl Link for EngineLink {
 
     fn cancel(&mut self, id: RequestId) {
         let link = self.id;
-        self.engine.hold(|state| state.cancel_pull(link, id));
+        self.engine.hold(|state| {
+            state.cancel_pull(link, id);
+            state.cancel_pop(link, id);
+        });
     }
 
     fn resume(&mut self) {
         let link = self.id;
-        self.engine.hold(|state| {
-            let parked = state
-                .link(link)
-                .map(|link| std::mem::take(&mut link.parked))
-                .unwrap_or_default();
-            for queue in parked {
-                state.mark_dirty(queue);
-            }
-        });
+        self.engine.hold(|state| state.resume(link));
     }
 }
 
@@ -435,6 +443,7 @@ impl State {
     fn go_on(&mut self, work: Work) {
         match work {
             Work::Deliver(queue) => self.deliver(queue),
+            Work::Resume(link) => self.resume(link),
             Work::Recall => self.go_on_recalling(),
             Work::Finish(queue) => self.finish_slice(queue),
             Work::Bury(queue) => self.bury_slice(queue),
@@ -496,10 +505,22 @@ impl State {
             Request::JoinConsumers(join) => self.join(link, join),
             Request::LeaveConsumers { group, client_id } => {
                 self.leave(link, &group, &client_id);
+                // It said goodbye: others need not wait until its locks expire.
+                self.unlock_all(&group, &client_id);
                 Ok(Reply::Done)
             }
             Request::Members { group } => Ok(self.members(&group)),
             Request::Pull(pull) => return self.pull(link, id, pull),
+            Request::Pop(pop) => return self.pop(link, id, pop),
+            Request::AckPopped(ack) => self.ack_popped(&ack),
+            Request::ChangeInvisible(change) => self.change_invisible(&change),
+            Request::ResetOffset {
+                group,
+                topic,
+                queue_id,
+                to,
+            } => self.reset_offset(&group, &topic, queue_id, to),
+            Request::Lag { group, topic } => self.lag(&group, &topic),
             Request::CommittedOffset { group, topic, queue_id } => Ok(self.committed_offset(&group, &topic, queue_id)),
             Request::CommitOffset {
                 group,
@@ -560,6 +581,7 @@ impl State {
         let memberships = std::mem::take(&mut state.memberships);
         let producing = std::mem::take(&mut state.producing);
         let pulls = std::mem::take(&mut state.pulls);
+        let pops = std::mem::take(&mut state.pops);
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
         }
@@ -574,6 +596,9 @@ impl State {
         }
         for (request, pulling) in pulls {
             self.stop_waiting(id, request, &pulling);
+        }
+        for (request, pop) in pops {
+            self.stop_popping(id, request, &pop);
         }
         self.changed = false;
         self.remove_link(id);

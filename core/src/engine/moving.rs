@@ -42,9 +42,10 @@ impl Engine {
         let mut at = 0;
         loop {
             let state = self.lock();
-            let Some(slot) = state.queues.get(at) else { break };
-            at += 1;
-            let Some(queue) = slot.as_deref() else { continue };
+            let Some((id, queue)) = state.queues.iter_from(at).next() else {
+                break;
+            };
+            at = id + 1;
             let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
             for level in queue.levels() {
                 level.list().each_open(|open| match open {
@@ -145,7 +146,7 @@ impl State {
         }
         let needs = |entry: Option<Entry>| entry.is_some_and(|entry| { entry.position } == header.position);
         let in_queue = view.destinations().any(|(id, sequence)| {
-            let queue = self.queues.get(id as usize).and_then(Option::as_deref);
+            let queue = self.queues.get(id);
             let level = queue.and_then(|queue| queue.level(level_of(sequence)));
             level.is_some_and(|level| !level.list().is_done(sequence) && needs(level.list().get(sequence)))
         });
@@ -177,7 +178,7 @@ impl State {
         let size = record.len() as u32;
         let Self { queues, log, .. } = self;
         for (id, sequence) in view.destinations() {
-            let Some(Some(queue)) = queues.get_mut(id as usize) else {
+            let Some(queue) = queues.get_mut(id) else {
                 continue;
             };
             let Some(list) = queue.list_of(sequence).map(Progress::list_mut) else {

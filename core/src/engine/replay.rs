@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::address::encode_name;
 use crate::attributes::Iter;
 use crate::engine::change::Change;
-use crate::engine::consume::drop_notes;
 use crate::engine::dedup::Scope;
 use crate::engine::entries::EntryList;
 use crate::engine::group::tag_hash;
@@ -57,16 +57,16 @@ impl Replay {
 
     /// Everything was applied.
     pub(crate) fn finish(self, state: &mut State) {
-        for (id, queue) in state.queues.iter_mut().enumerate() {
-            let Some(queue) = queue else { continue };
+        for (id, queue) in state.queues.iter_mut() {
             let had_consumer = queue.had_consumer;
             for list in queue.levels_mut() {
                 let level = level_of(list.next());
-                let below = (self.delivered.as_ref()).map(|map| map.get(&(id as u32, level)).copied().unwrap_or(0));
+                let below = (self.delivered.as_ref()).map(|map| map.get(&(id, level)).copied().unwrap_or(0));
                 list.replay_done(below, had_consumer);
             }
         }
         clamp_offsets(state);
+        state.replay_pops_done();
         state.replay_timers_done();
         state.replay_holders_done();
         state.settled.clear();
@@ -115,7 +115,7 @@ fn replay_message(state: &mut State, header: Header, record: &Slice) {
     let entry = Entry::of_queue(header.position, entry.size, view.body().len(), expires);
     for (id, sequence) in view.destinations() {
         let State { queues, log, pages, .. } = state;
-        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+        if let Some(queue) = queues.get_mut(id) {
             let entry = queue.with_ttl(entry, header.stored_at);
             queue.expiring |= entry.expires_at() != 0;
             let level = level_of(sequence);
@@ -137,9 +137,9 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let (id, count) = (number(0), number(4));
         let first = u64::from_le_bytes(item[8..].try_into().expect("8 bytes"));
         let State { queues, log, .. } = state;
-        if let Some(Some(queue)) = queues.get_mut(id as usize) {
+        if let Some(queue) = queues.get_mut(id) {
             let range = first..first.saturating_add(u64::from(count));
-            drop_notes(&mut queue.notes, &range);
+            queue.drop_notes(&range);
             queue.replay_done_with(range, |entry| log.unpin(entry.position));
         }
     }
@@ -177,13 +177,13 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         }
         Change::Queue { id, queue } => state.put_queue(id, queue),
         Change::QueueGone { id } => {
-            if let Some(queue) = state.queues.get_mut(id as usize).and_then(Option::take) {
+            if let Some(queue) = state.queues.remove(id) {
                 state.release_entries(&queue);
                 state.count_policy(queue.policy(), false);
                 if state.queue_ids.get(&queue.spec.name) == Some(&id) {
                     state.queue_ids.remove(&queue.spec.name);
                 }
-                state.router.remove_queue(&queue.topic, id);
+                state.router.remove_queue(&encode_name(&queue.spec.name), id);
             }
         }
         Change::Bound { queue, binding } => {
@@ -208,12 +208,13 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
             queue_id,
             offset,
         } => {
-            state
-                .groups
-                .entry(group)
-                .or_default()
-                .offsets
-                .insert((topic, queue_id), offset);
+            let place = (topic, queue_id);
+            let known = state.groups.entry(group.clone()).or_default();
+            known.resets.remove(&place);
+            known.offsets.insert(place.clone(), offset);
+            if let Some(id) = state.topic_ids.get(&place.0).copied() {
+                state.reset_popped(&group, id, queue_id, offset);
+            }
         }
         Change::Holder { name, keep } => state.replay_holder(name, Millis(keep)),
         Change::HolderGone(name) => state.replay_holder_gone(&name),
@@ -237,7 +238,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         Change::MemberGone { holder, id } => state.leave_shared(&holder, id),
         Change::Recalled { id, first, entries } => {
             let State { queues, log, .. } = state;
-            let Some(Some(queue)) = queues.get_mut(id as usize) else {
+            let Some(queue) = queues.get_mut(id) else {
                 return;
             };
             for (sequence, entry) in (first..).zip(entries) {
@@ -270,13 +271,27 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         }
         Change::Purged { id, ranges } => {
             let State { queues, log, .. } = state;
-            if let Some(Some(queue)) = queues.get_mut(id as usize) {
+            if let Some(queue) = queues.get_mut(id) {
                 for (first, count) in ranges {
                     let range = first..first.saturating_add(count);
                     queue.replay_done_with(range, |entry| log.unpin(entry.position));
                 }
             }
         }
+        Change::PopState {
+            place,
+            head,
+            next,
+            acked,
+        } => state.replay_pop_state(&place, head, next, &acked),
+        Change::PopAcked { place, ranges } => state.replay_pop_acked(&place, &ranges),
+        Change::PopReturned { place, runs } => state.replay_pop_returned(&place, &runs),
+        Change::Reset {
+            group,
+            topic,
+            queue_id,
+            offset,
+        } => state.put_reset(&group, topic, queue_id, offset),
         Change::KeysOpen { scope, keys } => state.replay_keys(scope, keys),
         Change::KeyClosed { holder, number } => state.replay_key_closed(holder, number),
         Change::Stopped { .. }
@@ -298,7 +313,7 @@ fn clamp_offsets(state: &mut State) {
         ..
     } = state;
     for group in groups.values_mut() {
-        for ((topic, queue), offset) in &mut group.offsets {
+        for ((topic, queue), offset) in group.offsets.iter_mut().chain(&mut group.resets) {
             let end = topic_ids
                 .get(topic)
                 .and_then(|id| topics[*id as usize].queues.get(*queue as usize))

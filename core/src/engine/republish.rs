@@ -153,7 +153,7 @@ impl State {
         let mut route = self.router.route_inside(&revived.publish)?;
         if let Some(history) = &revived.history {
             let goes_round = |id: &QueueId| {
-                let queue = self.queues.get(*id as usize).and_then(Option::as_deref);
+                let queue = self.queues.get(*id);
                 queue.is_some_and(|queue| history.is_cycle(&queue.spec.name))
             };
             if route.queues.iter().any(goes_round) {

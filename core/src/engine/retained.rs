@@ -88,11 +88,6 @@ impl Retained {
         self.values.get(address).copied()
     }
 
-    /// All of them, for a checkpoint.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], Entry)> {
-        self.values.iter().map(|(address, entry)| (&address[..], *entry))
-    }
-
     /// Values whose address matches, from `from` on. Looks at no more than `steps` and gives where to go on.
     fn find(&self, pattern: &Pattern, from: &[u8], steps: usize) -> (Vec<Entry>, Option<Vec<u8>>) {
         let mut walk = Walk {
@@ -359,12 +354,20 @@ impl State {
         self.set_retained(address, (!is_empty).then_some(entry));
     }
 
-    /// Everything a checkpoint needs to make the index again.
-    pub(crate) fn checkpoint_retained(&self, put: &mut dyn FnMut(&Change)) {
-        for (address, entry) in self.retained.iter() {
-            let address = Bytes::copy_from_slice(address);
-            put(&Change::Retained { address, entry });
-        }
+    /// Puts the next last value into a checkpoint, from `at` on; gives whether that was all.
+    pub(crate) fn checkpoint_retained(&self, at: &mut Vec<u8>, put: &mut dyn FnMut(&Change)) -> bool {
+        let from = Bound::Included(&at[..]);
+        let Some((address, entry)) = self.retained.values.range::<[u8], _>((from, Bound::Unbounded)).next() else {
+            return true;
+        };
+        put(&Change::Retained {
+            address: Bytes::copy_from_slice(address),
+            entry: *entry,
+        });
+        at.clear();
+        at.extend_from_slice(address);
+        at.push(SEPARATOR);
+        false
     }
 }
 

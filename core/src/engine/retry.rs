@@ -19,13 +19,13 @@ use crate::time::Millis;
 /// What a group's retry topic begins with.
 const RETRY_PREFIX: &[u8] = b"%RETRY%";
 /// What a group's dead-letter topic begins with.
-const DEAD_LETTER_PREFIX: &[u8] = b"%DLQ%";
+pub(crate) const DEAD_LETTER_PREFIX: &[u8] = b"%DLQ%";
 
 /// When a message was to be delivered says nothing once it was.
 const OF_TIMERS: [&[u8]; 4] = [b"DELAY", b"TIMER_DELAY_SEC", b"TIMER_DELAY_MS", b"TIMER_DELIVER_MS"];
 
 impl State {
-    fn retry_of(&self, group: &[u8]) -> Retry {
+    pub(crate) fn retry_of(&self, group: &[u8]) -> Retry {
         self.retries.get(group).cloned().unwrap_or_default()
     }
 
@@ -100,7 +100,7 @@ impl State {
     }
 
     /// The message as a native one that only the topic of its name sees.
-    fn native_again(&self, message: &Message) -> Revived {
+    pub(crate) fn native_again(&self, message: &Message) -> Revived {
         let mut revived = Revived::of(message);
         if revived.publish.format != Format::NATIVE {
             let properties = message.view().properties();

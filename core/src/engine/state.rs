@@ -14,9 +14,11 @@ use crate::engine::dedup::Dedups;
 use crate::engine::entries::EntryList;
 use crate::engine::group::{Group, Pulling, Topic};
 use crate::engine::holder::{Holder, PendingWill};
+use crate::engine::pop::Pops;
 use crate::engine::progress::{Entry, Progress};
 use crate::engine::publish::Destinations;
-use crate::engine::queue::{Queue, Subscription};
+use crate::engine::queue::Subscription;
+use crate::engine::queues::Queues;
 use crate::engine::republish::{Done, Revived};
 use crate::engine::retained::Retained;
 use crate::engine::router::{QueueId, Router};
@@ -25,7 +27,7 @@ use crate::engine::transactions::Halves;
 use crate::engine::trie::Map;
 use crate::inbox::{Inbox, Places};
 use crate::message::Message;
-use crate::request::{Refusal, Reply, Retry};
+use crate::request::{Pop, Refusal, Reply, Retry};
 use crate::store::log::Log;
 use crate::store::memory::Memory;
 use crate::store::pages::{ListId, Owner, Pages};
@@ -69,12 +71,35 @@ pub(crate) struct LinkState {
     pub producing: Vec<Bytes>,
     /// Held pulls.
     pub pulls: Map<RequestId, Pulling>,
+    /// Held pops.
+    pub pops: Map<RequestId, Pop>,
     /// Queues with a delivery that found the inbox full.
-    pub parked: Vec<QueueId>,
+    pub parked: Parked,
     /// Wants to be told when publishing goes on.
     pub blocked: bool,
     /// Was told what is short.
     told_shortage: bool,
+}
+
+/// Queues in the order in which they found an inbox full. Thousands may wait for one consumer.
+#[derive(Default)]
+pub(crate) struct Parked {
+    order: VecDeque<QueueId>,
+    known: Map<QueueId, ()>,
+}
+
+impl Parked {
+    fn add(&mut self, queue: QueueId) {
+        if self.known.insert(queue, ()).is_none() {
+            self.order.push_back(queue);
+        }
+    }
+
+    fn pop(&mut self) -> Option<QueueId> {
+        let queue = self.order.pop_front()?;
+        self.known.remove(&queue);
+        Some(queue)
+    }
 }
 
 /// An outcome that waits for the disk.
@@ -90,6 +115,8 @@ struct Waiting {
 pub(crate) enum Work {
     /// Deliver what is ready in a queue.
     Deliver(QueueId),
+    /// Deliver what is ready in queues that found a link's inbox full.
+    Resume(LinkId),
     /// Go on with the first of the last values asked for.
     Recall,
     /// Take off its list what a queue is done with.
@@ -120,7 +147,7 @@ pub(crate) struct State {
     /// Files of index entries.
     pub pages: Arc<Pages>,
     pub router: Router,
-    pub queues: Vec<Option<Box<Queue>>>,
+    pub queues: Queues,
     pub queue_ids: Map<Bytes, QueueId>,
     pub topics: Vec<Topic>,
     pub topic_ids: Map<Bytes, u32>,
@@ -131,6 +158,7 @@ pub(crate) struct State {
     pub topic_groups: Map<Bytes, Vec<Bytes>>,
     pub holders: Map<Bytes, Holder>,
     pub dedups: Dedups,
+    pub pops: Pops,
     /// When named sessions without a connection end.
     pub holder_ends: BTreeSet<(Millis, Bytes)>,
     /// Wills by the names of their sessions, which may be gone after a crash.
@@ -138,6 +166,8 @@ pub(crate) struct State {
     /// When the wills of clients that are gone are published.
     pub will_times: BTreeSet<(Millis, Bytes)>,
     pub retained: Retained,
+    /// Messages that full queues dropped.
+    pub dropped: u64,
     links: Vec<Option<Box<LinkState>>>,
     free_links: Vec<u32>,
     serial: u32,
@@ -220,7 +250,7 @@ impl State {
             memory: Memory::new(),
             pages,
             router: Router::default(),
-            queues: Vec::new(),
+            queues: Queues::default(),
             queue_ids: Map::default(),
             topics: Vec::new(),
             topic_ids: Map::default(),
@@ -229,10 +259,12 @@ impl State {
             topic_groups: Map::default(),
             holders: Map::default(),
             dedups: Dedups::default(),
+            pops: Pops::default(),
             holder_ends: BTreeSet::new(),
             wills: Map::default(),
             will_times: BTreeSet::new(),
             retained: Retained::default(),
+            dropped: 0,
             links: Vec::new(),
             free_links: Vec::new(),
             serial: 0,
@@ -296,7 +328,8 @@ impl State {
             memberships: Vec::new(),
             producing: Vec::new(),
             pulls: Map::default(),
-            parked: Vec::new(),
+            pops: Map::default(),
+            parked: Parked::default(),
             blocked: false,
             told_shortage: false,
         });
@@ -415,14 +448,30 @@ impl State {
             match link.inbox.room(staged, bytes) {
                 Some(room) => link.room = room,
                 None => {
-                    if !link.parked.contains(&queue) {
-                        link.parked.push(queue);
-                    }
+                    link.parked.add(queue);
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// The link's inbox has room: queues that found it full go on, one after the other, until it is full again.
+    pub(crate) fn resume(&mut self, id: LinkId) {
+        loop {
+            if self.steps >= STEPS_MAX {
+                self.put_off(Work::Resume(id));
+                return;
+            }
+            let Some(queue) = self.link(id).and_then(|link| link.parked.pop()) else {
+                return;
+            };
+            self.steps += 1;
+            self.deliver(queue);
+            if self.link(id).is_some_and(|link| link.parked.known.contains_key(&queue)) {
+                return;
+            }
+        }
     }
 
     /// Tells the outcome of a message that is not waiting for the disk.
@@ -606,7 +655,7 @@ impl State {
         match id.owner() {
             Owner::Queue(queue, level) => {
                 let Self { queues, pages, .. } = self;
-                let queue = queues.get_mut(queue as usize)?.as_deref_mut()?;
+                let queue = queues.get_mut(queue)?;
                 Some(queue.level_or(level, || EntryList::new(id, pages)).list_mut())
             }
             Owner::MessageQueue(topic, queue) => {
@@ -665,6 +714,7 @@ impl State {
         self.act_on_deadlines();
         self.deliver_dirty();
         self.answer_pulls();
+        self.answer_pops();
         self.write_settled();
         self.store_pages();
         let mut wakers = Vec::new();

@@ -249,6 +249,21 @@ impl Pages {
         Ok(entries)
     }
 
+    /// Makes the next file before it is needed: not under the engine's lock, since that takes a while.
+    pub(crate) fn claim_ahead(&self) -> io::Result<()> {
+        let (file, storage) = {
+            let inner = self.inner();
+            let next = u64::from(inner.next);
+            if inner.resident.len() < inner.resident_max / 2 {
+                return Ok(());
+            }
+            let is_late = next % PAGES_PER_FILE > PAGES_PER_FILE / 2;
+            let file = next / PAGES_PER_FILE + u64::from(is_late);
+            (file, Arc::clone(&inner.storage))
+        };
+        storage.claim(page_file(file), PAGES_PER_FILE * PAGE_LEN as u64)
+    }
+
     /// A page is not needed any more. It is used again only when no checkpoint that may be read back can
     /// name it.
     pub(crate) fn free(&self, number: u32) {
@@ -403,7 +418,7 @@ mod tests {
         let first = pages.write(list, 0, &entries).unwrap();
         let one = pages.begin_checkpoint();
         pages.free(first);
-        let mut write = |index| pages.write(list, index, &entries).unwrap();
+        let write = |index| pages.write(list, index, &entries).unwrap();
         assert_ne!(write(1), first);
         // The checkpoint that may name it is one of two.
         let two = pages.begin_checkpoint();

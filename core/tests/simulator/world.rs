@@ -852,7 +852,7 @@ impl World {
             PullStatus::Found => !pulled.messages.is_empty() && pulled.next_offset == at && at <= end,
             PullStatus::NotFound => offset == end,
             PullStatus::OffsetMoved => !pulled.bounds.contains(&offset) && offset != end,
-            PullStatus::NoneMatched => false,
+            PullStatus::NoneMatched | PullStatus::OffsetReset => false,
         };
         check!(self, right, "a pull of {topic}/{queue} from {offset}: {pulled:?}");
     }

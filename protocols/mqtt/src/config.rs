@@ -1,8 +1,11 @@
 //! What an operator can set.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::stats::Stats;
 
 /// The MQTT front-end's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -17,17 +20,38 @@ pub struct Config {
     /// How long a new connection may take to send CONNECT. Default 10 s.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Most QoS 1 messages of one client that wait for their PUBACK. MQTT 5.0 clients are told it as
+    /// Most QoS 1 messages of one client that wait for their PUBACK, and QoS 2 ones for their PUBREL. MQTT 5.0 clients are told it as
     /// Receive Maximum and disconnected with 0x93 beyond it; others are not read until some are
     /// answered. Default 1,024; at least 1.
     pub receive_maximum: u16,
-    /// Most unacknowledged QoS 1 messages sent to one client; an MQTT 5.0 client may ask for fewer.
+    /// Most unacknowledged QoS 1 and 2 messages sent to one client; an MQTT 5.0 client may ask for fewer.
     /// Default 1,024; at least 1.
     pub inflight_max: u16,
     /// Most topic aliases that an MQTT 5.0 client may set; each costs its topic's bytes. Default 10.
     pub topic_alias_maximum: u16,
+    /// Most topic aliases used towards an MQTT 5.0 client that allows some; each costs its topic's bytes.
+    /// Default 16.
+    pub outgoing_topic_alias_maximum: u16,
+    /// Longest keep alive of MQTT 5.0 clients, seconds: one that asks for more, or for none, is told this. Zero
+    /// is no limit. Default 0.
+    pub keep_alive_max: u16,
+    /// How long an MQTT 5.0 client waits, unread, while the broker takes no messages, before its QoS 1 and 2
+    /// messages are answered with 0x97. Default 1 s.
+    #[serde(with = "humantime_serde")]
+    pub blocked_max: Duration,
+    /// Topic filters that nobody may subscribe to: SUBACK says 0x80. Compared byte for byte. Default none.
+    pub refused_filters: Vec<String>,
+    /// What the response information of an MQTT 5.0 client that asks for it begins with; its client identifier
+    /// follows. Empty gives none. Default `response/`.
+    pub response_prefix: String,
+    /// How often the `$SYS` topics are published while a connected client has subscribed to one. Zero is never.
+    /// Default 10 s.
+    #[serde(with = "humantime_serde")]
+    pub sys_interval: Duration,
     /// Most subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 10,000.
     pub subscriptions_max: usize,
+    /// Most shared subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 100.
+    pub shared_subscriptions_max: usize,
     /// Most levels of a topic name or filter. Default 200.
     pub topic_levels_max: usize,
     /// Longest life of a session without a connection; a session that asks for more gets this much, and
@@ -42,6 +66,9 @@ pub struct Config {
     /// Log every client in without credentials, whatever user name and password it shows, as Mosquitto
     /// does when no users are set up. Default false.
     pub ignore_credentials: bool,
+    /// What all connections with these settings count together. Not a setting.
+    #[serde(skip)]
+    pub stats: Arc<Stats>,
 }
 
 impl Default for Config {
@@ -53,12 +80,20 @@ impl Default for Config {
             receive_maximum: 1024,
             inflight_max: 1024,
             topic_alias_maximum: 10,
+            outgoing_topic_alias_maximum: 16,
+            keep_alive_max: 0,
+            blocked_max: Duration::from_secs(1),
+            refused_filters: Vec::new(),
+            response_prefix: "response/".into(),
+            sys_interval: Duration::from_secs(10),
             subscriptions_max: 10_000,
+            shared_subscriptions_max: 100,
             topic_levels_max: 200,
             session_expiry_max: Duration::from_secs(7 * 24 * 3600),
             session_messages_max: 100_000,
             session_bytes_max: 64 << 20,
             ignore_credentials: false,
+            stats: Arc::default(),
         }
     }
 }

@@ -8,7 +8,9 @@ mod inflight;
 pub mod mapping;
 pub mod reason_code;
 mod session;
+mod stats;
 mod subscriptions;
 
 pub use config::Config;
 pub use session::MqttSession;
+pub use stats::Stats;

@@ -9,6 +9,7 @@ use rocketbridge_core::address::{Level, Pattern, encode_name, key_from_levels, l
 use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name, Value};
 use rocketbridge_core::message::{Format, Message};
 use rocketbridge_core::request::{Binding, Destination, Matcher, Source};
+use rocketbridge_core::time::Millis;
 use rocketbridge_session::Cursor;
 
 use crate::codec::properties::{Properties, PropertyId, PropertyValue, put_bytes, put_number, put_user_property};
@@ -129,6 +130,11 @@ pub fn queue_of(client_id: &[u8]) -> Bytes {
     Bytes::from([b"\0", client_id].concat())
 }
 
+/// The queue that the members of a shared subscription compete for.
+pub fn shared_queue_of(group: &[u8], filter: &[u8]) -> Bytes {
+    Bytes::from([b"\0\0", group, b"/", filter].concat())
+}
+
 /// The binding of a subscription. `cookie` does not matter for its identity.
 pub fn binding_of(filter: &[u8], queue: Bytes, cookie: Bytes) -> Binding {
     Binding {
@@ -183,18 +189,51 @@ pub fn put_origin(out: &mut BytesMut, version: Version, qos: u8, topic: &[u8], c
     put_bytes16(out, client_id);
 }
 
-/// Appends the properties of a PUBLISH that are forwarded: all but those of the connection it came
-/// over. [MQTT-3.3.2-7, MQTT-3.3.4-6]
+/// Appends the properties of a PUBLISH or of a will that are forwarded: all but those of the connection it
+/// came over. [MQTT-3.3.2-7, MQTT-3.3.4-6] The message expiry interval comes first, so that it is found
+/// quickly when it has to be counted down.
 pub fn put_forwarded(out: &mut BytesMut, properties: &Properties) {
-    if !properties.has(PropertyId::TopicAlias) && !properties.has(PropertyId::SubscriptionIdentifier) {
+    let mut is_plain = true;
+    for property in properties.iter() {
+        match property.id {
+            PropertyId::MessageExpiry => {
+                out.put_slice(property.encoded);
+                is_plain = false;
+            }
+            PropertyId::TopicAlias | PropertyId::SubscriptionIdentifier | PropertyId::WillDelay => is_plain = false,
+            _ => {}
+        }
+    }
+    if is_plain {
         out.put_slice(properties.as_bytes());
         return;
     }
     for property in properties.iter() {
-        if !matches!(property.id, PropertyId::TopicAlias | PropertyId::SubscriptionIdentifier) {
-            out.put_slice(property.encoded);
+        match property.id {
+            PropertyId::MessageExpiry
+            | PropertyId::TopicAlias
+            | PropertyId::SubscriptionIdentifier
+            | PropertyId::WillDelay => {}
+            _ => out.put_slice(property.encoded),
         }
     }
+}
+
+/// The message expiry interval at the front of forwarded properties, seconds, and what is behind it.
+pub fn split_expiry(properties: &[u8]) -> (Option<u32>, &[u8]) {
+    match properties.split_first_chunk::<5>() {
+        Some(([id, seconds @ ..], rest)) if *id == PropertyId::MessageExpiry as u8 => {
+            (Some(u32::from_be_bytes(*seconds)), rest)
+        }
+        _ => (None, properties),
+    }
+}
+
+/// What is left of a message's life after it has waited, seconds, rounded up; `None` when it is over.
+/// [MQTT-3.3.2-6]
+pub fn seconds_left(lifetime: Millis, waited: Millis) -> Option<u32> {
+    let left = lifetime.0.saturating_sub(waited.0);
+    (left > 0).then(|| u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX))
 }
 
 // --- properties -------------------------------------------------------------------------------
@@ -234,19 +273,19 @@ fn put_user(name: &[u8], text: &[u8], builder: &mut AttributesBuilder) {
     builder.put(name, value);
 }
 
-/// Appends the properties of 5.0 that a message of another protocol gets. What no string can hold
-/// (text that is not UTF-8, more than 65,535 bytes) is left out.
-pub fn put_foreign_properties(message: &Message, out: &mut BytesMut) {
+/// Appends the properties of 5.0 that a message of another protocol gets after it has `waited`. What no
+/// string can hold (text that is not UTF-8, more than 65,535 bytes) is left out.
+pub fn put_foreign_properties(message: &Message, waited: Millis, out: &mut BytesMut) {
     let mut text = String::new();
     for (name, value) in message.attributes() {
         match name {
-            Name::Known(attribute) => put_known(attribute, value, &mut text, out),
+            Name::Known(attribute) => put_known(attribute, value, waited, &mut text, out),
             Name::User(name) => put_text_property(name, value, &mut text, out),
         }
     }
 }
 
-fn put_known(attribute: Attribute, value: Value<'_>, text: &mut String, out: &mut BytesMut) {
+fn put_known(attribute: Attribute, value: Value<'_>, waited: Millis, text: &mut String, out: &mut BytesMut) {
     match (attribute, value) {
         (Attribute::Topic, _) => {}
         (Attribute::ContentType, Value::Text(text)) if fits_string(text) => {
@@ -262,8 +301,9 @@ fn put_known(attribute: Attribute, value: Value<'_>, text: &mut String, out: &mu
             put_number(out, PropertyId::PayloadFormat, format as u32);
         }
         (Attribute::TimeToLive, Value::Uint(millis)) => {
-            let seconds = u32::try_from(millis.div_ceil(1000)).unwrap_or(u32::MAX);
-            put_number(out, PropertyId::MessageExpiry, seconds);
+            if let Some(seconds) = seconds_left(Millis(millis), waited) {
+                put_number(out, PropertyId::MessageExpiry, seconds);
+            }
         }
         (attribute, value) => put_text_property(attribute.native_name().as_bytes(), value, text, out),
     }
@@ -303,7 +343,6 @@ mod tests {
     use rocketbridge_core::attributes::Attributes;
     use rocketbridge_core::boundary::Publish;
     use rocketbridge_core::message::Entry;
-    use rocketbridge_core::time::Millis;
 
     use super::*;
     use crate::codec::text::filter_matches;
@@ -449,7 +488,7 @@ mod tests {
             qos: 1,
             topic: b"a/b",
             client_id: b"client",
-            properties: b"\x01\x01\x02\0\0\0\x09",
+            properties: b"\x02\0\0\0\x09\x01\x01",
         };
         assert_eq!(Origin::parse(&bytes), Some(origin));
         assert_eq!(Origin::parse(&bytes[..10]), None);
@@ -478,7 +517,7 @@ mod tests {
             builder.put(name, value);
         }
         let mut encoded = BytesMut::new();
-        put_foreign_properties(&message(&address("t"), builder.finish()), &mut encoded);
+        put_foreign_properties(&message(&address("t"), builder.finish()), Millis(0), &mut encoded);
         let properties = Properties::check(encoded.freeze(), Place::Packet(PacketType::Publish), Side::Client);
         put_attributes(&properties.expect("valid"), &mut builder);
         assert_eq!(builder.finish().iter().collect::<Vec<_>>(), entries);

@@ -116,6 +116,7 @@ impl ReasonCode {
             | Refusal::SingleActive
             | Refusal::NotEmpty
             | Refusal::Ended
+            | Refusal::LeaseEnded
             | Refusal::Rejected { .. }
             | Refusal::NoSubscription => Self::UnspecifiedError,
         }

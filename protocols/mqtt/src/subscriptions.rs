@@ -54,8 +54,29 @@ pub struct Matched {
     pub qos: Option<u8>,
     /// Some of them are not for what this client itself published.
     pub no_local: bool,
+    /// Some of them want the publisher's retain flag.
+    pub retain_as_published: bool,
     /// The subscription identifiers, as encoded properties.
-    pub identifiers: Box<[u8]>,
+    pub identifiers: Bytes,
+}
+
+impl Matched {
+    /// What a single subscription makes of its deliveries.
+    pub fn of(subscription: Subscription) -> Self {
+        let mut matched = Self::default();
+        let mut identifiers = BytesMut::new();
+        matched.add(subscription, &mut identifiers);
+        matched.identifiers = identifiers.freeze();
+        matched
+    }
+
+    fn add(&mut self, subscription: Subscription, identifiers: &mut BytesMut) {
+        self.qos = self.qos.max(Some(subscription.options.qos()));
+        self.retain_as_published |= subscription.options.retain_as_published();
+        if subscription.identifier != 0 {
+            put_number(identifiers, PropertyId::SubscriptionIdentifier, subscription.identifier);
+        }
+    }
 }
 
 /// All subscriptions of a session.
@@ -130,16 +151,9 @@ impl Subscriptions {
             if is_own && subscription.options.no_local() {
                 continue;
             }
-            matched.qos = matched.qos.max(Some(subscription.options.qos()));
-            if subscription.identifier != 0 {
-                put_number(
-                    &mut identifiers,
-                    PropertyId::SubscriptionIdentifier,
-                    subscription.identifier,
-                );
-            }
+            matched.add(*subscription, &mut identifiers);
         }
-        matched.identifiers = Box::from(&identifiers[..]);
+        matched.identifiers = identifiers.freeze();
         matched
     }
 }

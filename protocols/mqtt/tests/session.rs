@@ -101,8 +101,8 @@ fn version_5_is_told_what_this_server_does() {
     assert_eq!(subscribe.window, Some(5));
     script.reply(*attach, Ok(attached(false, &[])));
     script.reply(*consume, Ok(Reply::Done));
-    let mut expected = b"\x20\x31\0\0\x2E\x11\0\x09\x3A\x80\x21\x04\0\x24\x01\x25\0\x27\x01\0\0\0".to_vec();
-    expected.extend(b"\x12\0\x15auto-0000000000000007\x22\0\x0A\x2A\0");
+    let mut expected = b"\x20\x2B\0\0\x28\x11\0\x09\x3A\x80\x21\x04\0\x27\x01\0\0\0".to_vec();
+    expected.extend(b"\x12\0\x15auto-0000000000000007\x22\0\x0A");
     assert_eq!(script.sent(), expected);
     assert_eq!(script.next_timeout(), None);
 }
@@ -159,27 +159,10 @@ fn credentials_may_be_ignored() {
 #[test]
 fn what_is_not_supported_is_refused_in_connack() {
     for (connect, start) in [
-        // A will; one with retain; one with QoS 2.
-        (
-            &b"\x10\x13\0\x04MQTT\x04\x06\0\x0A\0\x01p\0\x01t\0\x01m"[..],
-            &b"\x20\x02\0\x03"[..],
-        ),
-        (
-            b"\x10\x15\0\x04MQTT\x05\x06\0\x0A\0\0\x01p\0\0\x01t\0\x01m",
-            b"\x20\x25\0\x83\x22\x1F\0\x1Fwill messages",
-        ),
-        (
-            b"\x10\x15\0\x04MQTT\x05\x26\0\x0A\0\0\x01p\0\0\x01t\0\x01m",
-            b"\x20\x03\0\x9A\0",
-        ),
-        (
-            b"\x10\x15\0\x04MQTT\x05\x16\0\x0A\0\0\x01p\0\0\x01t\0\x01m",
-            b"\x20\x03\0\x9B\0",
-        ),
         // An authentication method.
         (
-            b"\x10\x12\0\x04MQTT\x05\x02\0\x0A\x04\x15\0\x01m\0\x01p",
-            b"\x20\x03\0\x8C\0",
+            &b"\x10\x12\0\x04MQTT\x05\x02\0\x0A\x04\x15\0\x01m\0\x01p"[..],
+            &b"\x20\x03\0\x8C\0"[..],
         ),
         // No client identifier for a session that is to be kept, or in MQTT 3.1. [MQTT-3.1.3-8]
         (b"\x10\x0C\0\x04MQTT\x04\0\0\x0A\0\0", b"\x20\x02\0\x02"),
@@ -317,8 +300,10 @@ fn properties_are_kept_and_become_attributes() {
     packet[1] = packet.len() as u8 - 2;
     script.send(&packet);
     let publishes = script.publishes();
-    // Topic alias and subscription identifier belong to the connection. [MQTT-3.3.2-7]
-    assert_eq!(publishes[0].origin, [&b"\x05\0\0\x01t\0\x01c"[..], properties].concat());
+    // Topic alias and subscription identifier belong to the connection [MQTT-3.3.2-7]; the expiry interval
+    // comes first.
+    let kept = [&properties[2..7], &properties[..2], &properties[7..]].concat();
+    assert_eq!(publishes[0].origin, [&b"\x05\0\0\x01t\0\x01c"[..], &kept].concat());
     let attributes: Vec<_> = publishes[0].attributes.iter().collect();
     assert_eq!(
         attributes,
@@ -427,22 +412,6 @@ fn a_publish_of_unknown_fate_is_not_acknowledged() {
     }
 }
 
-#[test]
-fn what_this_release_lacks_is_refused_with_its_code() {
-    for (connect, packet, goodbye) in [
-        (CONNECT_4, &b"\x31\x03\0\x01t"[..], &b""[..]),
-        (CONNECT_4, b"\x34\x05\0\x01t\0\x01", b""),
-        (CONNECT_5, b"\x31\x04\0\x01t\0", b"\xE0\x01\x9A"),
-        (CONNECT_5, b"\x34\x06\0\x01t\0\x01\0", b"\xE0\x01\x9B"),
-        (CONNECT_5, b"\xF0\0", b"\xE0\x01\x82"),
-    ] {
-        let mut script = Script::connected(connect);
-        script.send(packet);
-        assert!(script.publishes().is_empty());
-        script.expect_closed(goodbye);
-    }
-}
-
 /// [MQTT-3.3.4-9]
 #[test]
 fn the_receive_maximum_is_enforced_or_waited_for() {
@@ -492,17 +461,31 @@ fn binding(request: &Request) -> &Binding {
 #[test]
 fn suback_follows_all_bindings() {
     let mut script = Script::connected(CONNECT_5);
-    script.send(b"\x82\x1B\0\x09\x02\x0B\x07\0\x05a.b/+\x02\0\x0B$share/g/x/\x01\xC0\0");
+    script.send(b"\x82\x1B\0\x09\x02\x0B\x07\0\x05a.b/+\x02\0\x0B$share/g/x/\x02\xC0\0");
     let requests = script.requests();
-    assert_eq!(requests.len(), 1);
+    assert_eq!(requests.len(), 3, "{requests:?}");
     let bound = binding(&requests[0].1);
     assert_eq!(bound.source, Source::Everything);
     assert_eq!(bound.destination, Destination::Queue(Bytes::from_static(b"\0c")));
-    assert_eq!(bound.cookie, &b"\x01\0\0\0\x07a.b/+"[..]);
+    assert_eq!(bound.cookie, &b"\x02\0\0\0\x07a.b/+"[..]);
+    let Request::Share(share) = &requests[1].1 else {
+        panic!("{requests:?}")
+    };
+    assert_eq!(share.queue, "\0\0g/x/");
+    assert_eq!(share.cookie, &b"\x01\0\0\0\x07$share/g/x/"[..]);
+    let Request::Subscribe(subscribe) = &requests[2].1 else {
+        panic!("{requests:?}")
+    };
+    assert_eq!(
+        (&subscribe.queue, subscribe.subscription),
+        (&share.queue, SubscriptionId(2))
+    );
     // PINGRESP need not wait.
     assert_eq!(script.sent(), b"\xD0\0");
     script.reply(requests[0].0, Ok(Reply::Done));
-    assert_eq!(script.sent(), b"\x90\x05\0\x09\0\x01\x9E");
+    assert_eq!(script.sent(), b"");
+    script.reply(requests[1].0, Ok(Reply::Done));
+    assert_eq!(script.sent(), b"\x90\x05\0\x09\0\x02\x01");
 }
 
 #[test]
@@ -615,7 +598,7 @@ fn a_resumed_session_knows_its_subscriptions() {
     let mut redelivered = delivery(9, true, &publish(b"a/b", 1));
     redelivered.redelivered = true;
     script.event(Event::Delivery(redelivered));
-    assert_eq!(script.sent(), b"\x3A\x0B\0\x03a/b\0\x01\x02\x0B\x05x");
+    assert_eq!(script.sent(), b"\x3A\x0B\0\x03a/b\0\x09\x02\x0B\x05x");
     script.send(b"\xA2\x08\0\x02\0\0\x03a/#");
     assert_eq!(script.requests().len(), 1);
 }
@@ -638,9 +621,9 @@ fn deliveries_have_the_lower_of_both_qos() {
     assert_eq!(script.sent(), b"\x30\x06\0\x03onex");
     script.deliver(4, true, &publish(b"one", 1));
     script.deliver(5, true, &publish(b"one", 1));
-    assert_eq!(script.sent(), b"\x32\x08\0\x03one\0\x01x\x32\x08\0\x03one\0\x02x");
+    assert_eq!(script.sent(), b"\x32\x08\0\x03one\0\x04x\x32\x08\0\x03one\0\x05x");
     assert_eq!(script.settled(), []);
-    script.send(b"\x40\x02\0\x02\x40\x02\0\x02\x40\x02\0\x09\x40\x02\0\x01");
+    script.send(b"\x40\x02\0\x05\x40\x02\0\x05\x40\x02\0\x09\x40\x02\0\x04");
     assert_eq!(script.settled(), [5, 4]);
     assert!(!script.is_closed());
 }

@@ -105,9 +105,12 @@ impl From<Refusal> for Refused {
             Refusal::AccessRefused => ResponseCode::NoPermission,
             Refusal::NotSupported(_) => ResponseCode::RequestCodeNotSupported,
             Refusal::Closed => ResponseCode::ServiceNotAvailable,
-            Refusal::SingleActive | Refusal::Locked | Refusal::InUse | Refusal::NotEmpty | Refusal::Ended => {
-                ResponseCode::SystemError
-            }
+            Refusal::SingleActive
+            | Refusal::Locked
+            | Refusal::InUse
+            | Refusal::NotEmpty
+            | Refusal::Ended
+            | Refusal::LeaseEnded => ResponseCode::SystemError,
         };
         Self::new(code, refusal.to_string())
     }

@@ -13,7 +13,7 @@ import (
 func mqttSuite(s *Suite) {
 	mqttChecks3(s)
 	mqttSessionChecks3(s)
-	mqttRefusalChecks(s)
+	mqttCompleteChecks(s)
 	mqttChecks5(s)
 }
 
@@ -352,30 +352,39 @@ func mqttSessionChecks3(s *Suite) {
 	})
 }
 
-// mqttRefusalChecks are about what this release does not do: it says so, and does not pretend.
-func mqttRefusalChecks(s *Suite) {
-	for what, publish := range map[string]func(c *client3, topic string){
-		"qos_2":    func(c *client3, topic string) { c.Client.Publish(topic, 2, false, "x") },
-		"retained": func(c *client3, topic string) { c.Client.Publish(topic, 1, true, "x") },
-	} {
-		s.Check("mqtt3_"+what+"_is_refused_by_closing", func(t *T) {
-			topic, other := t.Name("topic"), t.mqtt3()
-			other.subscribe(topic, 1)
-			client := t.mqtt3()
-			publish(client, topic)
-			Receive(t, client.lost, "the connection's end")
-			other.publish(topic, 1, []byte("fence"))
-			Equal(t, string(other.next("the fence").body), "fence", "the first message")
-		})
-	}
-	s.Check("mqtt3_a_will_is_refused", func(t *T) {
-		client := t.prepare3(t.mqttOptions().SetWill(t.Name("will"), "x", 0, false))
-		token := client.Connect()
-		t.True(token.WaitTimeout(10*time.Second) && token.Error() != nil, "the connection was accepted")
+// mqttCompleteChecks are about what a message can be beyond QoS 0 and 1.
+func mqttCompleteChecks(s *Suite) {
+	s.Check("mqtt3_qos_2_in_order", func(t *T) {
+		topic, client := t.Name("topic"), t.mqtt3()
+		client.subscribe(topic, 2)
+		for i := 0; i < 50; i++ {
+			client.publish(topic, 2, []byte(fmt.Sprint(i)))
+		}
+		for i := 0; i < 50; i++ {
+			got := client.next("a message")
+			Equal(t, fmt.Sprintf("%s %d", got.body, got.qos), fmt.Sprintf("%d 2", i), "body and QoS")
+		}
 	})
-	s.Check("mqtt5_connack_tells_what_is_not_built", func(t *T) {
+	s.Check("mqtt3_retained_messages_come_to_later_subscribers", func(t *T) {
+		topic, client := t.Name("topic"), t.mqtt3()
+		for _, body := range []string{"old", "new"} {
+			token := client.Client.Publish(topic, 1, true, body)
+			t.True(token.WaitTimeout(10*time.Second) && token.Error() == nil, "published")
+		}
+		client.subscribe(topic, 1)
+		got := client.next("the retained message")
+		Equal(t, fmt.Sprintf("%s %t", got.body, got.retained), "new true", "body and retain flag")
+	})
+	s.Check("mqtt3_a_will_is_published_when_the_client_is_taken_over", func(t *T) {
+		id, topic, watcher := t.Name("id"), t.Name("will"), t.mqtt3()
+		watcher.subscribe(topic, 1)
+		t.mqtt3With(t.mqttOptions().SetClientID(id).SetAutoReconnect(false).SetWill(topic, "gone", 1, false))
+		t.mqtt3With(t.mqttOptions().SetClientID(id))
+		Equal(t, string(watcher.next("the will").body), "gone", "body")
+	})
+	s.Check("mqtt5_connack_limits_nothing", func(t *T) {
 		p := t.clean5().connack.Properties
-		t.True(p.MaximumQoS != nil && *p.MaximumQoS == 1, "maximum QoS %v", p.MaximumQoS)
-		t.True(!p.RetainAvailable, "retain is said to be available")
+		t.True(p.MaximumQoS == nil || *p.MaximumQoS == 2, "maximum QoS %v", p.MaximumQoS)
+		t.True(p.RetainAvailable && p.SharedSubAvailable && p.WildcardSubAvailable && p.SubIDAvailable, "all is available")
 	})
 }

@@ -157,31 +157,4 @@ func rocketmqProduceChecks(s *Suite) {
 		t.True(err != nil, "a body of 5 MiB was taken")
 		t.send(p, message(t.Name("topic"), "the producer still works"))
 	})
-	s.Check("rocketmq_delay_is_refused_clearly_and_stores_nothing", func(t *T) {
-		p, topic := t.producer(), t.Name("topic")
-		t.send(p, message(topic, "0"))
-		m := t.member(t.Name("group"), topic)
-		t.bodies(m, 1)
-		_, err := p.SendSync(t, message(topic, "delayed").WithDelayTimeLevel(1))
-		t.True(err != nil, "a delayed message was taken")
-		t.True(strings.Contains(strings.ToLower(err.Error()), "delay"), "the error does not say why: %v", err)
-		for i := range 2 * topicQueues {
-			t.send(p, message(topic, "%d", i+1))
-		}
-		// Offsets without a gap show that nothing else was stored.
-		offsets := map[int]map[int64]bool{}
-		for range 2 * topicQueues {
-			msg := Receive(t, m.inbox, "a message")
-			t.True(string(msg.Body) != "delayed", "the delayed message was stored")
-			if offsets[msg.Queue.QueueId] == nil {
-				offsets[msg.Queue.QueueId] = map[int64]bool{}
-			}
-			offsets[msg.Queue.QueueId][msg.QueueOffset] = true
-		}
-		for queue, seen := range offsets {
-			for offset := range seen {
-				t.True(offset <= 2, "queue %d has offset %d", queue, offset)
-			}
-		}
-	})
 }

@@ -44,10 +44,10 @@ func tutorialSuite(s *Suite) {
 }
 
 // program starts this binary again; its lines come through the channel.
-func (t *T) program(name string) <-chan string {
+func (t *T) program(name string, args ...string) <-chan string {
 	self, err := os.Executable()
 	t.Ok(err, "find this program")
-	command := exec.CommandContext(t, self, name, "-name-server", t.at.nameServer)
+	command := exec.CommandContext(t, self, append([]string{name, "-name-server", t.at.nameServer}, args...)...)
 	command.Stderr = os.Stderr
 	out, err := command.StdoutPipe()
 	t.Ok(err, "make a pipe")

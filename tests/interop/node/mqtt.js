@@ -108,6 +108,72 @@ module.exports = {
     assert.equal((await inbox.next()).payload.toString(), 'y');
   },
 
+  async qos_2_in_order(options, after) {
+    for (const protocolVersion of versions) {
+      const { client, inbox } = await connect(options, after, { protocolVersion });
+      const topic = unique('topic');
+      const [granted] = await client.subscribeAsync(topic, { qos: 2 });
+      assert.equal(granted.qos, 2, 'granted QoS');
+      for (let i = 0; i < 200; i++) client.publish(topic, String(i), { qos: 2 });
+      for (let i = 0; i < 200; i++) {
+        const got = await inbox.next();
+        assert.deepEqual([got.payload.toString(), got.packet.qos, got.packet.dup], [String(i), 2, false]);
+      }
+    }
+  },
+
+  async retained_messages_come_to_later_subscribers(options, after) {
+    for (const protocolVersion of versions) {
+      const { client, inbox } = await connect(options, after, { protocolVersion });
+      const topic = unique('retained');
+      await client.publishAsync(`${topic}/a`, 'x', { qos: 1, retain: true });
+      await client.publishAsync(`${topic}/b`, 'y', { qos: 2, retain: true });
+      await client.publishAsync(`${topic}/a`, '', { qos: 1, retain: true });
+      await client.subscribeAsync(`${topic}/#`, { qos: 2 });
+      const got = await inbox.next();
+      assert.deepEqual([got.topic, got.payload.toString(), got.packet.retain, got.packet.qos], [`${topic}/b`, 'y', true, 2]);
+    }
+  },
+
+  async a_will_is_published_when_the_connection_is_lost(options, after) {
+    const watcher = await connect(options, after);
+    for (const protocolVersion of versions) {
+      const topic = unique('will');
+      await watcher.client.subscribeAsync(topic, { qos: 1 });
+      const will = { topic, payload: Buffer.from('gone'), qos: 1, retain: false };
+      const { client } = await connect(options, after, { protocolVersion, will });
+      client.stream.destroy();
+      assert.equal((await watcher.inbox.next()).payload.toString(), 'gone');
+    }
+  },
+
+  async a_shared_subscription_gives_each_message_to_one_member(options, after) {
+    const members = [];
+    const [topic, group] = [unique('topic'), unique('group')];
+    for (const protocolVersion of versions) {
+      const member = await connect(options, after, { protocolVersion });
+      await member.client.subscribeAsync(`$share/${group}/${topic}`, { qos: 1 });
+      members.push(member);
+    }
+    const publisher = await connect(options, after);
+    for (let i = 0; i < 50; i++) await publisher.client.publishAsync(topic, String(i), { qos: 1 });
+    const seen = new Set();
+    const take = async ({ inbox }) => { for (;;) { seen.add((await inbox.next()).payload.toString()); if (seen.size === 50) return; } };
+    await Promise.race(members.map(take));
+    assert.equal(seen.size, 50);
+  },
+
+  async aliases_are_used_towards_a_client_that_allows_them(options, after) {
+    const { client, inbox } = await connect(options, after, { protocolVersion: 5, properties: { topicAliasMaximum: 3 } });
+    const topic = unique('topic');
+    await client.subscribeAsync(topic, { qos: 1 });
+    for (let i = 0; i < 3; i++) await client.publishAsync(topic, String(i), { qos: 1 });
+    for (let i = 0; i < 3; i++) {
+      const got = await inbox.next();
+      assert.deepEqual([got.topic, got.payload.toString(), got.packet.properties.topicAlias], [topic, String(i), 1]);
+    }
+  },
+
   async wrong_password_is_refused(options, after) {
     for (const protocolVersion of versions) {
       const refused = connect(options, after, { protocolVersion, username: 'guest', password: 'wrong' });

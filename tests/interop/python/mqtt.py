@@ -167,3 +167,102 @@ def wrong_password_is_refused(options):
     equal(refused.get(timeout=30), 0x86, "reason code")
     client.disconnect()
     client.loop_stop()
+
+
+@check
+def qos_2_both_ways_in_order(options):
+    for version in [paho.MQTTv31, paho.MQTTv311, paho.MQTTv5]:
+        with Client(options, version, client_id=unique("x")[-20:]) as client:
+            topic = unique("topic")
+            equal(client.subscribe(topic, 2), [2], "granted QoS")
+            for number in range(200):
+                client.client.publish(topic, str(number), 2)
+            for number in range(200):
+                got = client.next()
+                equal((got.payload, got.qos), (str(number).encode(), 2), "message")
+
+
+@check
+def retained_messages_come_to_later_subscribers_until_they_are_cleared(options):
+    root = unique("retained")
+    with Client(options) as publisher:
+        for qos in [0, 1, 2]:
+            publisher.client.publish(f"{root}/{qos}", f"value {qos}", qos, retain=True).wait_for_publish(30)
+        publisher.publish(f"{root}/1", "", 1, retain=True)
+    for version in [paho.MQTTv311, paho.MQTTv5]:
+        with Client(options, version) as client:
+            client.subscribe(root + "/+", 2)
+            got = sorted((m.topic, m.payload, m.qos, m.retain) for m in [client.next() for _ in range(2)])
+            equal(got, [(f"{root}/0", b"value 0", 0, True), (f"{root}/2", b"value 2", 2, True)], "retained")
+
+
+@check
+def retain_handling_and_retain_as_published(options):
+    topic = unique("topic")
+    with Client(options, paho.MQTTv5) as client:
+        client.publish(topic, "first", 1, retain=True)
+        client.subscribe(topic, options=SubscribeOptions(qos=1, retainHandling=2))
+        client.publish(topic, "second", 1, retain=True)
+        got = client.next()
+        equal((got.payload, got.retain), (b"second", False), "only what is new, without its flag")
+        client.subscribe(topic, options=SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=1))
+        client.publish(topic, "third", 1, retain=True)
+        got = client.next()
+        equal((got.payload, got.retain), (b"third", True), "it was subscribed before; the flag as published")
+
+
+@check
+def a_will_is_published_when_the_connection_is_lost(options):
+    for version in [paho.MQTTv311, paho.MQTTv5]:
+        topic = unique("will")
+        with Client(options) as watcher:
+            watcher.subscribe(topic, 1)
+            host, port = options.mqtt.rsplit(":", 1)
+            for goodbye in [True, False]:
+                client = paho.Client(paho.CallbackAPIVersion.VERSION2, unique("paho"), protocol=version)
+                client.will_set(topic, f"gone {goodbye}", 1)
+                connected = queues.Queue()
+                client.on_connect = lambda *_: connected.put(None)
+                client.connect(host, int(port))
+                client.loop_start()
+                connected.get(timeout=30)
+                if goodbye:
+                    client.disconnect()
+                else:
+                    client.socket().shutdown(2)
+                client.loop_stop()
+            equal(watcher.next().payload, b"gone False", "the will of the lost one only")
+
+
+@check
+def a_shared_subscription_gives_each_message_to_one_member(options):
+    topic, group = unique("topic"), unique("group")
+    with Client(options, paho.MQTTv5) as one, Client(options, paho.MQTTv311) as two:
+        for member in [one, two]:
+            equal(member.subscribe(f"$share/{group}/{topic}/#", 1), [1], "granted QoS")
+        with Client(options) as publisher:
+            for number in range(100):
+                publisher.publish(f"{topic}/x", str(number))
+        got = []
+        for member in [one, two]:
+            part = 0
+            while True:
+                try:
+                    got.append(int(member.inbox.get(timeout=1).payload))
+                    part += 1
+                except queues.Empty:
+                    break
+            true(part > 0, "each member has a part")
+        equal(sorted(got), list(range(100)), "all messages once")
+
+
+@check
+def the_broker_tells_about_itself(options):
+    with Client(options) as client:
+        client.subscribe("$SYS/broker/#", 0)
+        seen = {}
+        while "$SYS/broker/clients/connected" not in seen or "$SYS/broker/uptime" not in seen:
+            got = client.next()
+            seen[got.topic] = got.payload
+        true(int(seen["$SYS/broker/clients/connected"]) >= 1, "connected clients")
+        true(seen["$SYS/broker/uptime"].endswith(b" seconds"), "uptime")

@@ -171,7 +171,7 @@ impl Context<'_> {
             Refusal::Invalid(why) => ChannelError::Invalid(why).into(),
             Refusal::NotSupported(what) => Failure::not_implemented(what),
             Refusal::Closed => ConnectionError::Forced("shutdown").into(),
-            Refusal::NoSubscription | Refusal::Ended | Refusal::Rejected { .. } => {
+            Refusal::NoSubscription | Refusal::Ended | Refusal::LeaseEnded | Refusal::Rejected { .. } => {
                 ConnectionError::Internal(refusal.to_string()).into()
             }
         }

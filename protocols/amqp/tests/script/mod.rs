@@ -1,5 +1,7 @@
 //! A session with everything around it under a test's hands.
 
+#![allow(dead_code)]
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 

@@ -244,6 +244,20 @@ impl SubscriptionOptions {
         Self(self.0 & !3 | qos & 3)
     }
 
+    /// The retain flag of deliveries is the publisher's. (5.0, 3.3.1.3)
+    pub const fn retain_as_published(self) -> bool {
+        self.0 & 8 != 0
+    }
+
+    /// Whether a subscription that is `new` or was there already gets the retained messages. (5.0, 3.3.1.3)
+    pub const fn wants_retained(self, new: bool) -> bool {
+        match self.0 >> 4 & 3 {
+            0 => true,
+            1 => new,
+            _ => false,
+        }
+    }
+
     /// Not what this client itself published. [MQTT-3.8.3-3]
     pub const fn no_local(self) -> bool {
         self.0 & 4 != 0

@@ -1,10 +1,11 @@
 //! A connected client.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use foldhash::HashMap;
 use rocketbridge_core::attributes::AttributesBuilder;
-use rocketbridge_core::boundary::{Settle, Settlement};
+use rocketbridge_core::boundary::{Delivery, Settle, Settlement, SubscriptionId};
 use rocketbridge_core::request::Request;
 use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
@@ -12,13 +13,15 @@ use rocketbridge_session::Outbox;
 use super::Close;
 use super::connect::{FIRST_REQUEST, SUBSCRIPTION, keep_alive_span, keep_of};
 use super::publish::{LastTopic, Unconfirmed};
+use super::shared::Shared;
 use super::subscribe::{Asked, PendingAck};
 use crate::codec::properties::PropertyId;
-use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header, put_short_ack};
+use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header};
 use crate::config::Config;
-use crate::inflight::InFlight;
+use crate::inflight::{InFlight, Step};
 use crate::mapping::queue_of;
 use crate::reason_code::ReasonCode;
+use crate::stats::Counted;
 use crate::subscriptions::{Subscription, Subscriptions};
 
 /// What is settled when a client is connected.
@@ -27,12 +30,16 @@ pub(super) struct Connected {
     pub client_id: Bytes,
     /// Seconds, 0 for off.
     pub keep_alive: u16,
+    /// Most messages in flight to it.
+    pub window: u16,
     /// Largest packet that the client accepts, bytes.
     pub packet_size_max: u32,
     /// Most topic aliases that the client was told of.
     pub topic_alias_maximum: u16,
-    /// The session outlives the connection.
-    pub has_expiry: bool,
+    /// Most topic aliases used towards it.
+    pub outgoing_alias_maximum: u16,
+    /// How long the session outlives the connection.
+    pub keep: Millis,
 }
 
 /// The state of a connected client.
@@ -41,9 +48,20 @@ pub(super) struct Client {
     /// The name of its session's queue.
     pub(super) queue: Bytes,
     pub(super) subscriptions: Subscriptions,
+    pub(super) shared: Option<Box<Shared>>,
+    /// How many of its filters are below `$SYS`.
+    pub(super) sys_filters: u32,
+    /// One of them is new: it wants its values soon.
+    pub(super) watches_anew: bool,
     pub(super) in_flight: InFlight,
+    /// PUBREC came, and core has not said that it is noted: packet identifier and sequence.
+    pub(super) received: Vec<(u16, u64)>,
+    /// Deliveries that wait because so many messages are in flight as the client accepts.
+    pub(super) waiting: VecDeque<Delivery>,
     /// What topic aliases stand for; an empty topic is an alias not set.
     pub(super) aliases: Vec<Bytes>,
+    /// Aliases of topics towards the client.
+    pub(super) outgoing_aliases: HashMap<Box<[u8]>, u16>,
     pub(super) last_topic: Option<LastTopic>,
     pub(super) attributes: AttributesBuilder,
     /// What becomes part of publishes is written here and split off.
@@ -51,13 +69,18 @@ pub(super) struct Client {
     /// Topic and properties of a delivery from another protocol.
     pub(super) foreign: BytesMut,
     pub(super) next_token: u64,
-    /// QoS 1 publishes whose PUBACK is not sent, in order.
+    /// QoS 1 and 2 publishes whose PUBACK or PUBREC is not sent, in order.
     pub(super) unconfirmed: VecDeque<Unconfirmed>,
+    /// QoS 2 publishes whose PUBREL has not come: packet identifier, and whether PUBREC was sent.
+    pub(super) unreleased: BTreeMap<u16, bool>,
     pub(super) next_request: u64,
     /// What core has not answered, in order.
     pub(super) asked: VecDeque<Asked>,
     /// SUBACKs and UNSUBACKs not sent, in order.
     pub(super) acks: VecDeque<PendingAck>,
+    pub(super) counted: Counted,
+    /// How many of its subscriptions are counted with all others.
+    pub(super) counted_subscriptions: u64,
 }
 
 impl Client {
@@ -66,17 +89,26 @@ impl Client {
             queue: queue_of(&is.client_id),
             is,
             subscriptions: Subscriptions::default(),
+            shared: None,
+            sys_filters: 0,
+            watches_anew: false,
             in_flight: InFlight::default(),
+            received: Vec::new(),
+            waiting: VecDeque::new(),
             aliases: Vec::new(),
+            outgoing_aliases: HashMap::default(),
             last_topic: None,
             attributes: AttributesBuilder::default(),
             scratch: BytesMut::new(),
             foreign: BytesMut::new(),
             next_token: 0,
             unconfirmed: VecDeque::new(),
+            unreleased: BTreeMap::new(),
             next_request: FIRST_REQUEST,
             asked: VecDeque::new(),
             acks: VecDeque::new(),
+            counted: Counted::default(),
+            counted_subscriptions: 0,
         }
     }
 
@@ -85,8 +117,13 @@ impl Client {
         for cookie in cookies {
             if let Some((subscription, filter)) = Subscription::from_cookie(cookie) {
                 self.subscriptions.insert(filter, subscription);
+                self.sys_filters += u32::from(is_sys(filter));
             }
         }
+    }
+
+    pub(super) fn subscription_count(&self) -> u64 {
+        (self.subscriptions.len() + self.shared_count()) as u64
     }
 
     pub(super) fn id(&self) -> &[u8] {
@@ -102,7 +139,8 @@ impl Client {
     }
 
     pub(super) fn wants_read(&self, config: &Config) -> bool {
-        // A 5.0 client keeps to the receive maximum by itself, and must still be heard then.
+        // A 5.0 client keeps to the receive maximum by itself, and must still be heard then. A QoS 2 exchange
+        // that waits for PUBREL can only go on when it is heard, too.
         let has_room =
             self.is.version == Version::V5 || self.unconfirmed.len() < usize::from(config.receive_maximum.max(1));
         has_room && self.asked.len() < Asked::READ_MAX
@@ -111,26 +149,32 @@ impl Client {
     /// Everything that came is handled: gives memory back that an idle client does not need.
     pub(super) fn rest(&mut self) {
         const KEPT_MAX: usize = 4096;
+        const ITEMS_KEPT_MAX: usize = 64;
         if self.foreign.capacity() > KEPT_MAX {
             self.foreign = BytesMut::new();
+        }
+        if self.in_flight.len() == 0 {
+            self.in_flight.rest(ITEMS_KEPT_MAX);
+        }
+        if self.unconfirmed.is_empty() && self.unconfirmed.capacity() > ITEMS_KEPT_MAX {
+            self.unconfirmed = VecDeque::new();
+        }
+        if self.waiting.is_empty() && self.waiting.capacity() > 0 {
+            self.waiting = VecDeque::new();
         }
     }
 
     pub(super) fn handle_packet(&mut self, packet: Packet, config: &Config, out: &mut Outbox) -> Result<(), Close> {
+        self.counted.packets_in += 1;
         match packet {
             Packet::Publish(publish) => self.handle_publish(publish, config, out),
-            Packet::PubAck(ack) => {
-                self.handle_puback(&ack, out);
-                Ok(())
-            }
+            Packet::PubAck(ack) => self.handle_puback(&ack, out),
             Packet::PubRec(ack) => self.handle_pubrec(&ack, out),
             Packet::PubRel(ack) => {
-                // QoS 2 is refused, so nothing is kept under that identifier: the exchange is over.
-                let reason = ReasonCode::Success;
-                put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
+                self.handle_pubrel(&ack, out);
                 Ok(())
             }
-            Packet::PubComp(ack) => self.refuse_if_in_flight(&ack),
+            Packet::PubComp(ack) => self.handle_pubcomp(&ack, out),
             Packet::Subscribe(subscribe) => self.handle_subscribe(&subscribe, config, out),
             Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(&unsubscribe, out),
             Packet::PingReq => {
@@ -148,53 +192,134 @@ impl Client {
         }
     }
 
+    // --- acknowledgements of what was sent --------------------------------------------------------
+
     /// An identifier that is not in flight is ignored: it may be of an earlier connection.
-    fn handle_puback(&mut self, ack: &Ack, out: &mut Outbox) {
-        // A failure is final too: the client must not get it again. [MQTT-4.4.0-2]
-        if let Some(sequence) = self.in_flight.remove(ack.packet_id) {
-            out.settle(settled(sequence));
+    fn handle_puback(&mut self, ack: &Ack, out: &mut Outbox) -> Result<(), Close> {
+        match self.in_flight.get_mut(ack.packet_id).map(|flight| flight.step) {
+            None => Ok(()),
+            // A failure is final too: the client must not get it again. [MQTT-4.4.0-2]
+            Some(Step::Published1) => {
+                self.finish(ack.packet_id, out);
+                Ok(())
+            }
+            Some(_) => Err(ReasonCode::ProtocolError.into()),
         }
     }
 
-    /// Answers a PUBREC of nobody knows what, so that the exchange ends.
+    /// The client has the message: that is noted with the session before PUBREL is sent, so that a message
+    /// that the client may have forgotten is never sent again. [MQTT-4.3.3-8]
     fn handle_pubrec(&mut self, ack: &Ack, out: &mut Outbox) -> Result<(), Close> {
-        self.refuse_if_in_flight(ack)?;
-        if !ack.reason.is_failure() {
-            out.bytes().put_u8(PacketType::PubRel.first_byte());
-            out.bytes().put_u8(2);
-            out.bytes().put_u16(ack.packet_id);
+        let is_kept = self.is.keep > Millis(0);
+        let Some(flight) = self.in_flight.get_mut(ack.packet_id) else {
+            // Of nobody knows what: answered, so that the exchange ends.
+            if !ack.reason.is_failure() {
+                put_pubrel(out, ack.packet_id);
+            }
+            return Ok(());
+        };
+        match flight.step {
+            Step::Published1 => return Err(ReasonCode::ProtocolError.into()),
+            // [MQTT-4.3.3-4]
+            _ if ack.reason.is_failure() => self.finish(ack.packet_id, out),
+            Step::Published2 if is_kept && flight.subscription == SUBSCRIPTION => {
+                flight.step = Step::Received;
+                let sequence = flight.sequence;
+                self.received.push((ack.packet_id, sequence));
+            }
+            Step::Published2 | Step::Released => {
+                flight.step = Step::Released;
+                put_pubrel(out, ack.packet_id);
+            }
+            Step::Received => {}
         }
         Ok(())
     }
 
-    /// What is in flight is QoS 1, and only PUBACK answers that. [MQTT-4.3.2-3]
-    fn refuse_if_in_flight(&self, ack: &Ack) -> Result<(), Close> {
-        match self.in_flight.find(ack.packet_id) {
-            Some(_) => Err(ReasonCode::ProtocolError.into()),
-            None => Ok(()),
+    /// Asks core to note what was received since the last time.
+    pub(super) fn note_received(&mut self, out: &mut Outbox) {
+        if self.received.is_empty() {
+            return;
+        }
+        let received = std::mem::take(&mut self.received);
+        let notes = received.iter().map(|(id, at)| (*at, note_of(*id, true))).collect();
+        let packet_ids = received.into_iter().map(|(packet_id, _)| packet_id).collect();
+        let request = Request::Note {
+            subscription: SUBSCRIPTION,
+            notes,
+        };
+        self.ask(Asked::Note { packet_ids }, request, out);
+    }
+
+    /// It is noted: the exchanges go on.
+    pub(super) fn noted(&mut self, packet_ids: &[u16], out: &mut Outbox) {
+        for packet_id in packet_ids {
+            if let Some(flight) = self.in_flight.get_mut(*packet_id)
+                && flight.step == Step::Received
+            {
+                flight.step = Step::Released;
+                put_pubrel(out, *packet_id);
+            }
         }
     }
+
+    fn handle_pubcomp(&mut self, ack: &Ack, out: &mut Outbox) -> Result<(), Close> {
+        match self.in_flight.get_mut(ack.packet_id).map(|flight| flight.step) {
+            None => Ok(()),
+            Some(Step::Released) => {
+                self.finish(ack.packet_id, out);
+                Ok(())
+            }
+            Some(_) => Err(ReasonCode::ProtocolError.into()),
+        }
+    }
+
+    fn finish(&mut self, packet_id: u16, out: &mut Outbox) {
+        if let Some(flight) = self.in_flight.remove(packet_id) {
+            out.settle(settled(flight.subscription, flight.sequence));
+        }
+    }
+
+    // --- the end ----------------------------------------------------------------------------------
 
     fn handle_disconnect(&mut self, disconnect: &Disconnect, config: &Config, out: &mut Outbox) -> Close {
         if let Some(seconds) = disconnect.properties.number(PropertyId::SessionExpiry) {
             // 5.0, 3.14.2.2.2: a session that was to end cannot be kept after all.
-            if seconds > 0 && !self.is.has_expiry {
+            if seconds > 0 && self.is.keep == Millis(0) {
                 return ReasonCode::ProtocolError.into();
             }
-            let keep = keep_of(seconds, config);
-            let id = self.next_request_id();
-            out.request(id, Request::Detach { keep, keep_will: true });
+            self.is.keep = keep_of(seconds, config);
         }
+        // [MQTT-3.14.4-3]; before 5.0 the code is always 0.
+        let keep_will = disconnect.code != ReasonCode::Success as u8;
+        let keep = self.is.keep;
+        self.ask(Asked::Other, Request::Detach { keep, keep_will }, out);
         Close::Silently
     }
 }
 
+fn put_pubrel(out: &mut Outbox, packet_id: u16) {
+    out.bytes().put_u8(PacketType::PubRel.first_byte());
+    out.bytes().put_u8(2);
+    out.bytes().put_u16(packet_id);
+}
+
+/// What is noted on a lease: the packet identifier, and whether the client has the message.
+pub(super) fn note_of(packet_id: u16, is_received: bool) -> u32 {
+    u32::from(packet_id) | u32::from(is_received) << 16
+}
+
 /// The settlement of one delivery that is done with.
-pub(super) fn settled(sequence: u64) -> Settlement {
+pub(super) fn settled(subscription: SubscriptionId, sequence: u64) -> Settlement {
     Settlement {
-        subscription: SUBSCRIPTION,
+        subscription,
         first: sequence,
         count: 1,
         action: Settle::Ack,
     }
+}
+
+/// Whether a topic or filter is below `$SYS`.
+pub(super) fn is_sys(text: &[u8]) -> bool {
+    text.starts_with(b"$SYS/")
 }

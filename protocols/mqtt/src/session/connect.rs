@@ -1,18 +1,21 @@
 //! From CONNECT to CONNACK.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rocketbridge_core::attributes::{Attribute, AttributesBuilder};
 use rocketbridge_core::boundary::{RequestId, SubscriptionId};
-use rocketbridge_core::request::{Acknowledge, Attach, Credentials, Limit, Refusal, Reply, Request, Subscribe};
+use rocketbridge_core::message::Entry;
+use rocketbridge_core::request::{Acknowledge, Attach, Credentials, Limit, Refusal, Reply, Request, Subscribe, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 use tracing::debug;
 
-use super::client::{Client, Connected};
+use super::client::{Client, Connected, is_sys};
 use super::{MqttSession, State};
 use crate::codec::properties::{PropertyId, put_bytes, put_number};
-use crate::codec::{Connect, PacketType, Version, put_fixed_header, put_variable, variable_len};
+use crate::codec::text::{LEVEL, is_topic_name, level_count};
+use crate::codec::{self, Connect, PacketType, Version, put_fixed_header, put_variable, variable_len};
 use crate::config::Config;
-use crate::mapping::queue_of;
+use crate::mapping::{self, FORMAT, queue_of};
 use crate::reason_code::ReasonCode;
 
 /// The one consumer of a connection: of its session's queue.
@@ -35,14 +38,22 @@ pub(super) struct Connecting {
     is_assigned: bool,
     clean_start: bool,
     keep_alive: u16,
+    /// It is not what the client asked for.
+    has_other_keep_alive: bool,
     expiry: Expiry,
     /// Unacknowledged messages that the client and we both accept.
     window: u16,
     /// Largest packet that the client accepts, bytes.
     packet_size_max: u32,
     has_password: bool,
+    /// What to publish when the connection is lost.
+    will: Option<Box<Will>>,
+    /// The client asked for response information.
+    wants_response_information: bool,
+    outgoing_alias_maximum: u16,
     is_present: bool,
     cookies: Vec<Bytes>,
+    shares: Vec<(Bytes, Bytes)>,
 }
 
 /// How long a session lives without a connection.
@@ -85,8 +96,8 @@ impl MqttSession {
         let properties = &connect.properties;
         let number = |id, absent| properties.number(id).unwrap_or(absent);
         let packet_size_max = number(PropertyId::MaximumPacketSize, u32::MAX);
-        if let Some((reason, text)) = refusal_of(&connect) {
-            self.refuse(version, packet_size_max, reason, text, out);
+        if let Some(reason) = refusal_of(&connect, &self.config) {
+            self.refuse(version, packet_size_max, reason, out);
             return;
         }
         let is_assigned = connect.client_id.is_empty();
@@ -102,18 +113,28 @@ impl MqttSession {
         };
         let receive_maximum = number(PropertyId::ReceiveMaximum, u32::from(u16::MAX)) as u16;
         let credentials = credentials_of(&connect, &self.config);
+        let will = connect
+            .will
+            .as_ref()
+            .map(|will| Box::new(will_of(will, version, &client_id)));
+        let alias_maximum = number(PropertyId::TopicAliasMaximum, 0) as u16;
         let connecting = Connecting {
             version,
             client_id,
             is_assigned,
             clean_start: connect.clean_start,
-            keep_alive: connect.keep_alive,
+            keep_alive: keep_alive_of(&connect, &self.config),
+            has_other_keep_alive: keep_alive_of(&connect, &self.config) != connect.keep_alive,
             expiry: Expiry::new(asked, &self.config),
             window: receive_maximum.min(self.config.inflight_max).max(1),
             packet_size_max,
             has_password: matches!(credentials, Credentials::Password { .. }),
+            will,
+            wants_response_information: number(PropertyId::RequestResponseInformation, 0) == 1,
+            outgoing_alias_maximum: alias_maximum.min(self.config.outgoing_topic_alias_maximum),
             is_present: false,
             cookies: Vec::new(),
+            shares: Vec::new(),
         };
         out.request(LOGIN, Request::Login(credentials));
         self.state = State::Connecting(Box::new(connecting));
@@ -125,9 +146,17 @@ impl MqttSession {
         };
         match (id, result) {
             (LOGIN, Ok(_)) => connecting.attach(&self.config, out),
-            (ATTACH, Ok(Reply::Attached { present, cookies, .. })) => {
+            (
+                ATTACH,
+                Ok(Reply::Attached {
+                    present,
+                    cookies,
+                    shares,
+                }),
+            ) => {
                 connecting.is_present = present;
                 connecting.cookies = cookies;
+                connecting.shares = shares;
             }
             (CONSUME, Ok(_)) => self.accept(out),
             (id, Ok(reply)) => {
@@ -177,44 +206,41 @@ impl MqttSession {
             version: connecting.version,
             client_id: connecting.client_id,
             keep_alive: connecting.keep_alive,
+            window: connecting.window,
             packet_size_max: connecting.packet_size_max,
             topic_alias_maximum,
-            has_expiry: connecting.expiry.seconds != 0,
+            outgoing_alias_maximum: connecting.outgoing_alias_maximum,
+            keep: connecting.expiry.keep(),
         });
         client.resume(&connecting.cookies);
+        client.resume_shared(connecting.shares, out);
+        self.stats.connected();
         self.state = State::Connected(Box::new(client));
     }
 
     fn refuse_connecting(&mut self, reason: ReasonCode, out: &mut Outbox) {
         if let State::Connecting(connecting) = &self.state {
             let (version, packet_size_max) = (connecting.version, connecting.packet_size_max);
-            self.refuse(version, packet_size_max, reason, "", out);
+            self.refuse(version, packet_size_max, reason, out);
         }
     }
 
     /// CONNACK with a refusal, and the end.
-    fn refuse(&mut self, version: Version, packet_size_max: u32, reason: ReasonCode, text: &str, out: &mut Outbox) {
-        debug!(?reason, text, "connection refused");
-        let mut properties = BytesMut::new();
-        if version == Version::V5 && !text.is_empty() {
-            put_bytes(&mut properties, PropertyId::ReasonString, text.as_bytes());
-        }
-        if connack_len(version, properties.len()) > packet_size_max as usize {
-            properties.clear();
-        }
-        if connack_len(version, properties.len()) <= packet_size_max as usize {
+    fn refuse(&mut self, version: Version, packet_size_max: u32, reason: ReasonCode, out: &mut Outbox) {
+        debug!(?reason, "connection refused");
+        if connack_len(version, 0) <= packet_size_max as usize {
             let code = match version {
                 Version::V5 => reason as u8,
                 Version::V31 | Version::V311 => reason.connect_return_code(),
             };
-            put_connack(out, version, false, code, &properties);
+            put_connack(out, version, false, code, b"");
         }
         self.close(out);
     }
 }
 
 impl Connecting {
-    fn attach(&self, config: &Config, out: &mut Outbox) {
+    fn attach(&mut self, config: &Config, out: &mut Outbox) {
         let keep = self.expiry.keep();
         out.request(
             ATTACH,
@@ -223,11 +249,8 @@ impl Connecting {
                 clean: self.clean_start,
                 durable: keep > Millis(0),
                 keep,
-                limit: Limit {
-                    messages: Some(config.session_messages_max).filter(|max| *max > 0),
-                    bytes: Some(config.session_bytes_max).filter(|max| *max > 0),
-                },
-                will: None,
+                limit: limit_of(config),
+                will: self.will.take(),
             }),
         );
         out.request(
@@ -253,8 +276,6 @@ impl Connecting {
             PropertyId::ReceiveMaximum,
             u32::from(config.receive_maximum.max(1)),
         );
-        put_number(out, PropertyId::MaximumQos, 1);
-        put_number(out, PropertyId::RetainAvailable, 0);
         put_number(out, PropertyId::MaximumPacketSize, config.packet_size_max);
         if self.is_assigned {
             put_bytes(out, PropertyId::AssignedClientIdentifier, &self.client_id);
@@ -262,27 +283,76 @@ impl Connecting {
         if topic_alias_maximum > 0 {
             put_number(out, PropertyId::TopicAliasMaximum, u32::from(topic_alias_maximum));
         }
-        put_number(out, PropertyId::SharedSubscriptionAvailable, 0);
+        if self.has_other_keep_alive {
+            put_number(out, PropertyId::ServerKeepAlive, u32::from(self.keep_alive));
+        }
+        let prefix = config.response_prefix.as_bytes();
+        if self.wants_response_information && !prefix.is_empty() {
+            let information = [prefix, &self.client_id].concat();
+            // It has to serve as a part of a topic name.
+            if is_topic_name(&information) && information.len() <= usize::from(u16::MAX) {
+                put_bytes(out, PropertyId::ResponseInformation, &information);
+            }
+        }
+    }
+}
+
+/// What a session's queue may hold, and one that sessions share.
+pub(super) fn limit_of(config: &Config) -> Limit {
+    Limit {
+        messages: Some(config.session_messages_max).filter(|max| *max > 0),
+        bytes: Some(config.session_bytes_max).filter(|max| *max > 0),
+    }
+}
+
+/// The keep alive that counts: a 5.0 client is told ours when it asks for a longer one. (5.0, 3.2.2.3.14)
+fn keep_alive_of(connect: &Connect, config: &Config) -> u16 {
+    let (asked, limit) = (connect.keep_alive, config.keep_alive_max);
+    if connect.version == Version::V5 && limit > 0 && (asked == 0 || asked > limit) {
+        limit
+    } else {
+        asked
+    }
+}
+
+/// The will as core keeps it.
+fn will_of(will: &codec::Will, version: Version, client_id: &[u8]) -> Will {
+    let mut scratch = BytesMut::new();
+    let topic = Bytes::copy_from_slice(&will.topic);
+    let address = mapping::address_of(&topic, &mut scratch);
+    let mut attributes = AttributesBuilder::default();
+    mapping::put_attributes(&will.properties, &mut attributes);
+    if address.is_cut {
+        let first = topic.split(|b| *b == LEVEL).next().unwrap_or_default();
+        attributes.text(Attribute::Topic, first);
+    }
+    let mut origin = BytesMut::new();
+    mapping::put_origin(&mut origin, version, will.qos, &topic, client_id);
+    mapping::put_forwarded(&mut origin, &will.properties);
+    let delay = will.properties.number(PropertyId::WillDelay).unwrap_or(0);
+    Will {
+        delay: Millis::from_secs(delay.into()),
+        entry: Entry::Topic,
+        topic: address.name,
+        key: address.key,
+        body: Bytes::copy_from_slice(&will.payload),
+        attributes: attributes.finish(),
+        format: FORMAT,
+        origin: origin.freeze(),
+        persistent: will.qos > 0,
+        retain: will.retain,
     }
 }
 
 /// What is wrong with a CONNECT whatever core says.
-fn refusal_of(connect: &Connect) -> Option<(ReasonCode, &'static str)> {
-    let is_v5 = connect.version == Version::V5;
+fn refusal_of(connect: &Connect, config: &Config) -> Option<ReasonCode> {
     if connect.properties.has(PropertyId::AuthenticationMethod) {
-        return Some((ReasonCode::BadAuthenticationMethod, ""));
+        return Some(ReasonCode::BadAuthenticationMethod);
     }
-    if let Some(will) = &connect.will {
-        return Some(if is_v5 && will.retain {
-            (ReasonCode::RetainNotSupported, "")
-        } else if is_v5 && will.qos == 2 {
-            (ReasonCode::QosNotSupported, "")
-        } else {
-            (
-                ReasonCode::ImplementationSpecificError,
-                "will messages are not supported",
-            )
-        });
+    if let Some(will) = &connect.will
+        && (level_count(&will.topic) > config.topic_levels_max || is_sys(&will.topic))
+    {
+        return Some(ReasonCode::TopicNameInvalid);
     }
     // [MQTT-3.1.3-8] of 3.1.1; MQTT 3.1 wants an identifier always.
     let needs_id = match connect.version {
@@ -290,7 +360,7 @@ fn refusal_of(connect: &Connect) -> Option<(ReasonCode, &'static str)> {
         Version::V311 => !connect.clean_start,
         Version::V5 => false,
     };
-    (needs_id && connect.client_id.is_empty()).then_some((ReasonCode::ClientIdentifierNotValid, ""))
+    (needs_id && connect.client_id.is_empty()).then_some(ReasonCode::ClientIdentifierNotValid)
 }
 
 fn credentials_of(connect: &Connect, config: &Config) -> Credentials {

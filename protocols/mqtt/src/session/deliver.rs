@@ -1,99 +1,277 @@
 //! What a client gets.
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use rocketbridge_core::boundary::Delivery;
+use rocketbridge_core::request::Request;
+use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
 
 use super::Close;
-use super::client::{Client, settled};
+use super::client::{Client, note_of, settled};
+use super::connect::SUBSCRIPTION;
+use super::subscribe::Asked;
+use crate::codec::properties::PropertyId;
 use crate::codec::{PacketType, Version, publish_flags, put_bytes16, put_fixed_header, put_variable, variable_len};
-use crate::mapping::{FORMAT, Origin, put_foreign_properties, put_topic};
+use crate::inflight::{Flight, Step, packet_id_of};
+use crate::mapping::{FORMAT, Origin, put_foreign_properties, put_topic, seconds_left, split_expiry};
 use crate::reason_code::ReasonCode;
+use crate::subscriptions::Matched;
+
+/// Length of a topic alias property.
+const ALIAS_LEN: usize = 3;
+/// Length of a message expiry property.
+const EXPIRY_LEN: usize = 5;
+
+/// What an exchange of an earlier connection was noted as.
+struct Note {
+    packet_id: Option<u16>,
+    is_received: bool,
+}
+
+impl Note {
+    fn of(note: u32) -> Self {
+        Self {
+            packet_id: Some(note as u16).filter(|id| *id != 0),
+            is_received: note & 1 << 16 != 0,
+        }
+    }
+}
+
+/// How one message is delivered.
+struct Terms {
+    qos: u8,
+    retain: bool,
+    /// Subscription identifiers, as encoded properties.
+    identifiers: Bytes,
+}
 
 impl Client {
+    /// Sends a delivery, or lets it wait while the client has as many messages in flight as it accepts. Core
+    /// keeps to that for the session's own queue; shared subscriptions add to it.
+    pub(super) fn deliver(&mut self, now: Now, delivery: Delivery, out: &mut Outbox) -> Result<(), Close> {
+        if delivery.leased && (!self.waiting.is_empty() || self.in_flight.len() >= usize::from(self.is.window)) {
+            self.waiting.push_back(delivery);
+            return Ok(());
+        }
+        self.send(now, &delivery, out)
+    }
+
+    /// Sends what waited, as far as there is room for it.
+    pub(super) fn deliver_waiting(&mut self, now: Now, out: &mut Outbox) -> Result<(), Close> {
+        while self.in_flight.len() < usize::from(self.is.window)
+            && let Some(delivery) = self.waiting.pop_front()
+        {
+            self.send(now, &delivery, out)?;
+        }
+        Ok(())
+    }
+
     /// Appends the PUBLISH of a delivery; what the client cannot get is done with.
-    pub(super) fn deliver(&mut self, delivery: &Delivery, out: &mut Outbox) -> Result<(), Close> {
+    fn send(&mut self, now: Now, delivery: &Delivery, out: &mut Outbox) -> Result<(), Close> {
+        let note = Note::of(delivery.note);
+        if note.is_received
+            && let Some(packet_id) = note.packet_id
+        {
+            return self.release(delivery, packet_id, out);
+        }
         let message = &delivery.message;
-        let is_v5 = self.is.version == Version::V5;
         let (format, header) = message.origin();
         let origin = (format == FORMAT).then(|| Origin::parse(header)).flatten();
-        let (topic, properties, is_own) = match &origin {
-            Some(origin) => (
-                origin.topic,
-                origin.properties,
-                *origin.client_id == self.is.client_id[..],
-            ),
-            None => {
-                self.foreign.clear();
-                if !put_topic(message, &mut self.foreign) {
-                    return self.done(delivery, out);
+        let waited = Millis(now.wall.0.saturating_sub(message.stored_at().0));
+        // Its buffer is lent to the packet for a while.
+        let mut foreign = std::mem::take(&mut self.foreign);
+        foreign.clear();
+        let result = match &origin {
+            Some(origin) => self.send_publish(delivery, waited, origin, out),
+            None if put_topic(message, &mut foreign) => {
+                let topic_len = foreign.len();
+                if self.is.version == Version::V5 {
+                    put_foreign_properties(message, waited, &mut foreign);
                 }
-                let topic_len = self.foreign.len();
-                if is_v5 {
-                    put_foreign_properties(message, &mut self.foreign);
-                }
-                let (topic, properties) = self.foreign.split_at(topic_len);
-                (topic, properties, false)
+                let (topic, properties) = foreign.split_at(topic_len);
+                let origin = Origin {
+                    version: 0,
+                    qos: u8::from(message.is_persistent()),
+                    topic,
+                    client_id: b"",
+                    properties,
+                };
+                self.send_publish(delivery, Millis(0), &origin, out)
             }
+            None => self.done(delivery, out),
         };
-        let own;
-        let mut matched = self.subscriptions.matched(topic);
-        if matched.no_local && is_own {
-            own = self.subscriptions.matched_own(topic);
-            matched = &own;
+        self.foreign = foreign;
+        result
+    }
+
+    /// The client has the message since an earlier connection: the exchange goes on. [MQTT-4.4.0-1]
+    fn release(&mut self, delivery: &Delivery, packet_id: u16, out: &mut Outbox) -> Result<(), Close> {
+        let flight = Flight {
+            subscription: delivery.subscription,
+            sequence: delivery.sequence,
+            step: Step::Released,
+        };
+        if self.in_flight.insert(Some(packet_id), flight) != Some(packet_id) {
+            return Err(ReasonCode::UnspecifiedError.into());
         }
-        let Some(granted) = matched.qos else {
+        put_fixed_header(out.bytes(), PacketType::PubRel.first_byte(), 2);
+        out.bytes().put_u16(packet_id);
+        Ok(())
+    }
+
+    fn send_publish(
+        &mut self,
+        delivery: &Delivery,
+        waited: Millis,
+        origin: &Origin<'_>,
+        out: &mut Outbox,
+    ) -> Result<(), Close> {
+        let Some(Terms {
+            qos,
+            retain,
+            identifiers,
+        }) = self.terms(delivery, origin)
+        else {
             return self.done(delivery, out);
         };
-        // Core leases exactly what was published with QoS 1 or its like. [MQTT-3.8.4-8]
-        let qos = if delivery.leased { granted } else { 0 };
-        let payload = message.payload();
+        let is_v5 = self.is.version == Version::V5;
+        let (expiry, properties) = split_expiry(origin.properties);
+        let expiry = match expiry.map(|seconds| seconds_left(Millis::from_secs(seconds.into()), waited)) {
+            None => None,
+            Some(Some(left)) => Some(left),
+            // Expired on its way. An interval of 0 is over at once.
+            Some(None) => {
+                self.counted.dropped += 1;
+                return self.done(delivery, out);
+            }
+        };
+        let alias = if is_v5 { self.alias_of(origin.topic) } else { None };
+        let topic = match alias {
+            Some((_, true)) => b"",
+            _ => origin.topic,
+        };
+        let payload = delivery.message.payload();
         let body = &payload[..];
         let mut remaining = 2 + topic.len() + usize::from(qos > 0) * 2 + body.len();
-        let properties_len = matched.identifiers.len() + properties.len();
+        let properties_len =
+            identifiers.len() + alias.map_or(0, |_| ALIAS_LEN) + expiry.map_or(0, |_| EXPIRY_LEN) + properties.len();
         if is_v5 {
             remaining += variable_len(properties_len as u32) + properties_len;
         }
         let size = 1 + variable_len(remaining as u32) + remaining;
         if size > self.is.packet_size_max as usize {
             // [MQTT-3.1.2-25]
+            tracing::debug!(client_id = %self.is.client_id.escape_ascii(), size, "message larger than the client accepts");
+            self.counted.dropped += 1;
             return self.done(delivery, out);
         }
-        let packet_id = match qos {
-            0 => 0,
-            _ => match self.in_flight.insert(delivery.sequence) {
-                Some(packet_id) => packet_id,
-                // Core keeps to a window below that.
-                None => return Err(ReasonCode::UnspecifiedError.into()),
-            },
-        };
         let bytes = out.bytes();
         bytes.reserve(size - body.len());
         let is_dup = qos > 0 && delivery.redelivered;
-        put_fixed_header(
-            bytes,
-            PacketType::Publish.first_byte() | publish_flags(is_dup, qos, false),
-            remaining,
-        );
+        let flags = publish_flags(is_dup, qos, retain);
+        put_fixed_header(bytes, PacketType::Publish.first_byte() | flags, remaining);
         put_bytes16(bytes, topic);
+        let id_at = bytes.len();
         if qos > 0 {
-            bytes.put_u16(packet_id);
+            bytes.put_u16(0);
         }
         if is_v5 {
             put_variable(bytes, properties_len as u32);
-            bytes.put_slice(&matched.identifiers);
+            bytes.put_slice(&identifiers);
+            if let Some((alias, _)) = alias {
+                bytes.put_u8(PropertyId::TopicAlias as u8);
+                bytes.put_u16(alias);
+            }
+            if let Some(seconds) = expiry {
+                bytes.put_u8(PropertyId::MessageExpiry as u8);
+                bytes.put_u32(seconds);
+            }
             bytes.put_slice(properties);
         }
+        if qos > 0 {
+            // Core keeps to a window below 65,535.
+            let packet_id = self
+                .begin_flight(delivery, qos, out)
+                .ok_or(ReasonCode::UnspecifiedError)?;
+            out.bytes()[id_at..id_at + 2].copy_from_slice(&packet_id.to_be_bytes());
+        }
         out.body(body, || payload.share());
+        if let Some((alias, false)) = alias {
+            self.outgoing_aliases.insert(origin.topic.into(), alias);
+        }
+        self.counted.publishes_out += 1;
         if qos == 0 {
             return self.done(delivery, out);
         }
         Ok(())
     }
 
+    /// How a message is delivered; `None` when no subscription wants it any more.
+    fn terms(&mut self, delivery: &Delivery, origin: &Origin<'_>) -> Option<Terms> {
+        let matched = match self.member(delivery.subscription) {
+            Some(member) => Matched::of(member.subscription),
+            None => {
+                let matched = self.subscriptions.matched(origin.topic);
+                if matched.no_local && *origin.client_id == self.is.client_id[..] {
+                    self.subscriptions.matched_own(origin.topic)
+                } else {
+                    matched.clone()
+                }
+            }
+        };
+        // What was begun is completed even when the subscription is gone. [MQTT-3.10.4-3]
+        let begun = (delivery.redelivered && delivery.leased).then_some(2);
+        let granted = matched.qos.or(begun)?;
+        Some(Terms {
+            // Core leases exactly what was published with QoS 1 or its like. [MQTT-3.8.4-8]
+            qos: if delivery.leased {
+                granted.min(origin.qos.max(1))
+            } else {
+                0
+            },
+            retain: delivery.recalled || matched.retain_as_published && delivery.message.is_retained(),
+            identifiers: matched.identifiers,
+        })
+    }
+
+    /// The alias of a topic, and whether the client knows it; `None` when there is no room for one.
+    fn alias_of(&self, topic: &[u8]) -> Option<(u16, bool)> {
+        if self.is.outgoing_alias_maximum == 0 {
+            return None;
+        }
+        if let Some(alias) = self.outgoing_aliases.get(topic) {
+            return Some((*alias, true));
+        }
+        let next = self.outgoing_aliases.len() as u16 + 1;
+        (next <= self.is.outgoing_alias_maximum).then_some((next, false))
+    }
+
+    /// Gives a message the packet identifier that it has, or had on an earlier connection.
+    fn begin_flight(&mut self, delivery: &Delivery, qos: u8, out: &mut Outbox) -> Option<u16> {
+        let is_own_queue = delivery.subscription == SUBSCRIPTION;
+        let usual = is_own_queue.then(|| packet_id_of(delivery.sequence));
+        let wanted = Note::of(delivery.note).packet_id.or(usual);
+        let flight = Flight {
+            subscription: delivery.subscription,
+            sequence: delivery.sequence,
+            step: if qos == 2 { Step::Published2 } else { Step::Published1 },
+        };
+        let packet_id = self.in_flight.insert(wanted, flight)?;
+        if is_own_queue && Some(packet_id) != wanted && self.is.keep > Millis(0) {
+            // Another than its sequence says: it must be found again after a reconnect.
+            let notes = vec![(delivery.sequence, note_of(packet_id, false))];
+            let request = Request::Note {
+                subscription: SUBSCRIPTION,
+                notes,
+            };
+            self.ask(Asked::Other, request, out);
+        }
+        Some(packet_id)
+    }
+
     fn done(&self, delivery: &Delivery, out: &mut Outbox) -> Result<(), Close> {
         if delivery.leased {
-            out.settle(settled(delivery.sequence));
+            out.settle(settled(delivery.subscription, delivery.sequence));
         }
         Ok(())
     }

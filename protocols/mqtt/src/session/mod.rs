@@ -14,9 +14,11 @@ mod client;
 mod connect;
 mod deliver;
 mod publish;
+mod shared;
 mod subscribe;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use rocketbridge_core::boundary::{Event, Notice};
@@ -27,11 +29,15 @@ use tracing::debug;
 use crate::codec::{DecodeError, Decoder, Packet, PacketType, Side, Version, put_fixed_header};
 use crate::config::Config;
 use crate::reason_code::ReasonCode;
+use crate::stats::Stats;
 use client::Client;
 use connect::Connecting;
 
 /// Most bytes that wait for the CONNACK: some reads of the driver, which stops reading meanwhile.
 const PENDING_MAX: usize = 256 * 1024;
+
+/// Deliveries that wait for the client's acknowledgements; with more no events are taken.
+const WAITING_MAX: usize = 256;
 
 /// Why a connected client's connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,7 @@ enum State {
 /// One MQTT connection.
 pub struct MqttSession {
     config: Arc<Config>,
+    stats: Arc<Stats>,
     seed: u64,
     decoder: Decoder,
     state: State,
@@ -71,6 +78,8 @@ pub struct MqttSession {
     heard_at: Millis,
     /// Unsent bytes at the last keep alive check.
     unsent_before: usize,
+    /// When a 5.0 client last published, until it is known that core took it.
+    published_at: Option<Millis>,
 }
 
 impl MqttSession {
@@ -78,6 +87,7 @@ impl MqttSession {
     /// client identifier of a client that brings none is made of it.
     pub fn new(config: Arc<Config>, seed: u64, now: Now) -> Self {
         Self {
+            stats: Arc::clone(&config.stats),
             decoder: Decoder::new(Side::Server, config.connect_size_max),
             config,
             seed,
@@ -85,6 +95,7 @@ impl MqttSession {
             pending: BytesMut::new(),
             heard_at: now.mono,
             unsent_before: 0,
+            published_at: None,
         }
     }
 
@@ -140,6 +151,10 @@ impl MqttSession {
     }
 
     fn close(&mut self, out: &mut Outbox) {
+        if let State::Connected(client) = &mut self.state {
+            self.stats.add(&mut client.counted);
+            self.stats.disconnected(client.counted_subscriptions);
+        }
         self.state = State::Closed;
         self.pending = BytesMut::new();
         out.close();
@@ -165,9 +180,9 @@ impl MqttSession {
         }
     }
 
-    fn handle_event(&mut self, event: Event, out: &mut Outbox) {
+    fn handle_event(&mut self, now: Now, event: Event, out: &mut Outbox) {
         let result = match (&mut self.state, event) {
-            (State::Connected(client), Event::Delivery(delivery)) => client.deliver(&delivery, out),
+            (State::Connected(client), Event::Delivery(delivery)) => client.deliver(now, delivery, out),
             (State::Connected(client), Event::Outcome(outcome)) => client.handle_outcome(outcome, out),
             (State::Connected(client), Event::Reply { id, result }) => client.handle_reply(id, result, out),
             (State::Connecting(_), Event::Reply { id, result }) => {
@@ -175,9 +190,11 @@ impl MqttSession {
                 Ok(())
             }
             (State::Connected(_), Event::Notice(Notice::HolderTaken)) => Err(ReasonCode::SessionTakenOver.into()),
-            (State::Connected(_), Event::Notice(Notice::SubscriptionEnded(_))) => {
+            // A shared one ends with the client's own unsubscribing only.
+            (State::Connected(_), Event::Notice(Notice::SubscriptionEnded(connect::SUBSCRIPTION))) => {
                 Err(ReasonCode::AdministrativeAction.into())
             }
+            (State::Connected(_), Event::Notice(Notice::SubscriptionEnded(_))) => Ok(()),
             (State::Connecting(_), Event::Notice(Notice::HolderTaken | Notice::SubscriptionEnded(_))) => {
                 Err(Close::Silently)
             }
@@ -197,11 +214,83 @@ impl MqttSession {
         }
     }
 
-    fn deadline(&self) -> Option<Millis> {
+    /// When the peer was silent for too long.
+    fn silence_deadline(&self) -> Option<Millis> {
         match &self.state {
             State::Opening => Some(self.heard_at + millis(self.config.connect_timeout)),
             State::Connected(client) => client.keep_alive().map(|span| self.heard_at + span),
             State::Connecting(_) | State::Closed => None,
+        }
+    }
+
+    /// When it is known that core takes no publishes.
+    fn blocked_deadline(&self) -> Option<Millis> {
+        Some(self.published_at? + millis(self.config.blocked_max))
+    }
+
+    /// When the `$SYS` topics that this client watches are due.
+    fn sys_deadline(&self) -> Option<Millis> {
+        match &self.state {
+            State::Connected(client) if client.sys_filters > 0 && self.config.sys_interval > Duration::ZERO => {
+                Some(self.stats.sys_due())
+            }
+            _ => None,
+        }
+    }
+
+    fn check_blocked(&mut self, now: Now, out: &mut Outbox) {
+        if self.blocked_deadline().is_none_or(|deadline| now.mono < deadline) {
+            return;
+        }
+        self.published_at = None;
+        if let State::Connected(client) = &mut self.state
+            && out.has_orders()
+        {
+            debug!(client_id = %client.id().escape_ascii(), "publishing is blocked");
+            client.withdraw_publishes(out);
+        }
+    }
+
+    fn publish_sys(&mut self, now: Now, out: &mut Outbox) {
+        if self.sys_deadline().is_none_or(|deadline| now.mono < deadline) {
+            return;
+        }
+        let interval = millis(self.config.sys_interval);
+        if let State::Connected(client) = &mut self.state
+            && self.stats.take_sys_turn(now.mono, interval)
+        {
+            self.stats
+                .each_sys(now.mono, |topic, value| client.publish_sys(topic, value, out));
+        }
+    }
+
+    /// After each call: what came is counted, and what it made known is followed up.
+    fn follow_up(&mut self, now: Now, out: &mut Outbox) {
+        let State::Connected(client) = &mut self.state else {
+            return;
+        };
+        client.note_received(out);
+        let result = client.deliver_waiting(now, out);
+        if client.counted.publishes_in > 0 && client.version() == Version::V5 && self.published_at.is_none() {
+            self.published_at = Some(now.mono);
+        }
+        if std::mem::take(&mut client.watches_anew) {
+            self.stats.hurry_sys();
+        }
+        self.stats.add(&mut client.counted);
+        let subscriptions = client.subscription_count();
+        self.stats.recount(client.counted_subscriptions, subscriptions);
+        client.counted_subscriptions = subscriptions;
+        if let Err(close) = result {
+            self.close_with(close, out);
+        }
+    }
+}
+
+impl Drop for MqttSession {
+    fn drop(&mut self) {
+        if let State::Connected(client) = &self.state {
+            self.stats.disconnected(client.counted_subscriptions);
         }
     }
 }
@@ -211,6 +300,7 @@ impl Session for MqttSession {
         if !matches!(self.state, State::Opening) {
             self.heard_at = now.mono;
         }
+        let (length, unsent) = (input.len(), out.queued_bytes());
         if self.pending.is_empty() {
             self.take_packets(input, out);
         }
@@ -225,22 +315,32 @@ impl Session for MqttSession {
         }
         if let State::Connected(client) = &mut self.state {
             client.rest();
+            client.counted.bytes_in += (length - input.len()) as u64;
+            client.counted.bytes_out += out.queued_bytes().saturating_sub(unsent) as u64;
         }
+        self.follow_up(now, out);
     }
 
     fn handle_events(&mut self, now: Now, events: &mut Vec<Event>, out: &mut Outbox) {
         let was_connecting = matches!(self.state, State::Connecting(_));
+        let unsent = out.queued_bytes();
         for event in events.drain(..) {
-            self.handle_event(event, out);
+            self.handle_event(now, event, out);
         }
         if was_connecting && matches!(self.state, State::Connected(_)) {
             self.heard_at = now.mono;
             self.take_pending(out);
         }
+        if let State::Connected(client) = &mut self.state {
+            client.counted.bytes_out += out.queued_bytes().saturating_sub(unsent) as u64;
+        }
+        self.follow_up(now, out);
     }
 
     fn handle_timeout(&mut self, now: Now, out: &mut Outbox) {
-        if self.deadline().is_none_or(|deadline| now.mono < deadline) {
+        self.check_blocked(now, out);
+        self.publish_sys(now, out);
+        if self.silence_deadline().is_none_or(|deadline| now.mono < deadline) {
             return;
         }
         let unsent = out.queued_bytes();
@@ -265,7 +365,12 @@ impl Session for MqttSession {
     }
 
     fn next_timeout(&self) -> Option<Millis> {
-        self.deadline()
+        let deadlines = [self.silence_deadline(), self.blocked_deadline(), self.sys_deadline()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    fn wants_events(&self) -> bool {
+        !matches!(&self.state, State::Connected(client) if client.waiting.len() >= WAITING_MAX)
     }
 
     fn wants_read(&self) -> bool {

@@ -1,16 +1,19 @@
 //! What a client publishes.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, Attributes};
-use rocketbridge_core::boundary::{Fate, Outcome, Publish as CorePublish, Reject};
+use rocketbridge_core::boundary::{Fate, HolderKey, Outcome, Publish as CorePublish, Reject};
 use rocketbridge_core::message::Entry;
+use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 
 use super::Close;
-use super::client::Client;
-use crate::codec::properties::PropertyId;
+use super::client::{Client, is_sys};
+use crate::codec::properties::{Properties, PropertyId};
 use crate::codec::text::{LEVEL, level_count};
-use crate::codec::{PacketType, Publish, Version, put_short_ack};
+use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};
 use crate::reason_code::ReasonCode;
@@ -18,11 +21,13 @@ use crate::reason_code::ReasonCode;
 /// Size of the pieces that addresses and origins are cut from, bytes.
 const SCRATCH_SIZE: usize = 1024;
 
-/// A QoS 1 publish whose PUBACK is not sent.
+/// A publish whose PUBACK or PUBREC is not sent, or a release whose PUBCOMP is not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unconfirmed {
     token: u64,
     packet_id: u16,
+    /// PUBACK, PUBREC or PUBCOMP.
+    answers_with: PacketType,
     answer: Option<ReasonCode>,
 }
 
@@ -42,32 +47,129 @@ impl Client {
         config: &Config,
         out: &mut Outbox,
     ) -> Result<(), Close> {
-        if publish.retain {
-            return Err(ReasonCode::RetainNotSupported.into());
-        }
-        if publish.qos > 1 {
-            return Err(ReasonCode::QosNotSupported.into());
-        }
-        // [MQTT-3.3.4-9]; before 5.0 there is no such promise, and reading stops instead.
-        let is_v5 = self.is.version == Version::V5;
-        if publish.qos > 0 && is_v5 && self.unconfirmed.len() >= usize::from(config.receive_maximum.max(1)) {
-            return Err(ReasonCode::ReceiveMaximumExceeded.into());
-        }
+        self.counted.publishes_in += 1;
         self.resolve_alias(&mut publish)?;
         if level_count(&publish.topic) > config.topic_levels_max {
             return Err(ReasonCode::TopicNameInvalid.into());
         }
+        if publish.qos == 2
+            && let Some(is_answered) = self.unreleased.get(&publish.packet_id)
+        {
+            // Sent again: it is here already. [MQTT-4.3.3-10]
+            if *is_answered {
+                let (version, packet_id) = (self.is.version, publish.packet_id);
+                put_short_ack(out.bytes(), version, PacketType::PubRec, packet_id, ReasonCode::Success);
+            }
+            return Ok(());
+        }
+        if publish.qos > 0 {
+            self.check_receive_maximum(&publish, config)?;
+        }
+        if is_sys(&publish.topic) {
+            // Those topics are the broker's own (4.7.2).
+            return self.refuse_publish(&publish, ReasonCode::NotAuthorized, out);
+        }
+        let token = self.await_outcome(&publish);
+        // Where the session is kept, core knows the message when it is sent again over another connection.
+        let holder_key =
+            (publish.qos == 2 && self.is.keep > Millis(0)).then_some(HolderKey::Open(u64::from(publish.packet_id)));
+        out.publish(CorePublish {
+            holder_key,
+            ..self.core_publish(publish, token)
+        });
+        Ok(())
+    }
+
+    /// [MQTT-3.3.4-9]; before 5.0 there is no such promise, and reading stops instead, but exchanges that
+    /// wait for the client must not grow without bound.
+    fn check_receive_maximum(&self, publish: &Publish, config: &Config) -> Result<(), Close> {
+        let limit = usize::from(config.receive_maximum.max(1));
+        let open = match self.is.version {
+            Version::V5 => {
+                let acknowledged = self.unreleased.values().filter(|is_answered| **is_answered).count();
+                self.unconfirmed.len() + acknowledged
+            }
+            Version::V31 | Version::V311 => self.unreleased.len().saturating_sub(limit),
+        };
+        // A packet identifier that is in use is a QoS 1 exchange's own business: the client sent it again.
+        if open >= limit && publish.packet_id != 0 {
+            return Err(ReasonCode::ReceiveMaximumExceeded.into());
+        }
+        Ok(())
+    }
+
+    /// The token of a publish, whose outcome becomes an answer when its QoS wants one.
+    fn await_outcome(&mut self, publish: &Publish) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         if publish.qos > 0 {
             self.unconfirmed.push_back(Unconfirmed {
                 token,
                 packet_id: publish.packet_id,
+                answers_with: if publish.qos == 2 {
+                    PacketType::PubRec
+                } else {
+                    PacketType::PubAck
+                },
                 answer: None,
             });
         }
-        out.publish(self.core_publish(publish, token));
+        if publish.qos == 2 {
+            self.unreleased.insert(publish.packet_id, false);
+        }
+        token
+    }
+
+    /// Answers a publish without asking core. Before 5.0 a refusal has no words: it is as if it had been
+    /// taken. [MQTT-3.3.5-2]
+    fn refuse_publish(&mut self, publish: &Publish, reason: ReasonCode, out: &mut Outbox) -> Result<(), Close> {
+        let reason = match self.is.version {
+            Version::V5 => reason,
+            Version::V31 | Version::V311 => ReasonCode::Success,
+        };
+        if publish.qos > 0 {
+            // The token is never published; it only keeps the order of the answers.
+            let token = self.await_outcome(publish);
+            self.answer(token..token + 1, reason);
+            self.send_answers(out);
+        }
         Ok(())
+    }
+
+    /// Publishes a `$SYS` value, as the broker's own.
+    pub(super) fn publish_sys(&mut self, topic: &'static str, value: &str, out: &mut Outbox) {
+        let publish = Publish {
+            dup: false,
+            qos: 0,
+            retain: true,
+            topic: Bytes::from_static(topic.as_bytes()),
+            packet_id: 0,
+            properties: Properties::default(),
+            payload: Bytes::copy_from_slice(value.as_bytes()),
+        };
+        let token = self.await_outcome(&publish);
+        let publish = self.core_publish(publish, token);
+        out.publish(publish);
+    }
+
+    /// Core has taken no publishes for too long: what waits is answered with 0x97, or dropped if its QoS wants
+    /// no answer.
+    pub(super) fn withdraw_publishes(&mut self, out: &mut Outbox) {
+        for publish in out.withdraw_publishes() {
+            let index = self
+                .unconfirmed
+                .partition_point(|waiting| waiting.token < publish.token);
+            if self
+                .unconfirmed
+                .get(index)
+                .is_some_and(|waiting| waiting.token == publish.token)
+            {
+                self.answer(publish.token..publish.token + 1, ReasonCode::QuotaExceeded);
+            } else {
+                self.counted.dropped += 1;
+            }
+        }
+        self.send_answers(out);
     }
 
     fn core_publish(&mut self, publish: Publish, token: u64) -> CorePublish {
@@ -108,6 +210,7 @@ impl Client {
             format: FORMAT,
             origin,
             persistent: publish.qos > 0,
+            retain: publish.retain,
             // Only 5.0 can say no to a publish, and only to one that is answered.
             waits: self.is.version != Version::V5 || publish.qos == 0,
             ..CorePublish::default()
@@ -139,22 +242,19 @@ impl Client {
         Ok(())
     }
 
-    /// Sends the PUBACKs that are due, in the order of the publishes. [MQTT-4.6.0-2]
+    /// What became of publishes is answered, in the order of the publishes. [MQTT-4.6.0-2, MQTT-4.6.0-3]
     pub(super) fn handle_outcome(&mut self, outcome: Outcome, out: &mut Outbox) -> Result<(), Close> {
-        let end = outcome.first + u64::from(outcome.count);
-        let start = self
+        let tokens = outcome.first..outcome.first + u64::from(outcome.count);
+        let start = self.unconfirmed.partition_point(|publish| publish.token < tokens.start);
+        let is_due = self
             .unconfirmed
-            .partition_point(|publish| publish.token < outcome.first);
-        let mut due = self
-            .unconfirmed
-            .range_mut(start..)
-            .take_while(|publish| publish.token < end)
-            .peekable();
-        if due.peek().is_none() {
+            .get(start)
+            .is_some_and(|publish| publish.token < tokens.end);
+        if !is_due {
             return Ok(());
         }
         let Some(reason) = ReasonCode::of_fate(&outcome.fate) else {
-            // Without a PUBACK the client sends them again when it is back.
+            // Without an answer the client sends them again when it is back.
             return Err(match outcome.fate {
                 Fate::Rejected(Reject::Closed) => ReasonCode::ServerShuttingDown.into(),
                 _ => ReasonCode::UnspecifiedError.into(),
@@ -164,17 +264,72 @@ impl Client {
         if reason.is_failure() && self.is.version < Version::V5 {
             return Err(Close::Silently);
         }
-        due.for_each(|publish| publish.answer = Some(reason));
+        self.answer(tokens, reason);
+        self.send_answers(out);
+        Ok(())
+    }
+
+    fn answer(&mut self, tokens: Range<u64>, reason: ReasonCode) {
+        let start = self.unconfirmed.partition_point(|publish| publish.token < tokens.start);
+        self.unconfirmed
+            .range_mut(start..)
+            .take_while(|publish| publish.token < tokens.end)
+            .for_each(|publish| publish.answer = Some(reason));
+    }
+
+    fn send_answers(&mut self, out: &mut Outbox) {
         while let Some(Unconfirmed {
             packet_id,
+            answers_with,
             answer: Some(reason),
             ..
         }) = self.unconfirmed.front().copied()
         {
-            put_short_ack(out.bytes(), self.is.version, PacketType::PubAck, packet_id, reason);
             self.unconfirmed.pop_front();
+            let reason = match answers_with {
+                // The server may say so (5.0, 3.5.2.1); like Mosquitto it says it in PUBACK only. An identifier
+                // that nobody knows is answered likewise, so that the exchange ends.
+                PacketType::PubRec | PacketType::PubComp if !reason.is_failure() => ReasonCode::Success,
+                _ => reason,
+            };
+            put_short_ack(out.bytes(), self.is.version, answers_with, packet_id, reason);
+            if answers_with != PacketType::PubRec {
+                continue;
+            }
+            if reason.is_failure() {
+                // The exchange is over. [MQTT-4.3.3-9]
+                self.unreleased.remove(&packet_id);
+            } else if let Some(is_answered) = self.unreleased.get_mut(&packet_id) {
+                *is_answered = true;
+            }
         }
-        Ok(())
+    }
+
+    /// Ends the client's QoS 2 exchange: the identifier may be used for another message. [MQTT-4.3.3-12]
+    ///
+    /// Where the session is kept, core knows the identifier too, and PUBCOMP waits until it has safely forgotten
+    /// it: a new message under the same identifier must not be taken for the old one.
+    pub(super) fn handle_pubrel(&mut self, ack: &Ack, out: &mut Outbox) {
+        self.unreleased.remove(&ack.packet_id);
+        if self.is.keep == Millis(0) {
+            let reason = ReasonCode::Success;
+            put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
+            return;
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.unconfirmed.push_back(Unconfirmed {
+            token,
+            packet_id: ack.packet_id,
+            answers_with: PacketType::PubComp,
+            answer: None,
+        });
+        out.publish(CorePublish {
+            token,
+            holder_key: Some(HolderKey::Close(u64::from(ack.packet_id))),
+            waits: true,
+            ..CorePublish::default()
+        });
     }
 }
 

@@ -7,20 +7,17 @@ use rocketbridge_session::Outbox;
 use tracing::debug;
 
 use super::Close;
-use super::client::Client;
+use super::client::{Client, is_sys};
 use crate::codec::properties::PropertyId;
-use crate::codec::text::{is_shared, level_count};
+use crate::codec::text::{level_count, split_shared};
 use crate::codec::{PacketType, Subscribe, SubscriptionOptions, Unsubscribe, Version, put_fixed_header, variable_len};
 use crate::config::Config;
-use crate::mapping::binding_of;
+use crate::mapping::{binding_of, pattern_of};
 use crate::reason_code::ReasonCode;
 use crate::subscriptions::Subscription;
 
 /// Stands for a code that core has not decided yet; SUBACK and UNSUBACK never carry it.
 const UNDECIDED: u8 = 0xFF;
-
-/// The highest QoS granted.
-const QOS_MAX: u8 = 1;
 
 /// What core was asked.
 #[derive(Debug)]
@@ -35,6 +32,10 @@ pub(super) enum Asked {
     },
     /// To unbind for the filter at that place of the UNSUBSCRIBE.
     Unbind { index: usize },
+    /// To be a member for the shared filter at that place of the SUBSCRIBE.
+    Share { index: usize, filter: Bytes, granted: u8 },
+    /// To note that the client has these messages.
+    Note { packet_ids: Vec<u16> },
     /// Something whose answer does not matter.
     Other,
 }
@@ -63,7 +64,7 @@ impl Client {
         RequestId(self.next_request - 1)
     }
 
-    fn ask(&mut self, asked: Asked, request: Request, out: &mut Outbox) {
+    pub(super) fn ask(&mut self, asked: Asked, request: Request, out: &mut Outbox) {
         let id = self.next_request_id();
         if let Some(last) = self.asked.back_mut() {
             *last = asked;
@@ -87,21 +88,35 @@ impl Client {
             codes: Vec::new(),
             waiting: 0,
         };
+        // Retained messages come after the SUBACK of all filters.
+        let mut recalls = Vec::new();
         for (index, (filter, options)) in subscribe.filters().enumerate() {
             let code = match self.refusal_of(filter, config) {
                 Some(reason) => self.subscribe_code(reason),
                 None => {
-                    self.subscribe(index, filter, options, identifier, out);
+                    if split_shared(filter).is_some() {
+                        self.subscribe_shared(index, filter, options, identifier, config, out);
+                    } else if self.subscribe(index, filter, options, identifier, out) {
+                        recalls.push(filter);
+                    }
                     ack.waiting += 1;
                     UNDECIDED
                 }
             };
             ack.codes.push(code);
         }
+        for filter in recalls {
+            let recall = Request::Recall {
+                queue: self.queue.clone(),
+                pattern: pattern_of(filter),
+            };
+            self.ask(Asked::Other, recall, out);
+        }
         self.acks.push_back(ack);
         self.send_acks(out)
     }
 
+    /// Subscribes; gives whether the retained messages are wanted.
     fn subscribe(
         &mut self,
         index: usize,
@@ -109,14 +124,14 @@ impl Client {
         options: SubscriptionOptions,
         identifier: u32,
         out: &mut Outbox,
-    ) {
-        let subscription = Subscription {
-            options: options.with_qos(options.qos().min(QOS_MAX)),
-            identifier,
-        };
+    ) -> bool {
+        let subscription = Subscription { options, identifier };
         let cookie = subscription.cookie(filter);
         // At once, since deliveries may come before the reply. [MQTT-3.8.4-2]
         let previous = self.subscriptions.insert(filter, subscription);
+        let wants_retained = options.wants_retained(previous.is_none());
+        self.sys_filters += u32::from(previous.is_none() && is_sys(filter));
+        self.watches_anew |= is_sys(filter);
         let asked = Asked::Bind {
             index,
             filter: cookie.slice(cookie.len() - filter.len()..),
@@ -125,14 +140,23 @@ impl Client {
         };
         let binding = binding_of(filter, self.queue.clone(), cookie);
         self.ask(asked, Request::Bind(binding), out);
+        wants_retained
     }
 
     fn refusal_of(&mut self, filter: &[u8], config: &Config) -> Option<ReasonCode> {
-        if is_shared(filter) {
-            return Some(ReasonCode::SharedSubscriptionsNotSupported);
+        if config
+            .refused_filters
+            .iter()
+            .any(|refused| *refused.as_bytes() == *filter)
+        {
+            return Some(ReasonCode::UnspecifiedError);
         }
         if level_count(filter) > config.topic_levels_max {
             return Some(ReasonCode::TopicFilterInvalid);
+        }
+        if split_shared(filter).is_some() {
+            let is_full = self.shared_count() >= config.shared_subscriptions_max && !self.has_shared(filter);
+            return (is_full || self.asked.len() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded);
         }
         let is_full = self.subscriptions.len() >= config.subscriptions_max && !self.subscriptions.contains(filter);
         (is_full || self.asked.len() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded)
@@ -155,7 +179,11 @@ impl Client {
         };
         for (index, filter) in unsubscribe.filters().enumerate() {
             // What is there was asked for before, and there are never too many of those.
-            let code = if self.subscriptions.remove(filter).is_some() {
+            let code = if self.unsubscribe_shared(index, filter, out) {
+                ack.waiting += 1;
+                UNDECIDED
+            } else if self.subscriptions.remove(filter).is_some() {
+                self.sys_filters -= u32::from(is_sys(filter));
                 let binding = binding_of(filter, self.queue.clone(), Bytes::new());
                 self.ask(Asked::Unbind { index }, Request::Unbind(binding), out);
                 ack.waiting += 1;
@@ -191,6 +219,20 @@ impl Client {
                 let reason = result.map_or_else(|refusal| ReasonCode::of_refusal(&refusal), |_| ReasonCode::Success);
                 (index, reason as u8)
             }
+            Some(Asked::Share { index, filter, granted }) => match &result {
+                Ok(_) => (index, granted),
+                Err(refusal) => {
+                    self.forget_shared(&filter);
+                    (index, self.subscribe_code(ReasonCode::of_refusal(refusal)))
+                }
+            },
+            Some(Asked::Note { packet_ids }) => {
+                // Refused only when the broker goes down: then the client gets its PUBREL when it is back.
+                if result.is_ok() {
+                    self.noted(&packet_ids, out);
+                }
+                return Ok(());
+            }
             Some(Asked::Other) | None => return Ok(()),
         };
         if let Some(ack) = self.acks.iter_mut().find(|ack| ack.waiting > 0) {
@@ -217,7 +259,9 @@ impl Client {
                 self.subscriptions.insert(filter, previous);
             }
             None => {
-                self.subscriptions.remove(filter);
+                if self.subscriptions.remove(filter).is_some() {
+                    self.sys_filters -= u32::from(is_sys(filter));
+                }
             }
         }
         self.subscribe_code(ReasonCode::of_refusal(refusal))

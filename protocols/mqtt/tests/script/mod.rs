@@ -1,9 +1,11 @@
 //! Plays the driver and core for one session, step by step.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use rocketbridge_core::address::Pattern;
 use rocketbridge_core::attributes::Attributes;
 use rocketbridge_core::boundary::{Delivery, Event, Fate, Outcome, Publish, RequestId, Settle, Stored, SubscriptionId};
 use rocketbridge_core::message::{Entry, Format, Message};
@@ -28,6 +30,7 @@ pub struct Script {
     /// What the session left in the input.
     input: BytesMut,
     requests: Vec<(RequestId, Request)>,
+    recalls: Vec<(RequestId, Pattern)>,
     publishes: Vec<Publish>,
     settled: Vec<u64>,
     is_v5: bool,
@@ -45,6 +48,7 @@ impl Script {
             now,
             input: BytesMut::new(),
             requests: Vec::new(),
+            recalls: Vec::new(),
             publishes: Vec::new(),
             settled: Vec::new(),
             is_v5: false,
@@ -83,6 +87,19 @@ impl Script {
 
     pub fn reply(&mut self, id: RequestId, result: Result<Reply, Refusal>) {
         self.event(Event::Reply { id, result });
+        let mut next = id.0 + 1;
+        while self.recalls.iter().any(|(id, _)| id.0 == next) {
+            let (id, result) = (RequestId(next), Ok(Reply::Done));
+            self.event(Event::Reply { id, result });
+            next += 1;
+        }
+    }
+
+    /// Queues and patterns that retained messages were asked for; those requests are answered after the one
+    /// before them.
+    pub fn recalls(&mut self) -> Vec<Pattern> {
+        self.take_orders();
+        self.recalls.drain(..).map(|(_, pattern)| pattern).collect()
     }
 
     /// Answers the only request there is.
@@ -126,6 +143,12 @@ impl Script {
     pub fn advance(&mut self, millis: u64) {
         self.take_orders();
         self.advance_with_orders(millis);
+    }
+
+    /// Time passes in which nothing happens.
+    pub fn wait(&mut self, millis: u64) {
+        self.now.mono = self.now.mono + Millis(millis);
+        self.now.wall = self.now.wall + Millis(millis);
     }
 
     /// Core has not taken the orders when the time comes.
@@ -197,11 +220,17 @@ impl Script {
                     for settlement in run {
                         assert_eq!(settlement.action, Settle::Ack);
                         assert_eq!(settlement.subscription, SubscriptionId(1));
-                        let first = settlement.first;
+                        let first = settlement.first + 1;
                         self.settled.extend(first..first + u64::from(settlement.count));
                     }
                 }
-                Order::Request(id, request) => self.requests.push((id, *request)),
+                Order::Request(id, request) => match *request {
+                    Request::Recall { queue, pattern } => {
+                        assert!(queue.starts_with(b"\0"));
+                        self.recalls.push((id, pattern));
+                    }
+                    request => self.requests.push((id, request)),
+                },
                 Order::Cancel(id) => panic!("nothing is held, {id:?} neither"),
             }
         }
@@ -217,13 +246,17 @@ pub fn attached(present: bool, cookies: &[&'static [u8]]) -> Reply {
 }
 
 pub fn stored(routes: u32) -> Fate {
-    Fate::Stored(Stored {
+    Fate::Stored(placed(routes))
+}
+
+pub fn placed(routes: u32) -> Stored {
+    Stored {
         position: Position(0),
         queue_id: 0,
         queue_offset: 0,
         routes,
         weak: false,
-    })
+    }
 }
 
 /// A message `x` of another MQTT client.
@@ -250,12 +283,13 @@ pub fn delivery(sequence: u64, leased: bool, publish: &Publish) -> Delivery {
     let host = SocketAddr::from(([127, 0, 0, 1], 1883));
     Delivery {
         subscription: SubscriptionId(1),
-        sequence,
+        // So that its packet identifier is the number that the test says.
+        sequence: sequence - 1,
         redelivered: false,
         attempts: 0,
         leased,
         recalled: false,
         note: 0,
-        message: Message::from_publish(publish, host, host, Millis(1)),
+        message: Message::from_publish(publish, host, host, Millis(1_700_000_000_000)),
     }
 }

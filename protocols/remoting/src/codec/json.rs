@@ -62,6 +62,18 @@ pub(crate) fn parse(header: &[u8], head: &mut Head, fields: &mut Vec<(Text, Text
     Ok(())
 }
 
+/// Where the first quote or backslash is. Most texts are a few bytes long, which a search made for long ones does not
+/// pay for; properties are not.
+#[inline]
+fn special(bytes: &[u8]) -> Option<usize> {
+    const FEW: usize = 16;
+    let few = &bytes[..bytes.len().min(FEW)];
+    if let Some(at) = few.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        return Some(at);
+    }
+    Some(few.len() + memchr::memchr2(b'"', b'\\', &bytes[few.len()..])?)
+}
+
 impl Scanner<'_> {
     #[inline]
     fn space(&mut self) {
@@ -117,8 +129,7 @@ impl Scanner<'_> {
         let mut escaped = false;
         loop {
             let rest = self.bytes.get(self.at..).unwrap_or_default();
-            let special = rest.iter().position(|b| matches!(b, b'"' | b'\\'));
-            self.at += special.ok_or(HeaderError::Truncated)? + 1;
+            self.at += special(rest).ok_or(HeaderError::Truncated)? + 1;
             if self.bytes[self.at - 1] == b'"' {
                 return Ok(Text {
                     start: start as u32,

@@ -95,6 +95,7 @@ pub fn pull_status(status: PullStatus, offset: i64, bounds: &Range<u64>) -> (Res
         }
         PullStatus::OffsetMoved if is_empty => (ResponseCode::PullOffsetMoved, "NO_MESSAGE_IN_QUEUE"),
         PullStatus::OffsetMoved => (ResponseCode::PullOffsetMoved, "OFFSET_OVERFLOW_BADLY"),
+        PullStatus::OffsetReset => (ResponseCode::PullOffsetMoved, "OFFSET_RESET"),
     }
 }
 
@@ -116,5 +117,6 @@ mod tests {
         assert_eq!(of(PullStatus::OffsetMoved, -1, 0..5), (21, "OFFSET_TOO_SMALL"));
         assert_eq!(of(PullStatus::OffsetMoved, 9, 0..5), (21, "OFFSET_OVERFLOW_BADLY"));
         assert_eq!(of(PullStatus::OffsetMoved, 9, 0..0), (21, "NO_MESSAGE_IN_QUEUE"));
+        assert_eq!(of(PullStatus::OffsetReset, 3, 0..5), (21, "OFFSET_RESET"));
     }
 }

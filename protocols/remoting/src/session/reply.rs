@@ -10,6 +10,7 @@ use rocketbridge_session::Outbox;
 use super::send::Deferred;
 use super::{ReplyTo, Session, answer, refuse, transaction};
 use crate::codec::Writer;
+use crate::mapping::names::RETRY_PREFIX;
 use crate::mapping::route::{PERM_READ, PERM_WRITE};
 use crate::mapping::send::REGION;
 use crate::mapping::{group, pull};
@@ -165,6 +166,12 @@ impl Session {
             (Pending::Done(to), Ok(Reply::Done)) => answer(out, to, ResponseCode::Success, "", |_| {}, b""),
             (Pending::Route { to, quoted, .. }, Ok(Reply::Topic(topic))) => {
                 self.answer_route(to, topic.queues, PERM_READ | PERM_WRITE, quoted, out);
+            }
+            // A consumer asks for it before its first heartbeat makes it, and looks again 20 s later.
+            (Pending::Route { to, quoted, topic }, Err(Refusal::NotFound { .. }))
+                if topic.starts_with(RETRY_PREFIX) && topic.len() > RETRY_PREFIX.len() =>
+            {
+                self.answer_route(to, 1, PERM_READ | PERM_WRITE, quoted, out);
             }
             (Pending::Route { to, topic, .. }, Err(Refusal::NotFound { .. })) => refuse(out, to, &no_route(&topic)),
             (Pending::PullBounds { to, offset }, Ok(Reply::Offsets(bounds))) => {

@@ -171,12 +171,10 @@ impl Session {
             born_at: header.born_at,
             reconsume_times: header.reconsume_times,
             attempts_max: header.attempts_max,
-            topic_queues: if of_group {
-                1
-            } else if makes_topic {
+            topic_queues: if makes_topic {
                 topic_queues.min(self.config.topic_queues_max.max(1))
             } else {
-                0
+                u32::from(of_group)
             },
         };
         let batch = header.batch || command.code() == SEND_BATCH_MESSAGE;

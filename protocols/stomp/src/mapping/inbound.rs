@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, Attributes, AttributesBuilder, Name, Value};
+use rocketbridge_core::boundary::Deliver;
 use rocketbridge_core::message::Entry;
+use rocketbridge_core::request::DELAY_LEVELS;
 use rocketbridge_core::time::Millis;
 
 use super::Target;
@@ -23,18 +25,7 @@ pub struct Meaning {
     /// The tag of a message to a RocketMQ topic.
     pub tag: Option<Bytes>,
     /// When a message to a RocketMQ topic is to be delivered.
-    pub delay: Option<Delay>,
-}
-
-/// When a message is to be delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delay {
-    /// RocketMQ's level, from 1 on.
-    Level(u32),
-    /// Milliseconds from now.
-    After(u64),
-    /// Unix milliseconds.
-    At(u64),
+    pub deliver: Deliver,
 }
 
 /// What is known besides the frame.
@@ -72,7 +63,7 @@ pub fn meaning(
         arena,
         persistent: None,
         tag: None,
-        delay: None,
+        deliver: Deliver::Now,
     };
     put_stored_escaped(reading.arena, b"destination", &context.target.shown);
     let result = frame
@@ -82,7 +73,7 @@ pub fn meaning(
         reading.builder.text(Attribute::Topic, topic);
     }
     let is_native = context.target.entry == Entry::Native;
-    let (persistent, tag, delay) = (reading.persistent.unwrap_or(is_native), reading.tag, reading.delay);
+    let (persistent, tag, deliver) = (reading.persistent.unwrap_or(is_native), reading.tag, reading.deliver);
     // Also after an error: what was put must not show up in the next message.
     let (attributes, origin) = (builder.finish(), arena.split().freeze());
     result.map(|()| Meaning {
@@ -90,7 +81,7 @@ pub fn meaning(
         origin,
         persistent,
         tag,
-        delay,
+        deliver,
     })
 }
 
@@ -100,7 +91,7 @@ struct Reading<'a, 'b> {
     arena: &'b mut BytesMut,
     persistent: Option<bool>,
     tag: Option<Bytes>,
-    delay: Option<Delay>,
+    deliver: Deliver,
 }
 
 impl Reading<'_, '_> {
@@ -166,12 +157,15 @@ impl Reading<'_, '_> {
             }
             b"key" | b"keys" => self.text("key", Attribute::Keys, value)?,
             b"delay-level" => {
-                let level = number("delay-level", value, "a level from 1 on")?;
-                let level = u32::try_from(level).map_err(|_| invalid("delay-level", value, "a level from 1 on"))?;
-                self.delay = (level > 0).then_some(Delay::Level(level));
+                let expected = "a number; levels begin with 1";
+                let level = number("delay-level", value, expected)?;
+                if level > 0 {
+                    let index = usize::try_from(level).unwrap_or(usize::MAX).min(DELAY_LEVELS.len()) - 1;
+                    self.deliver = Deliver::After(DELAY_LEVELS[index]);
+                }
             }
-            b"delay" => self.delay = Some(Delay::After(number("delay", value, "a number of milliseconds")?)),
-            b"deliver-at" => self.delay = Some(Delay::At(number("deliver-at", value, "Unix milliseconds")?)),
+            b"delay" => self.deliver = Deliver::After(Millis(number("delay", value, "a number of milliseconds")?)),
+            b"deliver-at" => self.deliver = Deliver::At(Millis(number("deliver-at", value, "Unix milliseconds")?)),
             _ => return Ok(false),
         }
         Ok(true)

@@ -34,6 +34,8 @@ pub(super) enum Asked {
     Subscribe {
         queue: Bytes,
         receipt: Option<Bytes>,
+        /// No frame is taken before its answer.
+        is_awaited: bool,
     },
     Unsubscribe {
         id: SubscriptionId,
@@ -67,14 +69,15 @@ impl Client {
         let Some(subscription) = self.subscriptions.get_mut(&delivery.subscription) else {
             return give_back(delivery, Settle::Release, out);
         };
-        if is_leaving || delivery.leased && !subscription.takes {
+        // What is not leased is sent even behind a goodbye: nobody would get it any more.
+        if delivery.leased && (is_leaving || !subscription.takes) {
             return give_back(delivery, Settle::Release, out);
         }
         let message = &delivery.message;
         if subscription
             .selector
             .as_ref()
-            .is_some_and(|selector| !selector.matches(message))
+            .is_some_and(|selector| !selector.matches_message(message))
         {
             return give_back(delivery, Settle::Ack, out);
         }
@@ -142,7 +145,16 @@ impl Client {
                 self.subscribe_to_exchange(*waiting, &exchange, out);
                 None
             }
-            (Asked::Subscribe { receipt, .. } | Asked::Delete { receipt }, Ok(_)) => receipt,
+            (
+                Asked::Subscribe {
+                    receipt, is_awaited, ..
+                },
+                Ok(_),
+            ) => {
+                self.waits &= !is_awaited;
+                receipt
+            }
+            (Asked::Delete { receipt }, Ok(_)) => receipt,
             (Asked::Unsubscribe { id, receipt }, _) => {
                 self.subscriptions.remove(&id);
                 receipt
@@ -164,7 +176,13 @@ impl Client {
                 return Err(Failure::of(Error::of_refusal(&refusal, &name), command, receipt));
             }
             (Asked::Exchange(waiting), Err(refusal)) => return Err(waiting.failure(&refusal)),
-            (Asked::Bind { name, receipt } | Asked::Subscribe { queue: name, receipt }, Err(refusal)) => {
+            (
+                Asked::Bind { name, receipt }
+                | Asked::Subscribe {
+                    queue: name, receipt, ..
+                },
+                Err(refusal),
+            ) => {
                 return Err(Failure::of(
                     Error::of_refusal(&refusal, &name),
                     Command::Subscribe,

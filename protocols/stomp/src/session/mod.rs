@@ -11,6 +11,7 @@
 //! and [`transaction`], what it gets in [`events`]. Every ERROR ends the connection.
 
 mod acknowledge;
+mod arguments;
 mod client;
 mod connect;
 mod events;

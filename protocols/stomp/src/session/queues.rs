@@ -6,6 +6,7 @@ use rocketbridge_core::request::{self, Limit, QueueState, Request};
 use rocketbridge_session::Outbox;
 
 use super::Failure;
+use super::arguments::Arguments;
 use super::client::Client;
 use super::events::Asked;
 use super::subscribe::{AckMode, Plan};
@@ -20,6 +21,7 @@ pub(super) struct Wishes {
     pub durable: Option<bool>,
     pub auto_delete: Option<bool>,
     pub exclusive: Option<bool>,
+    pub arguments: Arguments,
 }
 
 impl Wishes {
@@ -34,14 +36,11 @@ impl Wishes {
                 expected: "true or false",
             }),
         };
-        let x_argument = frame.headers().find(|(name, _)| ARGUMENTS.contains(name));
-        if let Some((name, _)) = x_argument {
-            return Err(Error::NotSupported(format!("queue argument '{}'", Text::from(name))));
-        }
         Ok(Self {
             durable: flag("durable")?,
             auto_delete: flag("auto-delete")?,
             exclusive: flag("exclusive")?,
+            arguments: Arguments::of_frame(frame)?,
         })
     }
 
@@ -54,9 +53,9 @@ impl Wishes {
             exclusive,
             auto_delete: self.auto_delete.unwrap_or(false),
             addressable: !exclusive,
-            limit: Limit::NONE,
-            policy: None,
-            arguments: Bytes::new(),
+            limit: self.arguments.limit,
+            policy: self.arguments.policy(),
+            arguments: self.arguments.encoded.clone(),
         }
     }
 
@@ -72,9 +71,9 @@ impl Wishes {
                 true
             },
             addressable: false,
-            limit: Limit::NONE,
-            policy: None,
-            arguments: Bytes::new(),
+            limit: self.arguments.limit,
+            policy: self.arguments.policy(),
+            arguments: self.arguments.encoded.clone(),
         }
     }
 
@@ -99,26 +98,12 @@ impl Wishes {
                 )));
             }
         }
+        if !self.arguments.encoded.is_empty() && self.arguments.encoded != queue.arguments {
+            return self.arguments.check(queue);
+        }
         Ok(())
     }
 }
-
-/// Headers that are arguments of queues.
-const ARGUMENTS: [&[u8]; 13] = [
-    b"x-queue-type",
-    b"x-message-ttl",
-    b"x-expires",
-    b"x-max-length",
-    b"x-max-length-bytes",
-    b"x-max-priority",
-    b"x-overflow",
-    b"x-dead-letter-exchange",
-    b"x-dead-letter-routing-key",
-    b"x-single-active-consumer",
-    b"x-delivery-limit",
-    b"x-max-age",
-    b"x-stream-max-segment-size-bytes",
-];
 
 impl Client {
     /// Declares the queue of `/queue/name` for a frame.

@@ -89,9 +89,6 @@ impl Client {
             reply_to: reply_to.as_ref().map(|(shown, attribute)| (&shown[..], &attribute[..])),
         };
         let meaning = inbound::meaning(frame, context, attributes, arena)?;
-        if meaning.delay.is_some() {
-            return Err(Error::NotSupported("delayed delivery over STOMP".to_owned()).into());
-        }
         Ok(Publish {
             token: self.next_token,
             entry: target.entry,
@@ -102,6 +99,7 @@ impl Client {
             format: crate::mapping::FORMAT,
             origin: meaning.origin,
             persistent: meaning.persistent,
+            deliver: meaning.deliver,
             ..Publish::default()
         })
     }

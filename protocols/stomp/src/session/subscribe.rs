@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::address::encode_name;
 use rocketbridge_core::boundary::{Settle, SubscriptionId};
-use rocketbridge_core::message::Message;
+use rocketbridge_core::filter::{Names, Sql};
 use rocketbridge_core::request::{self, Acknowledge, Binding, Exchange, Matcher, Refusal, Request, Source, Subscribe};
 use rocketbridge_session::{Outbox, Unacked};
 
@@ -43,17 +43,7 @@ pub(super) struct Plan {
     pub priority: i32,
     pub is_durable: bool,
     pub receipt: Option<Bytes>,
-    pub selector: Option<Selector>,
-}
-
-/// Which messages of a private queue are delivered.
-#[derive(Debug)]
-pub(super) struct Selector;
-
-impl Selector {
-    pub(super) fn matches(&self, _message: &Message) -> bool {
-        true
-    }
+    pub selector: Option<Sql>,
 }
 
 /// A SUBSCRIBE to an exchange whose type is not known yet.
@@ -96,7 +86,7 @@ pub(super) struct Subscription {
     pub takes: bool,
     /// Giving it up in so many words ends its queue too.
     pub is_durable: bool,
-    pub selector: Option<Selector>,
+    pub selector: Option<Sql>,
 }
 
 impl Subscription {
@@ -141,6 +131,8 @@ impl Client {
             .ok_or(Error::NoDestination { command: "SUBSCRIBE" })?;
         let destination = Destination::parse(written, config)?;
         let plan = self.plan(frame, written, &destination, config)?;
+        // As in RabbitMQ, what comes behind finds the subscription made.
+        self.waits = true;
         let wishes = Wishes::of_frame(frame)?;
         let private = |client: &mut Self, plan: &Plan| -> Result<request::Queue, Error> {
             let name = client.private_queue(frame, written, plan)?;
@@ -181,7 +173,6 @@ impl Client {
             Destination::Exchange { name, key } => {
                 let queue = private(self, &plan)?;
                 // What a binding matches by depends on the exchange's type.
-                self.waits = true;
                 let request = Request::FindExchange {
                     name: encode_name(&name),
                 };
@@ -246,12 +237,8 @@ impl Client {
         if is_durable && id.is_none() && !is_named {
             return Err(Error::DurableWithoutId);
         }
-        if frame
-            .header(b"selector")
-            .is_some_and(|text| !text.trim_ascii().is_empty())
-        {
-            return Err(Error::NotSupported("header 'selector'".to_owned()));
-        }
+        let selector = frame.header(b"selector").filter(|text| !text.trim_ascii().is_empty());
+        let selector = selector.map(|text| compile(text, is_private)).transpose()?;
         Ok(Plan {
             header: id.map(Bytes::copy_from_slice),
             tag,
@@ -261,7 +248,7 @@ impl Client {
             priority: priority(frame)?,
             is_durable,
             receipt: frame.copy(b"receipt"),
-            selector: None,
+            selector,
         })
     }
 
@@ -326,7 +313,6 @@ impl Client {
 
     /// The exchange that a SUBSCRIBE waits for was found.
     pub(super) fn subscribe_to_exchange(&mut self, waiting: ToExchange, exchange: &Exchange, out: &mut Outbox) {
-        self.waits = false;
         let ToExchange { plan, queue, name, key } = waiting;
         let binding = exchange_binding(&name, exchange.kind, &key);
         self.consume_bound(plan, queue, vec![binding], out);
@@ -348,6 +334,7 @@ impl Client {
         let asked = Asked::Subscribe {
             queue: queue.clone(),
             receipt: plan.receipt.clone(),
+            is_awaited: self.waits,
         };
         let subscription = Subscription::new(plan, queue, self.version, &self.session);
         // At once, since deliveries may come right behind the reply.
@@ -423,6 +410,17 @@ fn durable_name(frame: &Frame) -> Option<&[u8]> {
         .into_iter()
         .find_map(|name| frame.header(name))
         .filter(|name| !name.is_empty())
+}
+
+/// A selector of a queue of one's own: what it does not want is nobody's.
+fn compile(text: &[u8], is_private: bool) -> Result<Sql, Error> {
+    if !is_private {
+        return Err(Error::NotSupported(
+            "'selector' on a queue that others consume too".to_owned(),
+        ));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| Error::NotText("selector"))?;
+    Sql::compile(text, Names::Jms).map_err(|error| Error::Selector(error.to_string()))
 }
 
 fn priority(frame: &Frame) -> Result<i32, Error> {

@@ -28,8 +28,14 @@ public final class Main {
                 new RocketMqProducer(suite).run();
                 new RocketMqConsumer(suite).run();
                 break;
+            case "rocketmq-later":
+                new RocketMqLater(suite).run();
+                break;
+            case "half-producer":
+                RocketMqLater.sendHalf(options.get("--name-server"), options.get("--group"), options.get("--topic"));
+                break;
             default:
-                System.err.println("usage: Main amqp|rocketmq [options]");
+                System.err.println("usage: Main amqp|rocketmq|rocketmq-later [options]");
                 System.exit(2);
         }
         // Clients of failed checks leave threads behind.

@@ -17,14 +17,9 @@ import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import org.apache.rocketmq.client.exception.MQBrokerException;
-import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
-import org.apache.rocketmq.client.producer.LocalTransactionState;
 import org.apache.rocketmq.client.producer.SendCallback;
 import org.apache.rocketmq.client.producer.SendResult;
-import org.apache.rocketmq.client.producer.TransactionListener;
-import org.apache.rocketmq.client.producer.TransactionMQProducer;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
@@ -155,44 +150,6 @@ final class RocketMqProducer extends RocketMq {
             });
         }
         check("offsets_and_messages_can_be_looked_up", this::lookUp);
-        check("delay_is_refused_clearly_and_stores_nothing", () -> {
-            DefaultMQProducer producer = producer();
-            String topic = topicWith(producer, TOPIC_QUEUES);
-            Message delayed = message(topic, "delayed");
-            delayed.setDelayTimeLevel(3);
-            try {
-                producer.send(delayed);
-                throw new AssertionError("a delayed message was taken");
-            } catch (MQBrokerException refusal) {
-                isTrue(refusal.getErrorMessage().toLowerCase().contains("delay"), "it does not say why: " + refusal);
-            }
-            equal(stored(producer, topic), 4L, "messages in the topic");
-        });
-        check("transaction_is_refused_clearly_and_stores_nothing", () -> {
-            String topic = topicWith(producer(), TOPIC_QUEUES);
-            TransactionMQProducer producer = new TransactionMQProducer(unique("transactions"));
-            producer.setNamesrvAddr(suite.option("--name-server"));
-            BlockingQueue<String> executed = new LinkedBlockingQueue<>();
-            producer.setTransactionListener(new TransactionListener() {
-                @Override public LocalTransactionState executeLocalTransaction(Message message, Object argument) {
-                    executed.add("executed");
-                    return LocalTransactionState.COMMIT_MESSAGE;
-                }
-
-                @Override public LocalTransactionState checkLocalTransaction(MessageExt message) {
-                    return LocalTransactionState.COMMIT_MESSAGE;
-                }
-            });
-            producer.start();
-            suite.after(producer::shutdown);
-            try {
-                producer.sendMessageInTransaction(message(topic, "half"), null);
-                throw new AssertionError("a transactional message was taken");
-            } catch (MQClientException refusal) {
-                isTrue(executed.isEmpty(), "the local transaction was executed");
-            }
-            equal(stored(producer, topic), 4L, "messages in the topic");
-        });
     }
 
     private void lookUp() throws Exception {

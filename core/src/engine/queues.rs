@@ -1,0 +1,140 @@
+//! All queues by their numbers. Numbers rise and are never used twice, so most of them are free after a
+//! while: a client may make a queue for every question it asks.
+
+use crate::engine::queue::Queue;
+use crate::engine::router::QueueId;
+
+/// Queues of one block.
+const BLOCK: usize = 256;
+
+type Block = [Option<Box<Queue>>; BLOCK];
+
+/// The queues.
+#[derive(Default)]
+pub(crate) struct Queues {
+    /// Blocks without a queue own no memory.
+    blocks: Vec<Option<Box<Block>>>,
+    next: QueueId,
+}
+
+fn place(id: QueueId) -> (usize, usize) {
+    (id as usize / BLOCK, id as usize % BLOCK)
+}
+
+impl Queues {
+    /// The number that the next new queue gets.
+    pub(crate) fn next_id(&self) -> QueueId {
+        self.next
+    }
+
+    /// Numbers below are not used again.
+    pub(crate) fn use_up_to(&mut self, next: QueueId) {
+        self.next = self.next.max(next);
+    }
+
+    pub(crate) fn get(&self, id: QueueId) -> Option<&Queue> {
+        let (block, at) = place(id);
+        self.blocks.get(block)?.as_ref()?[at].as_deref()
+    }
+
+    pub(crate) fn get_mut(&mut self, id: QueueId) -> Option<&mut Queue> {
+        let (block, at) = place(id);
+        self.blocks.get_mut(block)?.as_mut()?[at].as_deref_mut()
+    }
+
+    /// Puts a queue at its number.
+    pub(crate) fn insert(&mut self, id: QueueId, queue: Queue) {
+        let (block, at) = place(id);
+        if self.blocks.len() <= block {
+            self.blocks.resize_with(block + 1, || None);
+        }
+        let block = self.blocks[block].get_or_insert_with(|| Box::new([const { None }; BLOCK]));
+        block[at] = Some(Box::new(queue));
+        self.use_up_to(id + 1);
+    }
+
+    /// Takes a queue out.
+    pub(crate) fn remove(&mut self, id: QueueId) -> Option<Box<Queue>> {
+        let (block, at) = place(id);
+        let slot = self.blocks.get_mut(block)?;
+        let queues = slot.as_mut()?;
+        let queue = queues[at].take();
+        if queues.iter().all(Option::is_none) {
+            *slot = None;
+        }
+        queue
+    }
+
+    /// All of them, by number.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (QueueId, &Queue)> {
+        self.iter_from(0)
+    }
+
+    /// Those with that number or a higher one.
+    pub(crate) fn iter_from(&self, from: QueueId) -> impl Iterator<Item = (QueueId, &Queue)> {
+        let (first, skip) = place(from);
+        let blocks = self.blocks.iter().enumerate().skip(first);
+        blocks
+            .filter_map(|(number, block)| Some((number, block.as_ref()?)))
+            .flat_map(move |(number, block)| {
+                let skip = if number == first { skip } else { 0 };
+                let slots = block.iter().enumerate().skip(skip);
+                slots.filter_map(move |(at, slot)| Some(((number * BLOCK + at) as QueueId, slot.as_deref()?)))
+            })
+    }
+
+    /// All of them.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (QueueId, &mut Queue)> {
+        self.blocks
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(number, block)| Some((number, block.as_mut()?)))
+            .flat_map(|(number, block)| {
+                let slots = block.iter_mut().enumerate();
+                slots.filter_map(move |(at, slot)| Some(((number * BLOCK + at) as QueueId, slot.as_deref_mut()?)))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::engine::entries::EntryList;
+    use crate::request::{self, Limit};
+    use crate::store::pages::{ListId, Pages};
+    use crate::store::storage::MemoryStorage;
+
+    #[test]
+    fn queues_that_are_gone_cost_nothing_and_their_numbers_are_not_used_again() {
+        let pages = Arc::new(Pages::new(Arc::new(MemoryStorage::default()), 1 << 20, 1));
+        let mut queues = Queues::default();
+        for n in 0..10_000 {
+            let id = queues.next_id();
+            assert_eq!(id, n);
+            let spec = request::Queue {
+                name: Bytes::new(),
+                durable: false,
+                exclusive: true,
+                auto_delete: false,
+                addressable: false,
+                limit: Limit::NONE,
+                policy: None,
+                arguments: Bytes::new(),
+            };
+            queues.insert(id, Queue::new(spec, EntryList::new(ListId::queue(id, 0), &pages)));
+            if n % 3000 != 0 {
+                assert!(queues.remove(id).is_some());
+            }
+        }
+        let left: Vec<_> = queues.iter().map(|(id, _)| id).collect();
+        assert_eq!(left, [0, 3000, 6000, 9000]);
+        assert_eq!(queues.iter_from(3001).next().map(|(id, _)| id), Some(6000));
+        assert_eq!(queues.iter_mut().count(), 4);
+        assert_eq!(queues.blocks.iter().flatten().count(), 4);
+        assert!(queues.get(3000).is_some() && queues.get_mut(3001).is_none() && queues.get(1 << 31).is_none());
+    }
+}

@@ -1,0 +1,490 @@
+//! Scripts of what MQTT does beyond a plain message: QoS 2 in both directions and on resumption, retained
+//! messages, wills, topic aliases, expiry, shared subscriptions, `$SYS`, a blocked broker.
+
+mod script;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rocketbridge_core::address::Level;
+use rocketbridge_core::boundary::{Event, Fate, HolderKey, Reject, SubscriptionId};
+use rocketbridge_core::request::{Reply, Request, Will};
+use rocketbridge_core::time::Millis;
+use rocketbridge_mqtt::Config;
+use script::*;
+
+/// Client `c` of 3.1.1 whose session is kept.
+const CONNECT_4_KEPT: &[u8] = b"\x10\x0D\0\x04MQTT\x04\0\0\x0A\0\x01c";
+
+fn kept() -> Script {
+    let mut script = Script::new(Config::default());
+    script.send(CONNECT_4_KEPT);
+    script.accept(true);
+    script.sent();
+    script.subscribe(b"t", 2);
+    script
+}
+
+fn noted(script: &mut Script) -> Vec<(u64, u32)> {
+    let requests = script.requests();
+    let [(id, Request::Note { subscription, notes })] = &requests[..] else {
+        panic!("{requests:?}")
+    };
+    assert_eq!(*subscription, SubscriptionId(1));
+    assert_eq!(script.sent(), b"", "nothing is said before it is noted");
+    script.reply(*id, Ok(Reply::Done));
+    notes.clone()
+}
+
+// --- QoS 2 to the client ----------------------------------------------------------------------
+
+/// [MQTT-4.3.3-2] to [MQTT-4.3.3-7], 4.4
+#[test]
+fn an_exchange_is_noted_before_pubrel_and_settled_by_pubcomp() {
+    let mut script = kept();
+    script.deliver(1, true, &publish(b"t", 2));
+    script.deliver(2, true, &publish(b"t", 2));
+    assert_eq!(script.sent(), b"\x34\x06\0\x01t\0\x01x\x34\x06\0\x01t\0\x02x");
+    script.send(b"\x50\x02\0\x01\x50\x02\0\x02");
+    assert_eq!(noted(&mut script), [(0, 0x1_0001), (1, 0x1_0002)]);
+    assert_eq!(script.sent(), b"\x62\x02\0\x01\x62\x02\0\x02");
+    // Asked again, said again.
+    script.send(b"\x50\x02\0\x02");
+    assert_eq!(script.sent(), b"\x62\x02\0\x02");
+    assert_eq!(script.settled(), []);
+    script.send(b"\x70\x02\0\x02\x70\x02\0\x01\x70\x02\0\x01");
+    assert_eq!(script.settled(), [2, 1]);
+}
+
+#[test]
+fn a_session_that_ends_with_its_connection_notes_nothing() {
+    let mut script = Script::connected(CONNECT_4);
+    script.subscribe(b"t", 2);
+    script.deliver(1, true, &publish(b"t", 2));
+    script.sent();
+    script.send(b"\x50\x02\0\x01");
+    assert_eq!(script.sent(), b"\x62\x02\0\x01");
+    assert!(script.requests().is_empty());
+}
+
+/// [MQTT-4.4.0-1]: the same packet identifiers, PUBREL where PUBREC had come, in order.
+#[test]
+fn a_resumed_session_goes_on_where_each_exchange_was() {
+    let mut script = kept();
+    for (sequence, note) in [(1, 0), (2, 0x1_0002), (3, 700), (4, 0x1_FFFF)] {
+        let mut again = delivery(sequence, true, &publish(b"t", 2));
+        again.redelivered = true;
+        again.note = note;
+        script.event(Event::Delivery(again));
+    }
+    assert_eq!(
+        script.sent(),
+        b"\x3C\x06\0\x01t\0\x01x\x62\x02\0\x02\x3C\x06\0\x01t\x02\xBCx\x62\x02\xFF\xFF"
+    );
+    script.send(b"\x70\x02\0\x02\x70\x02\xFF\xFF");
+    assert_eq!(script.settled(), [2, 4]);
+    script.send(b"\x50\x02\x02\xBC");
+    assert_eq!(noted(&mut script), [(2, 0x1_02BC)]);
+}
+
+/// [MQTT-4.3.3-4]
+#[test]
+fn a_pubrec_with_a_failure_ends_the_exchange() {
+    let mut script = Script::connected(CONNECT_5);
+    script.subscribe(b"t", 2);
+    script.deliver(1, true, &publish(b"t", 2));
+    script.sent();
+    script.send(b"\x50\x03\0\x01\x97");
+    assert_eq!(script.settled(), [1]);
+    assert_eq!(script.sent(), b"");
+}
+
+#[test]
+fn an_identifier_that_is_taken_is_replaced_and_that_is_noted() {
+    let mut script = kept();
+    script.deliver(1, true, &publish(b"t", 1));
+    script.deliver(65_536, true, &publish(b"t", 1));
+    assert_eq!(script.sent(), b"\x32\x06\0\x01t\0\x01x\x32\x06\0\x01t\xFF\xFFx");
+    let requests = script.requests();
+    let [(_, Request::Note { notes, .. })] = &requests[..] else {
+        panic!("{requests:?}")
+    };
+    assert_eq!(notes[..], [(65_535, 0xFFFF)]);
+}
+
+/// [MQTT-3.10.4-3]
+#[test]
+fn what_was_begun_is_completed_without_its_subscription() {
+    let mut script = kept();
+    let mut again = delivery(1, true, &publish(b"other", 2));
+    again.redelivered = true;
+    script.event(Event::Delivery(again));
+    assert_eq!(script.sent(), b"\x3C\x0A\0\x05other\0\x01x");
+}
+
+// --- QoS 2 from the client --------------------------------------------------------------------
+
+/// [MQTT-4.3.3-8] to [MQTT-4.3.3-13]
+#[test]
+fn a_message_sent_twice_is_published_once_until_it_is_released() {
+    let mut script = Script::connected(CONNECT_4);
+    script.send(b"\x34\x05\0\x01t\0\x07\x3C\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes().len(), 1);
+    assert_eq!(script.sent(), b"");
+    script.outcome(0, 1, stored(1));
+    assert_eq!(script.sent(), b"\x50\x02\0\x07");
+    script.send(b"\x3C\x05\0\x01t\0\x07");
+    assert_eq!(script.sent(), b"\x50\x02\0\x07");
+    assert!(script.publishes().is_empty());
+    script.send(b"\x62\x02\0\x07\x62\x02\0\x07");
+    assert_eq!(script.sent(), b"\x70\x02\0\x07\x70\x02\0\x07");
+    // The identifier stands for another message now.
+    script.send(b"\x34\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes().len(), 1);
+}
+
+/// Core tells a message that is sent again over another connection, and the identifier is free only when core
+/// has safely forgotten it.
+#[test]
+fn a_kept_session_opens_and_closes_keys_with_core() {
+    let mut script = kept();
+    script.send(b"\x34\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, Some(HolderKey::Open(7)));
+    script.outcome(0, 1, Fate::Duplicate(placed(0)));
+    assert_eq!(script.sent(), b"\x50\x02\0\x07");
+    script.send(b"\x62\x02\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, Some(HolderKey::Close(7)));
+    assert_eq!(script.sent(), b"");
+    script.outcome(1, 1, stored(0));
+    assert_eq!(script.sent(), b"\x70\x02\0\x07");
+    // QoS 1 has no such key.
+    script.send(b"\x32\x05\0\x01t\0\x07");
+    assert_eq!(script.publishes()[0].holder_key, None);
+}
+
+#[test]
+fn a_refused_message_ends_its_exchange() {
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x34\x06\0\x01t\0\x07\0");
+    assert_eq!(script.publishes().len(), 1);
+    script.outcome(0, 1, Fate::Rejected(Reject::QueueFull));
+    assert_eq!(script.sent(), b"\x50\x03\0\x07\x97");
+    script.send(b"\x34\x06\0\x01t\0\x07\0");
+    assert_eq!(script.publishes().len(), 1);
+}
+
+/// [MQTT-4.6.0-2, MQTT-4.6.0-3]
+#[test]
+fn answers_come_in_the_order_of_the_publishes_whatever_their_qos() {
+    let mut script = Script::connected(CONNECT_4);
+    script.send(b"\x34\x05\0\x01t\0\x01\x32\x05\0\x01t\0\x02\x34\x05\0\x01t\0\x03");
+    script.publishes();
+    script.outcome(1, 2, stored(1));
+    assert_eq!(script.sent(), b"");
+    script.outcome(0, 1, stored(1));
+    assert_eq!(script.sent(), b"\x50\x02\0\x01\x40\x02\0\x02\x50\x02\0\x03");
+}
+
+/// [MQTT-3.3.4-9]: an exchange counts until PUBCOMP.
+#[test]
+fn exchanges_that_are_not_released_count_for_the_receive_maximum() {
+    let config = Config {
+        receive_maximum: 1,
+        ..Config::default()
+    };
+    let mut script = Script::connected_with(config, CONNECT_5);
+    script.send(b"\x34\x06\0\x01t\0\x01\0");
+    script.publishes();
+    script.outcome(0, 1, stored(1));
+    script.send(b"\x62\x02\0\x01\x34\x06\0\x01t\0\x02\0");
+    script.publishes();
+    script.outcome(1, 1, stored(1));
+    script.sent();
+    script.send(b"\x32\x06\0\x01t\0\x03\0");
+    script.expect_closed(b"\xE0\x01\x93");
+}
+
+// --- retained messages ------------------------------------------------------------------------
+
+#[test]
+fn the_retain_flag_goes_to_core_and_comes_back_as_each_subscription_wants() {
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x31\x05\0\x01t\0x\x30\x05\0\x01t\0x");
+    let retained: Vec<bool> = script.publishes().iter().map(|publish| publish.retain).collect();
+    assert_eq!(retained, [true, false]);
+    let mut message = publish(b"t", 0);
+    message.retain = true;
+    // A live message: retain as published or not. [MQTT-3.3.1-12, MQTT-3.3.1-13]
+    script.subscribe(b"t", 0);
+    script.deliver(1, false, &message);
+    assert_eq!(script.sent(), b"\x30\x05\0\x01t\0x");
+    script.subscribe(b"t", 8);
+    script.deliver(2, false, &message);
+    assert_eq!(script.sent(), b"\x31\x05\0\x01t\0x");
+    // One that was there before. [MQTT-3.3.1-8]
+    script.subscribe(b"t", 0);
+    let mut recalled = delivery(3, false, &message);
+    recalled.recalled = true;
+    script.event(Event::Delivery(recalled));
+    assert_eq!(script.sent(), b"\x31\x05\0\x01t\0x");
+}
+
+/// [MQTT-3.3.1-9] to [MQTT-3.3.1-11]
+#[test]
+fn retained_messages_are_asked_for_as_retain_handling_says() {
+    let mut script = Script::connected(CONNECT_5);
+    for (options, expected) in [(0x10, 1), (0x10, 0), (0x20, 0), (0x00, 1), (0x00, 1)] {
+        script.send(&[&b"\x82\x07\0\x01\0\0\x01t"[..], &[options]].concat());
+        let recalls = script.recalls();
+        assert_eq!(recalls.len(), expected, "{options:x}");
+        if let Some(pattern) = recalls.first() {
+            assert_eq!(pattern.levels, [Level::Literal(Bytes::from_static(b"t"))]);
+        }
+    }
+    // Never for a shared subscription. [MQTT-3.8.4-4 and 4.8.2]
+    script.send(b"\x82\x10\0\x01\0\0\x0A$share/g/t\0");
+    assert!(script.recalls().is_empty());
+}
+
+// --- wills ------------------------------------------------------------------------------------
+
+fn will_of(connect: &[u8]) -> Will {
+    let mut script = Script::new(Config::default());
+    script.send(connect);
+    script.reply_next(Ok(Reply::Done));
+    match script.requests().remove(0) {
+        (_, Request::Attach(attach)) => *attach.will.expect("a will"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_will_is_kept_by_core_with_all_its_properties() {
+    let will = will_of(b"\x10\x17\0\x04MQTT\x04\x36\0\x0A\0\x01p\0\x05a/b.c\0\x01m");
+    assert_eq!((&will.topic[..], &will.key[..]), (&b"a"[..], &b"b/c"[..]));
+    assert_eq!((will.delay, will.persistent, will.retain), (Millis(0), true, true));
+    assert_eq!(
+        (&will.body[..], &will.origin[..]),
+        (&b"m"[..], &b"\x04\x02\0\x05a/b.c\0\x01p"[..])
+    );
+    // Delay 5 s, expiry 9 s, a user property.
+    let properties = b"\x18\0\0\0\x05\x26\0\x01k\0\x01v\x02\0\0\0\x09";
+    let mut connect = b"\x10\0\0\x04MQTT\x05\x06\0\x0A\0\0\x01p\x11".to_vec();
+    connect.extend(properties);
+    connect.extend(b"\0\x01t\0\0");
+    connect[1] = connect.len() as u8 - 2;
+    let will = will_of(&connect);
+    assert_eq!((will.delay, will.persistent, will.retain), (Millis(5000), false, false));
+    assert_eq!(
+        will.origin,
+        &b"\x05\0\0\x01t\0\x01p\x02\0\0\0\x09\x26\0\x01k\0\x01v"[..]
+    );
+    assert_eq!(will.attributes.iter().count(), 2);
+}
+
+/// [MQTT-3.14.4-3]
+#[test]
+fn only_a_plain_goodbye_takes_the_will_back() {
+    for (goodbye, expected) in [
+        (&b"\xE0\0"[..], false),
+        (b"\xE0\x01\0", false),
+        (b"\xE0\x01\x04", true),
+        (b"\xE0\x01\x80", true),
+    ] {
+        let mut script = Script::connected(CONNECT_5);
+        script.send(goodbye);
+        let requests = script.requests();
+        let [(_, Request::Detach { keep_will, .. })] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(*keep_will, expected);
+        script.expect_closed(b"");
+    }
+}
+
+// --- towards the client -----------------------------------------------------------------------
+
+/// 5.0, 3.3.2.3.4
+#[test]
+fn topic_aliases_are_used_as_far_as_the_client_allows() {
+    let mut script = Script::connected(b"\x10\x11\0\x04MQTT\x05\x02\0\x0A\x03\x22\0\x01\0\x01c");
+    script.subscribe(b"#", 0);
+    for (topic, expected) in [
+        (&b"a"[..], &b"\x30\x08\0\x01a\x03\x23\0\x01x"[..]),
+        (b"a", b"\x30\x07\0\0\x03\x23\0\x01x"),
+        (b"b", b"\x30\x05\0\x01b\0x"),
+        (b"a", b"\x30\x07\0\0\x03\x23\0\x01x"),
+    ] {
+        script.deliver(1, false, &publish(topic, 0));
+        assert_eq!(script.sent(), expected);
+    }
+}
+
+/// [MQTT-3.3.2-5, MQTT-3.3.2-6]
+#[test]
+fn the_message_expiry_interval_counts_down_and_ends() {
+    let mut script = Script::connected(CONNECT_5);
+    script.subscribe(b"t", 1);
+    let mut message = publish(b"t", 1);
+    message.origin = Bytes::from_static(b"\x05\x01\0\x01t\0\x01o\x02\0\0\0\x05\x01\x01");
+    script.deliver(1, true, &message);
+    assert_eq!(script.sent(), b"\x32\x0E\0\x01t\0\x01\x07\x02\0\0\0\x05\x01\x01x");
+    script.wait(3500);
+    script.deliver(2, true, &message);
+    assert_eq!(script.sent(), b"\x32\x0E\0\x01t\0\x02\x07\x02\0\0\0\x02\x01\x01x");
+    script.wait(1500);
+    script.deliver(3, true, &message);
+    assert_eq!(script.sent(), b"");
+    assert_eq!(script.settled(), [3]);
+}
+
+/// [MQTT-3.3.4-7]
+#[test]
+fn no_more_messages_are_in_flight_than_the_client_accepts() {
+    let mut script = Script::connected(b"\x10\x11\0\x04MQTT\x05\x02\0\x0A\x03\x21\0\x01\0\x01c");
+    script.send(b"\x82\x10\0\x01\0\0\x0A$share/g/t\x01");
+    let requests = script.requests();
+    for (id, _) in &requests {
+        script.reply(*id, Ok(Reply::Done));
+    }
+    script.subscribe(b"u", 1);
+    script.sent();
+    script.deliver(1, true, &publish(b"u", 1));
+    let mut shared = delivery(1, true, &publish(b"t", 1));
+    shared.subscription = SubscriptionId(2);
+    script.event(Event::Delivery(shared));
+    assert_eq!(script.sent(), b"\x32\x07\0\x01u\0\x01\0x");
+    // What needs no acknowledgement does not wait.
+    script.deliver(2, false, &publish(b"u", 0));
+    assert_eq!(script.sent(), b"\x30\x05\0\x01u\0x");
+    script.send(b"\x40\x02\0\x01");
+    assert_eq!(script.sent(), b"\x32\x07\0\x01t\xFF\xFF\0x");
+}
+
+#[test]
+fn shared_subscriptions_have_their_own_qos_and_identifiers() {
+    let mut script = Script::connected(CONNECT_5);
+    script.subscribe_with(b"t", 2, 5);
+    script.send(b"\x82\x12\0\x01\x02\x0B\x09\0\x0A$share/g/t\x02");
+    for (id, _) in &script.requests() {
+        script.reply(*id, Ok(Reply::Done));
+    }
+    assert_eq!(script.sent(), b"\x90\x04\0\x01\0\x01");
+    let mut shared = delivery(1, true, &publish(b"t", 2));
+    shared.subscription = SubscriptionId(2);
+    script.event(Event::Delivery(shared));
+    assert_eq!(script.sent(), b"\x32\x09\0\x01t\xFF\xFF\x02\x0B\x09x");
+    script.send(b"\xA2\x0F\0\x02\0\0\x0A$share/g/t");
+    let requests = script.requests();
+    let [(id, Request::Unshare { queue })] = &requests[..] else {
+        panic!("{requests:?}")
+    };
+    assert_eq!(queue, "\0\0g/t");
+    script.reply(*id, Ok(Reply::Done));
+    assert_eq!(script.sent(), b"\xB0\x04\0\x02\0\0");
+}
+
+// --- the connection ---------------------------------------------------------------------------
+
+/// [MQTT-3.1.2-21]
+#[test]
+fn the_server_keep_alive_replaces_the_clients() {
+    let config = Config {
+        keep_alive_max: 5,
+        ..Config::default()
+    };
+    for (asked, told) in [(10, true), (0, true), (5, false), (3, false)] {
+        let mut script = Script::new(config.clone());
+        script.send(&[&b"\x10\x0E\0\x04MQTT\x05\x02\0"[..], &[asked], b"\0\0\x01c"].concat());
+        script.accept(false);
+        let connack = script.sent();
+        let is_told = connack.windows(3).any(|property| property == b"\x13\0\x05");
+        assert_eq!(is_told, told, "{asked}");
+        let seconds = if told { 5 } else { u64::from(asked) };
+        assert_eq!(script.next_timeout(), Some(Millis(START + seconds * 1500)));
+    }
+}
+
+/// 5.0, 3.2.2.3.15
+#[test]
+fn response_information_is_given_to_those_who_ask() {
+    for (asks, expected) in [(1, true), (0, false)] {
+        let mut script = Script::new(Config::default());
+        script.send(&[&b"\x10\x10\0\x04MQTT\x05\x02\0\x0A\x02\x19"[..], &[asks], b"\0\x01c"].concat());
+        script.accept(false);
+        let connack = script.sent();
+        let information = b"\x1A\0\x0Aresponse/c";
+        let is_given = connack.windows(information.len()).any(|part| part == information);
+        assert_eq!(is_given, expected);
+    }
+}
+
+#[test]
+fn filters_may_be_refused_to_everybody() {
+    let config = Config {
+        refused_filters: vec!["a/#".to_owned()],
+        ..Config::default()
+    };
+    let mut script = Script::connected_with(config, CONNECT_5);
+    script.send(b"\x82\x09\0\x01\0\0\x03a/#\0");
+    assert_eq!(script.sent(), b"\x90\x04\0\x01\0\x80");
+}
+
+/// DESIGN: MQTT 5.0 answers QoS 1 and 2 with 0x97 while the broker takes nothing.
+#[test]
+fn a_blocked_broker_is_waited_for_and_then_reported() {
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x30\x04\0\x01t\0\x32\x06\0\x01t\0\x01\0\x34\x06\0\x01t\0\x02\0");
+    script.advance_with_orders(999);
+    assert_eq!(script.sent(), b"");
+    script.advance_with_orders(1);
+    assert_eq!(script.sent(), b"\x40\x03\0\x01\x97\x50\x03\0\x02\x97");
+    assert!(script.publishes().is_empty());
+    // A broker that takes messages is not asked again.
+    script.send(b"\x32\x06\0\x01t\0\x03\0");
+    assert_eq!(script.publishes().len(), 1);
+    script.advance(5000);
+    assert_eq!(script.sent(), b"");
+}
+
+#[test]
+fn sys_topics_are_published_while_somebody_watches() {
+    let mut script = Script::connected(b"\x10\x0D\0\x04MQTT\x04\x02\0\0\0\x01c");
+    assert_eq!(script.next_timeout(), None);
+    script.subscribe(b"$SYS/#", 0);
+    script.advance(0);
+    let values = script.publishes();
+    let uptime = values
+        .iter()
+        .find(|publish| publish.key == "broker.uptime")
+        .expect("a value");
+    assert_eq!(
+        (&uptime.topic[..], &uptime.body[..]),
+        (&b"|24SYS"[..], &b"50 seconds"[..])
+    );
+    assert!(values.iter().all(|publish| publish.retain && !publish.persistent));
+    for name in ["broker.version", "broker.clients.connected", "broker.bytes.received"] {
+        assert!(values.iter().any(|publish| publish.key == name), "{name}");
+    }
+    script.advance(9999);
+    assert!(script.publishes().is_empty());
+    script.advance(1);
+    assert_eq!(script.publishes().len(), values.len());
+    script.send(b"\xA2\x0A\0\x02\0\x06$SYS/#");
+    assert_eq!(script.next_timeout(), None);
+}
+
+/// 4.7.2: `$SYS` is the broker's own.
+#[test]
+fn nobody_else_publishes_sys_topics() {
+    let mut script = Script::connected_with(
+        Config {
+            sys_interval: Duration::ZERO,
+            ..Config::default()
+        },
+        CONNECT_5,
+    );
+    script.send(b"\x32\x0B\0\x06$SYS/x\0\x01\0");
+    assert!(script.publishes().is_empty());
+    assert_eq!(script.sent(), b"\x40\x03\0\x01\x87");
+}
