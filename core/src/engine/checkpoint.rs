@@ -521,7 +521,7 @@ impl State {
         if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
-                queue: queue.spec.clone(),
+                queue: queue.spec.to_queue(),
             });
             if queue.had_consumer {
                 put(&Change::Consumed { id });
