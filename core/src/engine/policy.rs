@@ -86,21 +86,22 @@ impl State {
     /// As [`alter_queue`](Self::alter_queue), now or before a restart.
     pub(crate) fn put_policy(&mut self, id: QueueId, limit: Limit, policy: Option<Box<Policy>>) {
         let Some(queue) = self.queue(id) else { return };
-        let before = queue.spec.policy.take();
-        let declared = before.as_ref().map_or((0, false), |p| (p.priorities, p.keeps_all));
+        let before = queue.spec.policy();
+        let declared = before.map_or((0, false), |p| (p.priorities, p.keeps_all));
+        let ttl = before.and_then(|before| before.message_ttl);
         let mut policy = policy.unwrap_or_default();
         (policy.priorities, policy.keeps_all) = declared;
-        let counted = queue.spec.limit.bytes.is_some();
-        if policy.message_ttl != before.as_ref().and_then(|before| before.message_ttl) {
+        let counted = queue.spec.limit().bytes.is_some();
+        if policy.message_ttl != ttl {
             queue.extra_mut().ttl_altered = true;
             queue.expiring = true;
         }
-        queue.spec.limit = limit;
+        let now = Some(policy.clone()).filter(|policy| **policy != Policy::default());
+        let before = queue.spec.alter(limit, now);
         if limit.bytes.is_some() && !counted {
             let bytes = queue.levels().map(Progress::count_leased_bytes).sum();
             queue.extra_mut().leased_bytes = bytes;
         }
-        queue.spec.policy = Some(policy.clone()).filter(|policy| **policy != Policy::default());
         self.count_policy(before.as_deref(), false);
         self.count_policy(Some(&policy), true);
         self.forget_head(id);
@@ -196,7 +197,7 @@ impl State {
                 .and_then(|queue| queue.level_mut(level))
                 .and_then(Progress::take);
             let Some(taken) = taken else { return };
-            if let Some(queue) = self.queue(id).filter(|queue| queue.spec.limit.bytes.is_some()) {
+            if let Some(queue) = self.queue(id).filter(|queue| queue.spec.limit().bytes.is_some()) {
                 queue.extra_mut().leased_bytes += taken.entry.body_len();
             }
             self.steps += 1;
@@ -206,7 +207,12 @@ impl State {
 
     /// A level whose first message has expired.
     fn expired_level(&mut self, id: QueueId) -> Option<u8> {
-        let heads: Vec<(u8, Entry)> = self.queue(id)?.heads().collect();
+        let queue = self.queue(id)?;
+        if queue.has_one_level() {
+            let entry = queue.progress.peek()?;
+            return self.has_expired(id, entry).then_some(0);
+        }
+        let heads: Vec<(u8, Entry)> = queue.heads().collect();
         heads
             .into_iter()
             .find(|(_, entry)| self.has_expired(id, *entry))
@@ -218,11 +224,14 @@ impl State {
         if self.replaying || !self.queue(id).is_some_and(|queue| queue.expiring) {
             return;
         }
-        let heads: Vec<(u8, Entry)> = self.queue(id).expect("just seen").heads().collect();
-        let next = heads
-            .into_iter()
-            .filter_map(|(_, entry)| self.deadline(id, entry))
-            .min();
+        let queue = self.queue(id).expect("just seen");
+        let next = if queue.has_one_level() {
+            queue.progress.peek().and_then(|entry| self.deadline(id, entry))
+        } else {
+            let heads: Vec<(u8, Entry)> = queue.heads().collect();
+            let deadlines = heads.into_iter().filter_map(|(_, entry)| self.deadline(id, entry));
+            deadlines.min()
+        };
         let Some(next) = next else { return };
         let queue = self.queue(id).expect("just seen");
         if queue
@@ -262,7 +271,7 @@ impl State {
         if expires.is_none() && before.is_none() {
             return;
         }
-        let next = expires.filter(|_| queue.consumers.is_empty()).map(|span| now + span);
+        let next = expires.filter(|_| queue.consumers().is_empty()).map(|span| now + span);
         queue.extra_mut().unused_at = next;
         if let Some(before) = before {
             self.unused.remove(&(before, id));
@@ -284,8 +293,8 @@ impl State {
         if extra.ttl_altered {
             put(&Change::QueueAltered {
                 id,
-                limit: queue.spec.limit,
-                policy: queue.spec.policy.clone(),
+                limit: queue.spec.limit(),
+                policy: queue.spec.policy().cloned().map(Box::new),
             });
         }
         let runs: Vec<_> = extra
