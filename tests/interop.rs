@@ -29,7 +29,7 @@ fn go_rocketmq_tutorial() {
 
 #[test]
 fn go_rocketmq() {
-    run(Language::Go, "rocketmq", 27);
+    run(Language::Go, "rocketmq", 28);
 }
 
 #[test]
@@ -49,7 +49,12 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 18);
+    run(Language::Go, "across", 33);
+}
+
+#[test]
+fn go_stomp() {
+    run(Language::Go, "stomp", 5);
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn java_amqp() {
 
 #[test]
 fn java_rocketmq_4_9_8() {
-    run(Language::Java("4.9.8"), "rocketmq", 21);
+    run(Language::Java("4.9.8"), "rocketmq", 23);
 }
 
 #[test]
@@ -74,7 +79,7 @@ fn java_rocketmq_later_5_3_3() {
 
 #[test]
 fn java_rocketmq_5_3_3() {
-    run(Language::Java("5.3.3"), "rocketmq", 21);
+    run(Language::Java("5.3.3"), "rocketmq", 23);
 }
 
 #[test]
@@ -85,6 +90,16 @@ fn python_amqp() {
 #[test]
 fn python_mqtt() {
     run(Language::Python, "mqtt", 14);
+}
+
+#[test]
+fn python_stomp() {
+    run(Language::Python, "stomp", 8);
+}
+
+#[test]
+fn node_stomp() {
+    run(Language::Node, "stomp", 6);
 }
 
 #[test]

@@ -276,6 +276,37 @@ fn after_the_most_attempts_a_popped_message_is_dead_lettered() {
     assert_eq!(properties::find(properties, b"DLQ_ORIGIN_MESSAGE_ID"), Some(&b"u1"[..]));
 }
 
+#[test]
+fn a_group_has_only_so_many_messages_of_a_message_queue_leased() {
+    const LEASED_MAX: usize = 100_000;
+    let harness = Harness::new();
+    let mut client = harness.client();
+    for _ in 0..=LEASED_MAX {
+        client.publish(native_to("t", 0, &[], ""));
+        if client.next_token.is_multiple_of(10_000) {
+            harness.engine.sync_once().unwrap();
+            client.events();
+        }
+    }
+    let mut leased = Vec::new();
+    loop {
+        let found = take(&mut client, &harness, pop_of(1024));
+        if found.is_empty() {
+            break;
+        }
+        leased.extend(found.iter().map(held));
+    }
+    assert_eq!(leased.len(), LEASED_MAX);
+    let done = AckPopped {
+        group: bytes("g"),
+        topic: bytes("t"),
+        messages: leased[7..8].to_vec(),
+    };
+    client.ask(&harness.engine, Request::AckPopped(done)).unwrap();
+    let last = take(&mut client, &harness, pop_of(1024));
+    assert_eq!(last.iter().map(|m| m.offset).collect::<Vec<_>>(), [LEASED_MAX as u64]);
+}
+
 fn in_order(messages_max: u32, attempt: &str) -> Pop {
     Pop {
         in_order: true,

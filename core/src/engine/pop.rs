@@ -15,7 +15,7 @@ use crate::address::fnv1a;
 use crate::attributes::{Attribute, Name, Value};
 use crate::boundary::RequestId;
 use crate::engine::change::Change;
-use crate::engine::group::takes;
+use crate::engine::group::{limit, takes};
 use crate::engine::progress::Entry;
 use crate::engine::ranges::Ranges;
 use crate::engine::republish::{Done, edit_properties};
@@ -31,6 +31,12 @@ const SCAN_MAX: usize = 800;
 
 /// Messages put aside because their message group is busy; beyond it nothing new is looked at.
 const ASIDE_MAX: u64 = 4096;
+
+/// Messages of one message queue that one group may have leased; beyond it nothing more is handed out.
+const LEASED_MAX: u64 = 100_000;
+
+/// Most pairs of group and message queue that are popped from.
+const PROGRESS_MAX: usize = 200_000;
 
 /// Most messages of one pop, and most settled by one request.
 const POP_MAX: u32 = 1024;
@@ -60,6 +66,8 @@ struct Progress {
     acked: Ranges,
     ready: Ranges,
     leases: BTreeMap<u64, Lease>,
+    /// Messages in them.
+    leased: u64,
     /// How often those that are not done with came back.
     attempts: BTreeMap<u64, u32>,
     /// Messages below this may have been handed out in an earlier life.
@@ -105,7 +113,8 @@ impl Progress {
             return;
         }
         self.ready.remove(range.clone(), |_| {});
-        for offset in range.clone() {
+        while let Some((offset, _)) = self.attempts.range(range.clone()).next() {
+            let offset = *offset;
             self.attempts.remove(&offset);
         }
         self.acked.insert(range);
@@ -137,10 +146,6 @@ impl Progress {
         self.attempts.clear();
         self.suspect_below = 0;
     }
-
-    fn leased(&self) -> u64 {
-        self.leases.values().map(|lease| u64::from(lease.count)).sum()
-    }
 }
 
 impl Pops {
@@ -151,11 +156,15 @@ impl Pops {
 
     fn put_lease(&mut self, id: u32, first: u64, lease: Lease) {
         self.deadlines.insert((lease.until, id, first));
-        self.list[id as usize].leases.insert(first, lease);
+        let progress = &mut self.list[id as usize];
+        progress.leased += u64::from(lease.count);
+        progress.leases.insert(first, lease);
     }
 
     fn take_lease(&mut self, id: u32, first: u64) -> Option<Lease> {
-        let lease = self.list[id as usize].leases.remove(&first)?;
+        let progress = &mut self.list[id as usize];
+        let lease = progress.leases.remove(&first)?;
+        progress.leased -= u64::from(lease.count);
         self.deadlines.remove(&(lease.until, id, first));
         Some(lease)
     }
@@ -180,7 +189,9 @@ impl Pops {
     }
 
     fn drop_leases(&mut self, id: u32) {
-        for (first, lease) in std::mem::take(&mut self.list[id as usize].leases) {
+        let progress = &mut self.list[id as usize];
+        progress.leased = 0;
+        for (first, lease) in std::mem::take(&mut progress.leases) {
             self.deadlines.remove(&(lease.until, id, first));
         }
     }
@@ -296,7 +307,7 @@ impl State {
         let turn = self.pops.last_id as u32;
         for step in 0..chosen.len() as u32 {
             let queue = chosen.start + (turn + step) % chosen.len() as u32;
-            let id = self.pop_progress(&pop.group, topic, queue, pop.from);
+            let id = self.pop_progress(&pop.group, topic, queue, pop.from)?;
             self.pop_from(id, pop, &filter, &mut popped);
             let end = self.topics[topic as usize].queues[queue as usize].end();
             let progress = &self.pops.list[id as usize];
@@ -306,9 +317,12 @@ impl State {
     }
 
     /// The group's progress in a message queue, made if need be.
-    fn pop_progress(&mut self, group: &Bytes, topic: u32, queue: u32, from: PopFrom) -> u32 {
+    fn pop_progress(&mut self, group: &Bytes, topic: u32, queue: u32, from: PopFrom) -> Result<u32, Refusal> {
         if let Some(id) = self.pops.ids.get(&(group.clone(), topic, queue)) {
-            return *id;
+            return Ok(*id);
+        }
+        if self.pops.list.len() >= PROGRESS_MAX {
+            return Err(limit("groups that pop, times message queues", PROGRESS_MAX));
         }
         let name = self.topics[topic as usize].name.clone();
         let list = &self.topics[topic as usize].queues[queue as usize].entries;
@@ -330,7 +344,7 @@ impl State {
             next: offset,
             acked: Vec::new(),
         });
-        self.put_pop_progress(group.clone(), topic, queue, offset)
+        Ok(self.put_pop_progress(group.clone(), topic, queue, offset))
     }
 
     fn put_pop_progress(&mut self, group: Bytes, topic: u32, queue: u32, offset: u64) -> u32 {
@@ -411,9 +425,12 @@ impl State {
     }
 
     fn find_for_pop(&mut self, id: u32, pop: &Pop, filter: &Filter, popped: &Popped) -> Vec<Found> {
+        let progress = &self.pops.list[id as usize];
+        let leasable = LEASED_MAX.saturating_sub(progress.leased) as usize;
+        let wanted = pop.messages_max.clamp(1, POP_MAX) as usize;
         let bytes = popped.messages.iter().map(|popped| popped.message.record_len() as u64);
         let mut search = Search {
-            room: (pop.messages_max.clamp(1, POP_MAX) as usize).saturating_sub(popped.messages.len()),
+            room: wanted.saturating_sub(popped.messages.len()).min(leasable),
             bytes: bytes.sum(),
             bytes_max: pop.bytes_max.into(),
             is_first: popped.messages.is_empty(),
@@ -421,7 +438,6 @@ impl State {
             found: Vec::new(),
             steps: 0,
         };
-        let progress = &self.pops.list[id as usize];
         let (topic, queue) = (progress.topic as usize, progress.queue as usize);
         if pop.in_order {
             search.busy = progress
@@ -506,12 +522,14 @@ impl State {
 
     /// Leases whose time is over end, some at a time. Gives whether there are more.
     pub(crate) fn end_leases(&mut self) -> bool {
-        for _ in 0..STEPS_MAX / 8 {
+        let mut steps = 0;
+        while steps < STEPS_MAX {
             let now = self.now.mono;
             let Some((_, id, first)) = self.pops.deadlines.first().copied().filter(|(at, ..)| *at <= now) else {
                 return false;
             };
             if let Some(lease) = self.pops.take_lease(id, first) {
+                steps += lease.count as usize;
                 self.give_back_popped(id, first..first + u64::from(lease.count));
             }
         }
@@ -693,7 +711,7 @@ impl State {
     pub(crate) fn popped_offset(&self, group: &Bytes, topic: u32, queue: u32) -> Option<(u64, u64)> {
         let id = self.pops.ids.get(&(group.clone(), topic, queue))?;
         let progress = &self.pops.list[*id as usize];
-        Some((progress.head, progress.leased()))
+        Some((progress.head, progress.leased))
     }
 
     /// The group goes on from that offset: leases end, and whoever holds one cannot settle it any more.

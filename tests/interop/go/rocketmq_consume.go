@@ -70,6 +70,41 @@ func rocketmqConsumeChecks(s *Suite) {
 			m.Stop()
 		}
 	})
+	s.Check("rocketmq_sql_expressions_select", func(t *T) {
+		p, topic := t.producer(), t.Name("topic")
+		colours := []string{"red", "blue", ""}
+		send := func(from, to int) {
+			for i := from; i < to; i++ {
+				msg := message(topic, "%d", i).WithTag(string(rune('a' + i%2)))
+				msg.WithProperty("n", fmt.Sprint(i))
+				if colour := colours[i%3]; colour != "" {
+					msg.WithProperty("colour", colour)
+				}
+				t.send(p, msg)
+			}
+		}
+		send(0, 30)
+		for expression, wanted := range map[string]func(i int) bool{
+			"n between 5 and 8":                              func(i int) bool { return i >= 5 && i <= 8 },
+			"colour = 'red' AND n < 20":                      func(i int) bool { return i%3 == 0 && i < 20 },
+			"colour is null or TAGS in ('b', 'c')":           func(i int) bool { return i%3 == 2 || i%2 == 1 },
+			"colour is not null and not (colour = 'red')":    func(i int) bool { return i%3 == 1 },
+			"n >= 10.0 and colour contains 'lu' and n <> 13": func(i int) bool { return i >= 10 && i%3 == 1 && i != 13 },
+		} {
+			m := t.selecting(t.Name("group"), topic, consumer.MessageSelector{Type: consumer.SQL92, Expression: expression})
+			want := map[string]int{}
+			for i := range 30 {
+				if wanted(i) {
+					want[fmt.Sprint(i)] = 1
+				}
+			}
+			Equal(t, t.bodies(m, len(want)), want, "bodies for "+expression)
+			m.Stop()
+		}
+		waits := t.selecting(t.Name("group"), topic, consumer.MessageSelector{Type: consumer.SQL92, Expression: "n = 33"})
+		send(30, 36)
+		Equal(t, string(Receive(t, waits.inbox, "the message that matches").Body), "33", "body")
+	})
 	s.Check("rocketmq_a_selective_group_still_moves_on", func(t *T) {
 		p, topic, group := t.producer(), t.Name("topic"), t.Name("group")
 		for i := range 100 {

@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
@@ -17,13 +18,18 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
+import java.util.function.IntPredicate;
+import java.util.stream.IntStream;
 import org.apache.rocketmq.client.consumer.DefaultLitePullConsumer;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
+import org.apache.rocketmq.client.consumer.MessageSelector;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
+import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
+import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
 import org.apache.rocketmq.common.message.MessageExt;
 import org.apache.rocketmq.common.message.MessageQueue;
@@ -63,6 +69,23 @@ final class RocketMqConsumer extends RocketMq {
                     isTrue(row[1].contains(tag), row[0] + " got tag " + tag);
                 }
             }
+        });
+        check("sql_expressions_select", this::sql);
+        check("a_wrong_sql_expression_ends_the_start_of_its_consumer", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 1);
+            DefaultMQPushConsumer consumer = consumer(unique("group"), topic, "*");
+            consumer.subscribe(topic, MessageSelector.bySql("n > 5 AND"));
+            consumer.registerMessageListener((MessageListenerConcurrently) (messages, context) ->
+                ConsumeConcurrentlyStatus.CONSUME_SUCCESS);
+            try {
+                consumer.start();
+            } catch (MQClientException refused) {
+                equal(refused.getResponseCode(), 23, "response code");
+                isTrue(refused.getErrorMessage().contains("character 10"), refused.getErrorMessage());
+                return;
+            }
+            throw new AssertionError("the consumer started");
         });
         check("offsets_are_kept_over_a_restart_of_the_consumer", () -> {
             DefaultMQProducer producer = producer();
@@ -132,6 +155,39 @@ final class RocketMqConsumer extends RocketMq {
             equal(bodies, numbers(0, 8), "bodies");
             equal(failed, Collections.singleton("5"), "what failed at first");
         });
+    }
+
+    private void sql() throws Exception {
+        DefaultMQProducer producer = producer();
+        String topic = unique("topic");
+        for (int i = 0; i < 30; i++) {
+            Message message = message(topic, "" + i);
+            message.setTags(i % 2 == 0 ? "a" : "b");
+            message.putUserProperty("n", "" + i);
+            if (i % 3 != 2) {
+                message.putUserProperty("colour", i % 3 == 0 ? "red" : "blue");
+            }
+            send(producer, message);
+        }
+        Map<String, IntPredicate> rows = new LinkedHashMap<>();
+        rows.put("n between 5 and 8", i -> i >= 5 && i <= 8);
+        rows.put("colour = 'red' AND n < 20", i -> i % 3 == 0 && i < 20);
+        rows.put("colour is null or TAGS in ('b', 'c')", i -> i % 3 == 2 || i % 2 == 1);
+        rows.put("n >= 10.0 and colour startswith 'bl' and n <> 13", i -> i >= 10 && i % 3 == 1 && i != 13);
+        for (Map.Entry<String, IntPredicate> row : rows.entrySet()) {
+            Map<String, Integer> want = new HashMap<>();
+            IntStream.range(0, 30).filter(row.getValue()).forEach(i -> want.put("" + i, 1));
+            DefaultMQPushConsumer consumer = consumer(unique("group"), topic, "*");
+            consumer.subscribe(topic, MessageSelector.bySql(row.getKey()));
+            equal(bodies(start(consumer), want.size()), want, "bodies for " + row.getKey());
+        }
+        DefaultLitePullConsumer puller = new DefaultLitePullConsumer(unique("group"));
+        puller.setNamesrvAddr(suite.option("--name-server"));
+        puller.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
+        puller.subscribe(topic, MessageSelector.bySql("n in ('7', '11') and n > 8"));
+        puller.start();
+        suite.after(puller::shutdown);
+        equal(poll(puller, 1), Map.of("11", 1), "bodies of the pull consumer");
     }
 
     private void seek() throws Exception {
