@@ -130,6 +130,8 @@ struct Phase {
 
 impl Run<'_> {
     fn go(&self, report: &mut Report) -> Result<(), Fault> {
+        // A wrong process is told before anything is measured.
+        self.usage()?;
         let idlers = self.idle(report)?;
         let phase = |name, publish, consume| Phase { name, publish, consume };
         let phases = match self.options.mode {
