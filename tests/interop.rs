@@ -38,6 +38,11 @@ fn go_rocketmq_later() {
 }
 
 #[test]
+fn go_rocketmq_later_through_a_kill() {
+    run(Language::Go, "rocketmq-later-restart", 3);
+}
+
+#[test]
 fn go_rocketmq_through_a_kill() {
     run(Language::Go, "rocketmq-restart", 5);
 }
@@ -49,7 +54,7 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 33);
+    run(Language::Go, "across", 34);
 }
 
 #[test]

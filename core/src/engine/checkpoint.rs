@@ -260,7 +260,7 @@ impl Engine {
 
     /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
     fn find_unneeded(&self, maintenance: &mut Maintenance) {
-        let (found, number) = {
+        let (found, kept, number) = {
             let mut state = self.lock();
             let current = state.log.end().0 / self.0.segment_size;
             let wall = self.0.clock.now().wall;
@@ -275,10 +275,16 @@ impl Engine {
                 .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
                 .map(|(number, _)| number)
                 .collect();
-            (found, next)
+            // Behind a segment that topics want lie others that they never entered.
+            let kept = state.log.segments().iter().find(|(number, segment)| {
+                let is_given_up = found.contains(number) || known.iter().any(|(known, _)| known == number);
+                segment.keep_until > wall && !is_given_up
+            });
+            (found, kept.map(|(number, _)| number), next)
         };
         let Some(last) = found.iter().max() else { return };
-        self.drop_topic_entries(Position((last + 1) * self.0.segment_size));
+        let end = kept.map_or(last + 1, |kept| kept.min(last + 1));
+        self.drop_topic_entries(Position(end * self.0.segment_size));
         maintenance
             .unneeded
             .extend(found.into_iter().map(|segment| (segment, number)));

@@ -24,16 +24,17 @@ type addresses struct {
 }
 
 var suites = map[string]func(*Suite){
-	"amqp":             amqpSuite,
-	"amqp-restart":     amqpRestartSuite,
-	"entity-sync":      entitySyncSuite,
-	"rocketmq":         rocketmqSuite,
-	"rocketmq-later":   rocketmqLaterSuite,
-	"rocketmq-restart": rocketmqRestartSuite,
-	"tutorial":         tutorialSuite,
-	"mqtt":             mqttSuite,
-	"stomp":            stompSuite,
-	"across":           acrossSuite,
+	"amqp":                   amqpSuite,
+	"amqp-restart":           amqpRestartSuite,
+	"entity-sync":            entitySyncSuite,
+	"rocketmq":               rocketmqSuite,
+	"rocketmq-later":         rocketmqLaterSuite,
+	"rocketmq-later-restart": rocketmqLaterRestartSuite,
+	"rocketmq-restart":       rocketmqRestartSuite,
+	"tutorial":               tutorialSuite,
+	"mqtt":                   mqttSuite,
+	"stomp":                  stompSuite,
+	"across":                 acrossSuite,
 }
 
 // Programs of their own, started by a suite as separate processes.
