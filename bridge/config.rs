@@ -111,7 +111,8 @@ pub struct Store {
     /// When a persistent message is confirmed. Default `sync`.
     pub flush: Flush,
     /// How long topics keep their messages, such as `72h`. Queues keep theirs until they are consumed. Default
-    /// 72 hours. From 85 % of the disk on the oldest go before; from 90 % on publishers are held back.
+    /// 72 hours. When 85 % of the disk are used and less than 8 GiB free, the oldest go before; at 90 % and 4 GiB
+    /// publishers are held back.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
     /// Bytes by which the log grows until the next checkpoint, at most: what a start after a crash has to read

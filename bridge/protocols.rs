@@ -63,8 +63,8 @@ pub struct Bound {
 #[rustfmt::skip]
 pub const PROTOCOLS: &[Protocol] = &[
     Protocol { name: "amqp", title: "AMQP 0-9-1", listen_key: "amqp.listen", listen: |c| &c.amqp.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.amqp.protocol, rocketbridge_amqp::Session::new) },
-    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, transport: Transport::Plain, sessions: mqtt },
-    Protocol { name: "mqtt_websocket", title: "MQTT over WebSocket", listen_key: "mqtt.websocket_listen", listen: |c| &c.mqtt.websocket_listen, transport: Transport::WebSocket(&MQTT_WEBSOCKET), sessions: mqtt },
+    Protocol { name: "mqtt", title: "MQTT", listen_key: "mqtt.listen", listen: |c| &c.mqtt.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
+    Protocol { name: "mqtt_websocket", title: "MQTT over WebSocket", listen_key: "mqtt.websocket_listen", listen: |c| &c.mqtt.websocket_listen, transport: Transport::WebSocket(&MQTT_WEBSOCKET), sessions: |c, _| sessions(&c.mqtt.protocol, |config, _, seed, now| MqttSession::new(config, seed, now)) },
     Protocol { name: "stomp", title: "STOMP", listen_key: "stomp.listen", listen: |c| &c.stomp.listen, transport: Transport::Plain, sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
     Protocol { name: "stomp_websocket", title: "STOMP over WebSocket", listen_key: "stomp.websocket_listen", listen: |c| &c.stomp.websocket_listen, transport: Transport::WebSocket(&STOMP_WEBSOCKET), sessions: |c, _| sessions(&c.stomp.protocol, rocketbridge_stomp::Session::new) },
     Protocol { name: "remoting", title: "RocketMQ clients", listen_key: "remoting.listen", listen: |c| &c.remoting.listen, transport: Transport::Plain, sessions: remoting },
@@ -78,13 +78,6 @@ where
 {
     let config = Arc::new(config.clone());
     Arc::new(move |peer, seed, now| Box::new(new(Arc::clone(&config), peer, seed, now)))
-}
-
-/// All connections count together.
-fn mqtt(config: &Config, _: &Bound) -> NewSession {
-    let config = Arc::new(config.mqtt.protocol.clone());
-    let stats = Arc::<rocketbridge_mqtt::Stats>::default();
-    Arc::new(move |_, seed, now| Box::new(MqttSession::new(Arc::clone(&config), Arc::clone(&stats), seed, now)))
 }
 
 /// The name server tells clients where the broker is, so it must know the real port.

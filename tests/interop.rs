@@ -38,6 +38,11 @@ fn go_rocketmq_later() {
 }
 
 #[test]
+fn go_rocketmq_later_through_a_kill() {
+    run(Language::Go, "rocketmq-later-restart", 3);
+}
+
+#[test]
 fn go_rocketmq_through_a_kill() {
     run(Language::Go, "rocketmq-restart", 5);
 }
@@ -49,7 +54,12 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 18);
+    run(Language::Go, "across", 33);
+}
+
+#[test]
+fn go_stomp() {
+    run(Language::Go, "stomp", 5);
 }
 
 #[test]
@@ -85,6 +95,16 @@ fn python_amqp() {
 #[test]
 fn python_mqtt() {
     run(Language::Python, "mqtt", 14);
+}
+
+#[test]
+fn python_stomp() {
+    run(Language::Python, "stomp", 8);
+}
+
+#[test]
+fn node_stomp() {
+    run(Language::Node, "stomp", 6);
 }
 
 #[test]

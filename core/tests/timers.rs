@@ -367,3 +367,28 @@ fn an_earlier_deadline_wakes_whoever_waits_for_a_later_one() {
         Some(harness.clock.now().mono + Millis(50))
     );
 }
+
+/// The segments between two lives of the broker were never written to, those of fired timers are not needed
+/// any more; what a topic has before them stays.
+#[test]
+fn a_topic_keeps_what_lies_before_segments_that_nothing_needs() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    client.publish(native("first", "one", Deliver::Now));
+    client.publish(native("second", "two", after(1000)));
+    harness.engine.sync_once().unwrap();
+    let harness = harness.kill_for(1000);
+    harness.engine.tick();
+    harness.engine.sync_once().unwrap();
+    for _ in 0..3 {
+        harness.clock.advance(60_000);
+        harness.engine.maintain().unwrap();
+    }
+    let mut client = harness.client();
+    let bodies: Vec<_> = pull(&harness, &mut client)
+        .messages
+        .iter()
+        .map(|m| m.body().to_vec())
+        .collect();
+    assert_eq!(bodies, [&b"first"[..], b"second"]);
+}

@@ -115,6 +115,11 @@ pub fn run(language: Language, suite: &str, checks: usize) {
         .args(["--amqp", &format!("amqp://guest:guest@{}/", own.address("amqp"))])
         .args(["--mqtt", &own.address("mqtt").to_string()])
         .args(["--name-server", &own.address("name_server").to_string()]);
+    if !matches!(language, Language::Java(_)) {
+        command.args(["--stomp", &own.address("stomp").to_string()]);
+        command.args(["--stomp-websocket", &own.address("stomp_websocket").to_string()]);
+        command.args(["--mqtt-websocket", &own.address("mqtt_websocket").to_string()]);
+    }
     let mut program = Running::start(&mut command);
     let mut passed = Vec::new();
     let mut failed = Vec::new();

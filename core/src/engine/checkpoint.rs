@@ -27,7 +27,7 @@ use crate::request::{Binding, Destination, Source};
 use crate::store::checkpoint::{self, CheckpointWriter, Trailer};
 use crate::store::pages::{ENTRY_LEN, Entry, ListId, Owner, PAGE_ENTRIES, get_entry, put_entry};
 use crate::store::record::Position;
-use crate::store::storage::{Area, FileId, Space, Storage};
+use crate::store::storage::{Area, FileId, Storage};
 use crate::time::Millis;
 
 /// A checkpoint is taken this long after the last one, if the log has grown by as much as the last one took.
@@ -36,12 +36,25 @@ const INTERVAL: Millis = Millis::from_secs(15);
 /// Between two looks at what is to be done.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Used part of the disk, percent, from which on topics give up messages before their time (RocketMQ:
-/// `diskSpaceCleanForciblyRatio`).
-const TIGHT: u64 = 85;
+/// When room is short: so much is used, percent, and less than so many bytes are free. A tenth of a large disk
+/// is no reason to stop.
+#[derive(Clone, Copy)]
+struct Mark {
+    used: u64,
+    free: u64,
+}
 
-/// From which on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
-const FULL: u64 = 90;
+/// From here on topics give up messages before their time (RocketMQ: `diskSpaceCleanForciblyRatio`).
+const TIGHT: Mark = Mark {
+    used: 85,
+    free: 8 << 30,
+};
+
+/// From here on publishers are held back (RocketMQ: `diskSpaceWarningLevelRatio`).
+const FULL: Mark = Mark {
+    used: 90,
+    free: 4 << 30,
+};
 
 /// The file that is given up when the disk is full.
 const RESERVE: FileId = FileId {
@@ -116,9 +129,10 @@ impl Engine {
         pages
             .claim_ahead()
             .or_else(|error| is_full(&error).then_some(()).ok_or(error))?;
-        let used = self.0.storage.space()?.map_or(0, Space::used);
+        let space = self.0.storage.space()?;
+        let has_mark = |mark: Mark| space.is_some_and(|space| space.used() >= mark.used && space.free < mark.free);
         let full = self.0.writer.full.load(Ordering::Acquire);
-        maintenance.tight = full || used >= TIGHT;
+        maintenance.tight = full || has_mark(TIGHT);
         self.find_unneeded(&mut maintenance);
         if self.is_due(&maintenance) {
             self.take_checkpoint(&mut maintenance).or_else(|error| {
@@ -131,7 +145,7 @@ impl Engine {
         self.remove_segments(&mut maintenance)?;
         let Maintenance { tight, stuck, .. } = &mut *maintenance;
         self.move_forward(*tight, stuck)?;
-        self.set_shortage(full || used >= FULL);
+        self.set_shortage(full || has_mark(FULL));
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
         }
@@ -246,7 +260,7 @@ impl Engine {
 
     /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
     fn find_unneeded(&self, maintenance: &mut Maintenance) {
-        let (found, number) = {
+        let (found, kept, number) = {
             let mut state = self.lock();
             let current = state.log.end().0 / self.0.segment_size;
             let wall = self.0.clock.now().wall;
@@ -261,10 +275,16 @@ impl Engine {
                 .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
                 .map(|(number, _)| number)
                 .collect();
-            (found, next)
+            // Behind a segment that topics want lie others that they never entered.
+            let kept = state.log.segments().iter().find(|(number, segment)| {
+                let is_given_up = found.contains(number) || known.iter().any(|(known, _)| known == number);
+                segment.keep_until > wall && !is_given_up
+            });
+            (found, kept.map(|(number, _)| number), next)
         };
         let Some(last) = found.iter().max() else { return };
-        self.drop_topic_entries(Position((last + 1) * self.0.segment_size));
+        let end = kept.map_or(last + 1, |kept| kept.min(last + 1));
+        self.drop_topic_entries(Position(end * self.0.segment_size));
         maintenance
             .unneeded
             .extend(found.into_iter().map(|segment| (segment, number)));
@@ -507,7 +527,7 @@ impl State {
         if cursor.sequence.is_none() && cursor.message_queue == 0 {
             put(&Change::Queue {
                 id,
-                queue: queue.spec.clone(),
+                queue: queue.spec.to_queue(),
             });
             if queue.had_consumer {
                 put(&Change::Consumed { id });

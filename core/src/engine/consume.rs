@@ -1,6 +1,5 @@
 //! Queues and their consumers: offering, delivering, settling, getting.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -17,14 +16,6 @@ use crate::message::Message;
 use crate::request::{Acknowledge, Got, Refusal, Reply, Subscribe};
 use crate::store::pages::ListId;
 
-/// Forgets what was written on leases that are done with.
-pub(crate) fn drop_notes(notes: &mut BTreeMap<u64, u32>, range: &Range<u64>) {
-    while let Some((at, _)) = notes.range(range.clone()).next() {
-        let at = *at;
-        notes.remove(&at);
-    }
-}
-
 impl State {
     pub(crate) fn queue(&mut self, id: QueueId) -> Option<&mut Queue> {
         self.queues.get_mut(id)
@@ -39,7 +30,7 @@ impl State {
             });
         };
         match self.queue(id) {
-            Some(queue) if queue.owner.is_some_and(|owner| owner != link) => Err(Refusal::Locked),
+            Some(queue) if queue.owner().is_some_and(|owner| owner != link) => Err(Refusal::Locked),
             _ => Ok(id),
         }
     }
@@ -51,12 +42,12 @@ impl State {
     pub(crate) fn offer(&mut self, id: QueueId, level: u8, message: &Message, entry: Entry) {
         let persistent = message.is_persistent();
         let Some(queue) = self.queue(id) else { return };
-        if !queue.consumers.is_empty() && !queue.dirty && queue.ready() == 0 {
+        if !queue.consumers().is_empty() && !queue.dirty && queue.ready() == 0 {
             // Nothing is before it: even a message that may not wait at all is handed over.
             if let Some(consumer) = self.next_consumer(id) {
                 return self.hand_over(id, level, consumer, message, entry);
             }
-        } else if queue.consumers.is_empty() && queue.of_holder && !persistent {
+        } else if queue.consumers().is_empty() && queue.of_holder && !persistent {
             return;
         }
         self.keep(id, level, entry);
@@ -142,7 +133,7 @@ impl State {
 
     /// The next consumer in turn that can take a delivery.
     fn next_consumer(&mut self, id: QueueId) -> Option<Consumer> {
-        let count = self.queue(id)?.consumers.len();
+        let count = self.queue(id)?.consumers().len();
         for step in 0..count {
             let (at, consumer) = self.queue(id)?.consumer_at(step)?;
             let state = self
@@ -183,7 +174,7 @@ impl State {
         }
         while self
             .queue(id)
-            .is_some_and(|queue| !queue.consumers.is_empty() && queue.ready() > 0)
+            .is_some_and(|queue| !queue.consumers().is_empty() && queue.ready() > 0)
         {
             if self.steps >= STEPS_MAX {
                 self.put_off(Work::Deliver(id));
@@ -237,7 +228,7 @@ impl State {
         let leased = state.is_some_and(|s| s.leases_message(persistent));
         let (mut note, mut attempts) = (0, 0);
         if let Some(queue) = self.queue(id) {
-            note = queue.notes.get(&taken.sequence).copied().unwrap_or(0);
+            note = queue.note(taken.sequence);
             attempts = queue.extra().map_or(0, |extra| extra.attempts.get(taken.sequence));
         }
         if leased {
@@ -298,9 +289,7 @@ impl State {
         let Some(queue) = queues.get_mut(id) else {
             return;
         };
-        if !queue.notes.is_empty() {
-            drop_notes(&mut queue.notes, &range);
-        }
+        queue.drop_notes(&range);
         let (mut stored, mut bytes) = (false, 0);
         if let Some(list) = queue.list_of(range.start) {
             list.ack(range.clone(), |entry| {
@@ -341,7 +330,7 @@ impl State {
             .copied()
             .filter(|(at, _)| leases.leases.contains(*at))
             .collect();
-        let Some(queue) = self.queue(id).filter(|queue| queue.of_holder && queue.members == 0) else {
+        let Some(queue) = self.queue(id).filter(|queue| queue.of_holder && queue.members() == 0) else {
             return Ok(Reply::Done);
         };
         let durable = queue.spec.durable;
@@ -420,7 +409,7 @@ impl State {
         let id = self.queue_for(link, &subscribe.queue)?;
         let queue = self.queue(id).expect("just found");
         let exclusive = subscribe.exclusive;
-        if queue.exclusive_consumer || (exclusive && (queue.is_single_active() || !queue.consumers.is_empty())) {
+        if queue.exclusive_consumer || (exclusive && (queue.is_single_active() || !queue.consumers().is_empty())) {
             return Err(Refusal::InUse);
         }
         let state = self.link(link).ok_or(Refusal::Closed)?;
@@ -469,7 +458,7 @@ impl State {
             return;
         }
         queue.exclusive_consumer = false;
-        if queue.consumers.is_empty() && queue.spec.auto_delete {
+        if queue.consumers().is_empty() && queue.spec.auto_delete {
             return self.delete_queue(queue_id);
         }
         if queue.is_single_active() {
@@ -551,7 +540,7 @@ impl State {
     /// Ends all subscriptions to a queue that is going away.
     pub(crate) fn end_consumers(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id) else { return };
-        for Consumer { link, subscription, .. } in std::mem::take(&mut queue.consumers) {
+        for Consumer { link, subscription, .. } in queue.take_consumers() {
             if let Some(state) = self.link(link) {
                 state.subscriptions.remove(&subscription);
             }

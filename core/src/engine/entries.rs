@@ -2,7 +2,7 @@
 //! files, with a bit for each entry that is done with.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use crate::store::pages::{Entry, ListId, PAGE_ENTRIES, PageEntries, Pages};
@@ -17,12 +17,33 @@ pub(crate) struct EntryList {
     /// The first entry that is kept. Those before it are gone.
     head: u64,
     /// Full pages from the one of `head` on.
-    pages: VecDeque<Page>,
+    pages: PageDeque,
     /// The entries behind the pages, at most up to the end of their page, from `tail_start` on.
     tail: Vec<Entry>,
     tail_start: u64,
     /// Bit `n` is entry `n` of the tail's page.
     tail_done: u64,
+}
+
+/// Pages in a row. Most lists never have one: then it is only a pointer.
+#[allow(clippy::box_collection, reason = "a pointer is smaller than an empty deque")]
+#[derive(Default)]
+struct PageDeque(Option<Box<VecDeque<Page>>>);
+
+static NO_PAGES: VecDeque<Page> = VecDeque::new();
+
+impl Deref for PageDeque {
+    type Target = VecDeque<Page>;
+
+    fn deref(&self) -> &VecDeque<Page> {
+        self.0.as_deref().unwrap_or(&NO_PAGES)
+    }
+}
+
+impl DerefMut for PageDeque {
+    fn deref_mut(&mut self) -> &mut VecDeque<Page> {
+        self.0.get_or_insert_default()
+    }
 }
 
 /// A full page.
@@ -104,7 +125,7 @@ impl EntryList {
             id,
             store: Arc::clone(store),
             head: 0,
-            pages: VecDeque::new(),
+            pages: PageDeque::default(),
             tail: Vec::new(),
             tail_start: 0,
             tail_done: 0,
@@ -306,7 +327,7 @@ impl EntryList {
         if self.is_empty() {
             self.skip_to(self.head);
             if self.pages.capacity() > 64 {
-                self.pages = VecDeque::new();
+                self.pages = PageDeque::default();
             }
         }
     }

@@ -80,7 +80,7 @@ impl State {
             });
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = Some(link);
+            queue.set_owner(Some(link));
         }
         if let Some(link) = self.link(link) {
             link.holder = Some(attach.holder);
@@ -185,7 +185,7 @@ impl State {
             self.end_subscriptions_to(link, queue);
         }
         if let Some(queue) = self.queue(queue) {
-            queue.owner = None;
+            queue.set_owner(None);
         }
         if !lives_on {
             self.end_holder(&name);
@@ -317,7 +317,7 @@ impl State {
             None => {
                 holder.shares.push((id, share.cookie.clone()));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -396,8 +396,9 @@ impl State {
 
     fn lose_member(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id) else { return };
-        queue.members = queue.members.saturating_sub(1);
-        if queue.members == 0 && !self.replaying {
+        let members = &mut queue.extra_mut().members;
+        *members = members.saturating_sub(1);
+        if *members == 0 && !self.replaying {
             self.delete_queue(id);
         }
     }
@@ -433,7 +434,7 @@ impl State {
             None => {
                 holder.shares.push((id, cookie));
                 if let Some(queue) = self.queue(id) {
-                    queue.members += 1;
+                    queue.extra_mut().members += 1;
                 }
             }
         }
@@ -465,7 +466,7 @@ impl State {
         let deserted: Vec<QueueId> = self
             .queues
             .iter()
-            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members == 0)
+            .filter(|(_, queue)| queue.spec.name.starts_with(b"\0\0") && queue.members() == 0)
             .map(|(id, _)| id)
             .collect();
         for id in deserted {
@@ -497,7 +498,7 @@ impl State {
                 });
             }
             let queue = self.queues.get(holder.queue);
-            for (sequence, note) in queue.iter().flat_map(|queue| &queue.notes) {
+            for (sequence, note) in queue.iter().flat_map(|queue| queue.notes()) {
                 put(&Change::Note {
                     id: holder.queue,
                     sequence: *sequence,

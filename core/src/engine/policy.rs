@@ -86,21 +86,22 @@ impl State {
     /// As [`alter_queue`](Self::alter_queue), now or before a restart.
     pub(crate) fn put_policy(&mut self, id: QueueId, limit: Limit, policy: Option<Box<Policy>>) {
         let Some(queue) = self.queue(id) else { return };
-        let before = queue.spec.policy.take();
-        let declared = before.as_ref().map_or((0, false), |p| (p.priorities, p.keeps_all));
+        let before = queue.spec.policy();
+        let declared = before.map_or((0, false), |p| (p.priorities, p.keeps_all));
+        let ttl = before.and_then(|before| before.message_ttl);
         let mut policy = policy.unwrap_or_default();
         (policy.priorities, policy.keeps_all) = declared;
-        let counted = queue.spec.limit.bytes.is_some();
-        if policy.message_ttl != before.as_ref().and_then(|before| before.message_ttl) {
+        let counted = queue.spec.limit().bytes.is_some();
+        if policy.message_ttl != ttl {
             queue.extra_mut().ttl_altered = true;
             queue.expiring = true;
         }
-        queue.spec.limit = limit;
+        let now = Some(policy.clone()).filter(|policy| **policy != Policy::default());
+        let before = queue.spec.alter(limit, now);
         if limit.bytes.is_some() && !counted {
             let bytes = queue.levels().map(Progress::count_leased_bytes).sum();
             queue.extra_mut().leased_bytes = bytes;
         }
-        queue.spec.policy = Some(policy.clone()).filter(|policy| **policy != Policy::default());
         self.count_policy(before.as_deref(), false);
         self.count_policy(Some(&policy), true);
         self.forget_head(id);
@@ -196,7 +197,7 @@ impl State {
                 .and_then(|queue| queue.level_mut(level))
                 .and_then(Progress::take);
             let Some(taken) = taken else { return };
-            if let Some(queue) = self.queue(id).filter(|queue| queue.spec.limit.bytes.is_some()) {
+            if let Some(queue) = self.queue(id).filter(|queue| queue.spec.limit().bytes.is_some()) {
                 queue.extra_mut().leased_bytes += taken.entry.body_len();
             }
             self.steps += 1;
@@ -262,7 +263,7 @@ impl State {
         if expires.is_none() && before.is_none() {
             return;
         }
-        let next = expires.filter(|_| queue.consumers.is_empty()).map(|span| now + span);
+        let next = expires.filter(|_| queue.consumers().is_empty()).map(|span| now + span);
         queue.extra_mut().unused_at = next;
         if let Some(before) = before {
             self.unused.remove(&(before, id));
@@ -284,8 +285,8 @@ impl State {
         if extra.ttl_altered {
             put(&Change::QueueAltered {
                 id,
-                limit: queue.spec.limit,
-                policy: queue.spec.policy.clone(),
+                limit: queue.spec.limit(),
+                policy: queue.spec.policy().cloned().map(Box::new),
             });
         }
         let runs: Vec<_> = extra

@@ -12,7 +12,7 @@ use crate::engine::progress::{Entry, Progress};
 use crate::engine::ranges::Ranges;
 use crate::engine::state::LinkId;
 use crate::history::Reason;
-use crate::policy::{DeadLetter, Overflow, Policy};
+use crate::policy::{DeadLetter, Limit, Overflow, Policy};
 use crate::request::{self, Acknowledge};
 use crate::time::Millis;
 
@@ -30,40 +30,116 @@ pub(crate) const fn first_of(level: u8) -> u64 {
     (level as u64) << LEVEL_SHIFT
 }
 
-/// A queue and what its consumers have done with it.
+/// A queue and what its consumers have done with it. There may be a million that do nothing: what only busy
+/// ones need is behind `extra`.
 pub(crate) struct Queue {
-    pub spec: request::Queue,
-    /// Encoded name: the topic that reaches it.
-    pub topic: Bytes,
+    pub spec: Spec,
     /// The lowest level; higher ones are in `extra`.
     pub progress: Progress,
-    /// The connection whose exclusive queue this is.
-    pub owner: Option<LinkId>,
-    /// Highest priority first, then in the order in which they came.
-    pub consumers: Vec<Consumer>,
-    /// The consumer that is asked first next time.
-    turn: usize,
+    /// What only some queues need.
+    extra: Option<Box<Extra>>,
     /// One of the consumers is the only one allowed.
     pub exclusive_consumer: bool,
     /// It ever had a consumer.
     pub had_consumer: bool,
     /// Belongs to a named session: transient messages are not kept while nobody is there.
     pub of_holder: bool,
-    /// Sessions that share it; a queue with members goes with the last one.
-    pub members: u32,
-    /// What a named session wrote on its leases, by sequence.
-    pub notes: BTreeMap<u64, u32>,
     /// Already among the queues to be looked at in this hold.
     pub dirty: bool,
     /// Messages may expire at its head.
     pub expiring: bool,
-    /// What only some queues need.
-    extra: Option<Box<Extra>>,
+}
+
+/// A [`request::Queue`] in few bytes.
+pub(crate) struct Spec {
+    pub name: Bytes,
+    pub durable: bool,
+    pub exclusive: bool,
+    pub auto_delete: bool,
+    pub addressable: bool,
+    /// Of a queue that was declared with anything else.
+    more: Option<Box<More>>,
+}
+
+/// What few queues are declared with.
+#[derive(Clone, Default, PartialEq)]
+struct More {
+    limit: Limit,
+    policy: Option<Box<Policy>>,
+    arguments: Bytes,
+}
+
+impl Spec {
+    /// As it was declared.
+    pub(crate) fn to_queue(&self) -> request::Queue {
+        let More {
+            limit,
+            policy,
+            arguments,
+        } = self.more.as_deref().cloned().unwrap_or_default();
+        request::Queue {
+            name: self.name.clone(),
+            durable: self.durable,
+            exclusive: self.exclusive,
+            auto_delete: self.auto_delete,
+            addressable: self.addressable,
+            limit,
+            policy,
+            arguments,
+        }
+    }
+
+    pub(crate) fn limit(&self) -> Limit {
+        self.more.as_ref().map_or(Limit::NONE, |more| more.limit)
+    }
+
+    pub(crate) fn policy(&self) -> Option<&Policy> {
+        self.more.as_ref()?.policy.as_deref()
+    }
+
+    /// Gives it another limit and policy; gives the policy it had.
+    pub(crate) fn alter(&mut self, limit: Limit, policy: Option<Box<Policy>>) -> Option<Box<Policy>> {
+        let more = self.more.get_or_insert_default();
+        more.limit = limit;
+        let before = std::mem::replace(&mut more.policy, policy);
+        if **more == More::default() {
+            self.more = None;
+        }
+        before
+    }
+}
+
+impl From<request::Queue> for Spec {
+    fn from(queue: request::Queue) -> Self {
+        let more = More {
+            limit: queue.limit,
+            policy: queue.policy,
+            arguments: queue.arguments,
+        };
+        Self {
+            name: queue.name,
+            durable: queue.durable,
+            exclusive: queue.exclusive,
+            auto_delete: queue.auto_delete,
+            addressable: queue.addressable,
+            more: (more != More::default()).then(|| Box::new(more)),
+        }
+    }
 }
 
 /// What only queues with certain policies, or in the middle of something long, have to remember.
 #[derive(Default)]
 pub(crate) struct Extra {
+    /// The connection whose exclusive queue this is.
+    owner: Option<LinkId>,
+    /// Highest priority first, then in the order in which they came.
+    consumers: Vec<Consumer>,
+    /// The consumer that is asked first next time.
+    turn: usize,
+    /// Sessions that share it; a queue with members goes with the last one.
+    pub members: u32,
+    /// What a named session wrote on its leases, by sequence.
+    pub notes: BTreeMap<u64, u32>,
     /// Levels of priority above the lowest that were ever used.
     levels: BTreeMap<u8, Progress>,
     /// How often messages came back, where that is counted.
@@ -95,23 +171,59 @@ pub(crate) struct Consumer {
 }
 
 impl Queue {
-    pub(crate) fn new(spec: request::Queue, topic: Bytes, entries: EntryList) -> Self {
+    pub(crate) fn new(spec: request::Queue, entries: EntryList) -> Self {
         let expiring = spec.policy.as_ref().is_some_and(|policy| policy.message_ttl.is_some());
         Self {
-            spec,
-            topic,
+            spec: spec.into(),
             progress: Progress::new(entries),
-            owner: None,
-            consumers: Vec::new(),
-            turn: 0,
+            extra: None,
             exclusive_consumer: false,
             had_consumer: false,
             of_holder: false,
-            members: 0,
-            notes: BTreeMap::new(),
             dirty: false,
             expiring,
-            extra: None,
+        }
+    }
+
+    pub(crate) fn owner(&self) -> Option<LinkId> {
+        self.extra.as_ref()?.owner
+    }
+
+    pub(crate) fn set_owner(&mut self, owner: Option<LinkId>) {
+        self.extra_mut().owner = owner;
+    }
+
+    pub(crate) fn consumers(&self) -> &[Consumer] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.consumers)
+    }
+
+    pub(crate) fn take_consumers(&mut self) -> Vec<Consumer> {
+        self.extra
+            .as_mut()
+            .map(|extra| std::mem::take(&mut extra.consumers))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn members(&self) -> u32 {
+        self.extra.as_ref().map_or(0, |extra| extra.members)
+    }
+
+    /// What a named session wrote on a lease; 0 is nothing.
+    pub(crate) fn note(&self, sequence: u64) -> u32 {
+        let notes = self.extra.as_ref().map(|extra| &extra.notes);
+        notes.and_then(|notes| notes.get(&sequence)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn notes(&self) -> impl Iterator<Item = (&u64, &u32)> {
+        self.extra.iter().flat_map(|extra| &extra.notes)
+    }
+
+    /// Forgets what was written on leases that are done with.
+    pub(crate) fn drop_notes(&mut self, range: &Range<u64>) {
+        let Some(extra) = &mut self.extra else { return };
+        while let Some((at, _)) = extra.notes.range(range.clone()).next() {
+            let at = *at;
+            extra.notes.remove(&at);
         }
     }
 
@@ -124,17 +236,18 @@ impl Queue {
     }
 
     pub(crate) fn set_note(&mut self, sequence: u64, note: u32) {
+        let notes = &mut self.extra_mut().notes;
         if note == 0 {
-            self.notes.remove(&sequence);
+            notes.remove(&sequence);
         } else {
-            self.notes.insert(sequence, note);
+            notes.insert(sequence, note);
         }
     }
 
     // --- policy -----------------------------------------------------------------------------------
 
     pub(crate) fn policy(&self) -> Option<&Policy> {
-        self.spec.policy.as_deref()
+        self.spec.policy()
     }
 
     pub(crate) fn dead_letter(&self) -> Option<&DeadLetter> {
@@ -168,7 +281,7 @@ impl Queue {
 
     /// Whether it refuses another message of that size.
     pub(crate) fn refuses(&self, bytes: u64) -> bool {
-        let limit = self.spec.limit;
+        let limit = self.spec.limit();
         self.policy()
             .is_some_and(|policy| policy.overflow != Overflow::DropHead)
             && (limit.messages.is_some_and(|max| self.ready() + 1 > max)
@@ -177,7 +290,7 @@ impl Queue {
 
     /// Whether it has to give up what would be delivered next.
     pub(crate) fn is_over_limit(&self) -> bool {
-        let limit = self.spec.limit;
+        let limit = self.spec.limit();
         if limit.messages.is_none() && limit.bytes.is_none() {
             return false;
         }
@@ -272,7 +385,7 @@ impl Queue {
     /// Takes the next entry to be delivered.
     pub(crate) fn take(&mut self) -> Option<crate::engine::progress::Taken> {
         let taken = self.top_mut().take()?;
-        if self.spec.limit.bytes.is_some() {
+        if self.spec.limit().bytes.is_some() {
             self.extra_mut().leased_bytes += taken.entry.body_len();
         }
         Some(taken)
@@ -288,7 +401,7 @@ impl Queue {
     pub(crate) fn take_all(&mut self) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         self.levels_mut().for_each(|level| ranges.extend(level.take_all()));
-        if self.spec.limit.bytes.is_some() {
+        if self.spec.limit().bytes.is_some() {
             let bytes = self.levels().map(Progress::bytes).sum();
             self.extra_mut().leased_bytes = bytes;
         }
@@ -297,7 +410,7 @@ impl Queue {
 
     /// Leased entries go back to their places.
     pub(crate) fn give_back(&mut self, range: Range<u64>) {
-        if self.spec.limit.bytes.is_some() {
+        if self.spec.limit().bytes.is_some() {
             let all = self.levels().map(Progress::leased).sum::<u64>() == range.end - range.start;
             let bytes = if all {
                 u64::MAX
@@ -340,20 +453,23 @@ impl Queue {
 
     /// Adds a consumer behind those of its priority.
     pub(crate) fn add_consumer(&mut self, consumer: Consumer) {
-        let at = self
+        let extra = self.extra_mut();
+        let at = extra
             .consumers
             .partition_point(|known| known.priority >= consumer.priority);
-        self.consumers.insert(at, consumer);
-        self.turn = 0;
+        extra.consumers.insert(at, consumer);
+        extra.turn = 0;
     }
 
     /// Whether there was such a consumer.
     pub(crate) fn remove_consumer(&mut self, link: LinkId, subscription: SubscriptionId) -> bool {
-        let before = self.consumers.len();
-        self.consumers
+        let Some(extra) = &mut self.extra else { return false };
+        let before = extra.consumers.len();
+        extra
+            .consumers
             .retain(|consumer| (consumer.link, consumer.subscription) != (link, subscription));
-        self.turn = 0;
-        self.consumers.len() < before
+        extra.turn = 0;
+        extra.consumers.len() < before
     }
 
     /// The consumer that is asked `step`th: those of the highest priority in turn, then those of the next.
@@ -361,45 +477,35 @@ impl Queue {
         if self.is_single_active() {
             return (step == 0).then(|| self.active_consumer()).flatten();
         }
-        let known = *self.consumers.get(step)?;
-        let is_peer = |consumer: &Consumer| consumer.priority == known.priority;
-        if self.consumers.len() == 1
-            || self.consumers.first().is_some_and(is_peer) && self.consumers.last().is_some_and(is_peer)
-        {
-            let at = (self.turn + step) % self.consumers.len();
-            return Some((at, self.consumers[at]));
+        let Extra { consumers, turn, .. } = self.extra.as_deref()?;
+        let known = *consumers.get(step)?;
+        let is_peer = |consumer: Option<&Consumer>| consumer.is_some_and(|c| c.priority == known.priority);
+        if is_peer(consumers.first()) && is_peer(consumers.last()) {
+            let at = (turn + step) % consumers.len();
+            return Some((at, consumers[at]));
         }
-        let start = self
-            .consumers
-            .partition_point(|consumer| consumer.priority > known.priority);
-        let end = self
-            .consumers
-            .partition_point(|consumer| consumer.priority >= known.priority);
-        let first = if (start..end).contains(&self.turn) {
-            self.turn
-        } else {
-            start
-        };
+        let start = consumers.partition_point(|consumer| consumer.priority > known.priority);
+        let end = consumers.partition_point(|consumer| consumer.priority >= known.priority);
+        let first = if (start..end).contains(turn) { *turn } else { start };
         let at = start + (first - start + step - start) % (end - start);
-        Some((at, self.consumers[at]))
+        Some((at, consumers[at]))
     }
 
     fn active_consumer(&mut self) -> Option<(usize, Consumer)> {
         let active = self.extra().and_then(|extra| extra.active);
         let is_active = |consumer: &Consumer| Some((consumer.link, consumer.subscription)) == active;
-        if let Some(at) = self.consumers.iter().position(is_active) {
-            return Some((at, self.consumers[at]));
+        if let Some(at) = self.consumers().iter().position(is_active) {
+            return Some((at, self.consumers()[at]));
         }
-        let first = *self.consumers.first()?;
+        let first = *self.consumers().first()?;
         self.extra_mut().active = Some((first.link, first.subscription));
         Some((0, first))
     }
 
     /// That consumer got something: the next one is asked first next time.
     pub(crate) fn served(&mut self, at: usize) {
-        self.turn = at + 1;
-        if self.turn >= self.consumers.len() {
-            self.turn = 0;
+        if let Some(extra) = &mut self.extra {
+            extra.turn = if at + 1 < extra.consumers.len() { at + 1 } else { 0 };
         }
     }
 }
@@ -436,5 +542,15 @@ impl Subscription {
             Acknowledge::Always => true,
             Acknowledge::Persistent => persistent,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_queue_is_small() {
+        assert!(size_of::<Queue>() < 200, "{} bytes", size_of::<Queue>());
     }
 }

@@ -125,10 +125,7 @@ mod tests {
                 policy: None,
                 arguments: Bytes::new(),
             };
-            queues.insert(
-                id,
-                Queue::new(spec, Bytes::new(), EntryList::new(ListId::queue(id, 0), &pages)),
-            );
+            queues.insert(id, Queue::new(spec, EntryList::new(ListId::queue(id, 0), &pages)));
             if n % 3000 != 0 {
                 assert!(queues.remove(id).is_some());
             }

@@ -4,37 +4,66 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A set of numbers as disjoint ranges that do not touch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ranges {
+    /// Nothing as long as it was never used: there may be millions of these.
+    inner: Option<Box<Inner>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inner {
     /// Start to end (exclusive).
     ranges: BTreeMap<u64, u64>,
     count: u64,
 }
 
+static EMPTY: BTreeMap<u64, u64> = BTreeMap::new();
+
 impl Ranges {
+    fn ranges(&self) -> &BTreeMap<u64, u64> {
+        self.inner.as_ref().map_or(&EMPTY, |inner| &inner.ranges)
+    }
+
     /// How many numbers are in the set.
     pub(crate) fn count(&self) -> u64 {
-        self.count
+        self.inner.as_ref().map_or(0, |inner| inner.count)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.count() == 0
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
-        let below = self.ranges.range(..=number).next_back();
+        let below = self.ranges().range(..=number).next_back();
         below.is_some_and(|(_, end)| number < *end)
     }
 
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
-        self.ranges.iter().map(|(start, end)| *start..*end)
+        self.ranges().iter().map(|(start, end)| *start..*end)
     }
 
     /// Adds numbers, some of which may be in already.
     pub(crate) fn insert(&mut self, range: Range<u64>) {
-        if range.is_empty() {
-            return;
+        if !range.is_empty() {
+            self.inner.get_or_insert_default().insert(range);
         }
+    }
+
+    /// Removes those of the numbers that are in and calls `each` with them, in rising ranges.
+    pub(crate) fn remove(&mut self, range: Range<u64>, each: impl FnMut(Range<u64>)) {
+        if let Some(inner) = &mut self.inner {
+            inner.remove(range, each);
+        }
+    }
+
+    /// Takes the smallest number out.
+    pub(crate) fn pop_first(&mut self) -> Option<u64> {
+        self.inner.as_mut()?.pop_first()
+    }
+}
+
+impl Inner {
+    fn insert(&mut self, range: Range<u64>) {
         let (mut start, mut end) = (range.start, range.end);
         while let Some((old_start, old_end)) = self.ranges.range(..=end).next_back().map(|(s, e)| (*s, *e)) {
             if old_end < start {
@@ -49,8 +78,7 @@ impl Ranges {
         self.count += end - start;
     }
 
-    /// Removes those of the numbers that are in and calls `each` with them, in rising ranges.
-    pub(crate) fn remove(&mut self, range: Range<u64>, mut each: impl FnMut(Range<u64>)) {
+    fn remove(&mut self, range: Range<u64>, mut each: impl FnMut(Range<u64>)) {
         let mut at = range.start;
         if let Some((start, end)) = self.ranges.range(..at).next_back().map(|(s, e)| (*s, *e))
             && end > at
@@ -78,8 +106,7 @@ impl Ranges {
         }
     }
 
-    /// Takes the smallest number out.
-    pub(crate) fn pop_first(&mut self) -> Option<u64> {
+    fn pop_first(&mut self) -> Option<u64> {
         let (start, end) = self.ranges.pop_first()?;
         if start + 1 < end {
             self.ranges.insert(start + 1, end);

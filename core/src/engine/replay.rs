@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 
+use crate::address::encode_name;
 use crate::attributes::Iter;
 use crate::engine::change::Change;
-use crate::engine::consume::drop_notes;
 use crate::engine::dedup::Scope;
 use crate::engine::entries::EntryList;
 use crate::engine::group::tag_hash;
@@ -139,7 +139,7 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
         let State { queues, log, .. } = state;
         if let Some(queue) = queues.get_mut(id) {
             let range = first..first.saturating_add(u64::from(count));
-            drop_notes(&mut queue.notes, &range);
+            queue.drop_notes(&range);
             queue.replay_done_with(range, |entry| log.unpin(entry.position));
         }
     }
@@ -183,7 +183,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
                 if state.queue_ids.get(&queue.spec.name) == Some(&id) {
                     state.queue_ids.remove(&queue.spec.name);
                 }
-                state.router.remove_queue(&queue.topic, id);
+                state.router.remove_queue(&encode_name(&queue.spec.name), id);
             }
         }
         Change::Bound { queue, binding } => {

@@ -95,9 +95,9 @@ impl State {
         self.expire(id);
         let queue = self.queue(id).expect("the caller found it");
         Reply::Queue(Box::new(QueueState {
-            queue: queue.spec.clone(),
+            queue: queue.spec.to_queue(),
             ready: queue.ready(),
-            consumers: queue.consumers.len() as u32,
+            consumers: queue.consumers().len() as u32,
             created,
         }))
     }
@@ -123,7 +123,7 @@ impl State {
         }
         self.put_queue(id, spec);
         if exclusive {
-            self.queue(id).expect("just made").owner = Some(link);
+            self.queue(id).expect("just made").set_owner(Some(link));
             if let Some(link) = self.link(link) {
                 link.exclusive.push(id);
             }
@@ -149,16 +149,16 @@ impl State {
     pub(crate) fn put_queue(&mut self, id: QueueId, spec: request::Queue) {
         let topic = encode_name(&spec.name);
         self.queue_ids.insert(spec.name.clone(), id);
-        self.router.add_queue(topic.clone(), id, spec.addressable);
+        self.router.add_queue(topic, id, spec.addressable);
         self.count_policy(spec.policy.as_deref(), true);
         if let Some(queue) = self.queue(id) {
             // A checkpoint knew it already.
-            let before = std::mem::replace(&mut queue.spec, spec);
-            self.count_policy(before.policy.as_deref(), false);
+            let before = std::mem::replace(&mut queue.spec, spec.into());
+            self.count_policy(before.policy(), false);
             return;
         }
         let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
-        self.queues.insert(id, Queue::new(spec, topic, entries));
+        self.queues.insert(id, Queue::new(spec, entries));
     }
 
     pub(crate) fn find_queue(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
@@ -176,7 +176,7 @@ impl State {
         let id = self.queue_for(link, name)?;
         self.expire(id);
         let queue = self.queue(id).expect("just found");
-        if if_unused && !queue.consumers.is_empty() {
+        if if_unused && !queue.consumers().is_empty() {
             return Err(Refusal::InUse);
         }
         if if_empty && queue.ready() > 0 {
@@ -202,9 +202,9 @@ impl State {
         self.queue_ids.remove(&queue.spec.name);
         let nothing = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.dispose(queue.take_levels(nothing));
-        let gone = self.router.remove_queue(&queue.topic, id);
+        let gone = self.router.remove_queue(&encode_name(&queue.spec.name), id);
         self.drop_unbound_exchanges(gone);
-        if let Some(owner) = queue.owner.and_then(|owner| self.link(owner)) {
+        if let Some(owner) = queue.owner().and_then(|owner| self.link(owner)) {
             owner.exclusive.retain(|exclusive| *exclusive != id);
         }
     }

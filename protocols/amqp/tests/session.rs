@@ -3,7 +3,7 @@
 mod script;
 
 use rocketbridge_amqp::codec::{Method, ShortStr, Table, TableWriter, Value};
-use rocketbridge_core::boundary::{Fate, Notice, Reject, Settle};
+use rocketbridge_core::boundary::{Fate, Notice, Reject, Settle, Shortage};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::{Acknowledge, ExchangeKind, Matcher, Refusal, Reply, Request, Source};
 use rocketbridge_core::time::Millis;
@@ -900,6 +900,26 @@ fn a_client_that_asked_for_it_hears_that_its_queue_is_gone() {
         script.expect(expected);
         // The tag is free again.
         script.consume(1, b"q", b"ct");
+    }
+}
+
+#[test]
+fn a_client_that_asked_for_it_hears_that_its_publishes_wait() {
+    for asked in [true, false] {
+        let mut script = Script::new();
+        let mut capabilities = TableWriter::default();
+        capabilities.put(b"connection.blocked", Value::Bool(asked));
+        let mut properties = TableWriter::default();
+        properties.put(b"capabilities", Value::Table(capabilities.table()));
+        script.login_with(properties.table());
+        script.method(0, &tune_ok(4096, 0));
+        script.open();
+        script.events(vec![notice(Notice::Blocked(Shortage::Disk))]);
+        let expected: &[(u16, &str)] = if asked { &[(0, "connection.blocked")] } else { &[] };
+        script.expect(expected);
+        script.events(vec![notice(Notice::Unblocked)]);
+        let expected: &[(u16, &str)] = if asked { &[(0, "connection.unblocked")] } else { &[] };
+        script.expect(expected);
     }
 }
 

@@ -1,8 +1,11 @@
 //! What an operator can set.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::stats::Stats;
 
 /// The MQTT front-end's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -63,6 +66,9 @@ pub struct Config {
     /// Log every client in without credentials, whatever user name and password it shows, as Mosquitto
     /// does when no users are set up. Default false.
     pub ignore_credentials: bool,
+    /// What all connections with these settings count together. Not a setting.
+    #[serde(skip)]
+    pub stats: Arc<Stats>,
 }
 
 impl Default for Config {
@@ -87,6 +93,7 @@ impl Default for Config {
             session_messages_max: 100_000,
             session_bytes_max: 64 << 20,
             ignore_credentials: false,
+            stats: Arc::default(),
         }
     }
 }

@@ -69,7 +69,7 @@ fn fuzz_session(data: &[u8], version: Version) {
         events: Vec::new(),
         sequence: 0,
     };
-    let mut session = MqttSession::new(Arc::new(Config::default()), Arc::default(), 1, now);
+    let mut session = MqttSession::new(Arc::new(Config::default()), 1, now);
     // Half of the time the data is all there is, else a client that is connected and has subscribed.
     if control & 1 == 0 {
         core.feed(&mut session, now, &opening(version));

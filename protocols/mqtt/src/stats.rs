@@ -26,6 +26,15 @@ pub struct Stats {
     sys_due: AtomicU64,
 }
 
+/// Settings are equal whatever was counted with them.
+impl PartialEq for Stats {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Stats {}
+
 /// What one connection counted since it last told it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counted {
@@ -68,8 +77,16 @@ impl Stats {
         self.connects.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn disconnected(&self) {
+    pub(crate) fn disconnected(&self, subscriptions: u64) {
         self.clients.fetch_sub(1, Relaxed);
+        self.recount(subscriptions, 0);
+    }
+
+    /// A client has so many subscriptions now.
+    pub(crate) fn recount(&self, before: u64, now: u64) {
+        if now != before {
+            self.subscriptions.fetch_add(now.wrapping_sub(before), Relaxed);
+        }
     }
 
     /// When `$SYS` values are to be published next.

@@ -42,6 +42,8 @@ pub const GET_KV_CONFIG: i32 = 101;
 pub const GET_ROUTEINFO_BY_TOPIC: i32 = 105;
 /// All brokers and clusters.
 pub const GET_BROKER_CLUSTER_INFO: i32 = 106;
+/// Makes or changes a consumer group.
+pub const UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: i32 = 200;
 /// A group's consumers are to go on from another time or offset.
 pub const INVOKE_BROKER_TO_RESET_OFFSET: i32 = 222;
 /// One message, one-letter field names.

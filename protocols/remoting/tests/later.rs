@@ -6,7 +6,7 @@ use common::*;
 use rocketbridge_core::boundary::{CheckTransaction, Deliver, Event, Fate, Notice, Reject};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::properties::find;
-use rocketbridge_core::request::{Refusal, Reply, Request, TransactionEnd, Verdict};
+use rocketbridge_core::request::{Refusal, Reply, Request, Retry, TransactionEnd, Verdict};
 use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::Millis;
 use rocketbridge_remoting::mapping::delay::Handle;
@@ -254,4 +254,43 @@ fn retry_topics_are_sent_to_with_their_counts_and_no_pattern_sees_them() {
     assert!(!native.half, "what is tried again begins no transaction");
     script.outcome(publish.token, stored(8, 0, 0));
     assert!(!script.answer().fields.contains_key("recallHandle"));
+}
+
+#[test]
+fn a_group_s_retry_policy_is_read_from_its_settings() {
+    let mut script = Script::new();
+    let mut set = |body: &str| {
+        script.send(200, &[], body.as_bytes());
+        let mut requests = script.requests();
+        match requests.pop() {
+            Some((id, Request::SetRetry { group, retry })) => {
+                script.reply(id, Ok(Reply::Done));
+                assert_eq!(script.answer().code, 0);
+                assert_eq!(group, "g");
+                Ok(retry)
+            }
+            Some(other) => panic!("{other:?}"),
+            None => Err(script.answer().code),
+        }
+    };
+    assert_eq!(set(r#"{"groupName":"g"}"#), Ok(Retry::default()));
+    let exponential = r#"{"groupName":"g","retryMaxTimes":3,"retryQueueNums":2,"groupRetryPolicy":{"type":"EXPONENTIAL","exponentialRetryPolicy":{"initial":1000,"max":5000,"multiplier":3}}}"#;
+    let retry = set(exponential).unwrap();
+    assert_eq!((retry.attempts_max, retry.queues), (3, 2));
+    let delays: Vec<_> = (0..4).map(|attempts| retry.policy.delay(attempts).0).collect();
+    assert_eq!(delays, [1000, 3000, 5000, 5000]);
+    let customized =
+        r#"{"groupName":"g","groupRetryPolicy":{"type":"CUSTOMIZED","customizedRetryPolicy":{"next":[1,2,3,4]}}}"#;
+    let retry = set(customized).unwrap();
+    let delays: Vec<_> = (0..4).map(|attempts| retry.policy.delay(attempts).0).collect();
+    assert_eq!(delays, [3, 4, 4, 4], "the first attempt waits for the third time");
+    for (body, code) in [
+        (r#"{"groupName":"bad group"}"#, 29),
+        (r#"{"groupName":"g","retryQueueNums":-1}"#, 29),
+        (r#"{"groupName":"g","groupRetryPolicy":{"type":"OTHER"}}"#, 29),
+        (r#"{"groupName":"g","consumeEnable":false}"#, 1),
+        ("no json", 1),
+    ] {
+        assert_eq!(set(body), Err(code), "{body}");
+    }
 }

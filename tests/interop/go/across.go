@@ -9,7 +9,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// acrossSuite sends through one protocol and receives through another, in all nine directions.
+// acrossSuite sends through one protocol and receives through another, in all sixteen directions.
 func acrossSuite(s *Suite) {
 	for from := range publishers {
 		for to := range receivers {
@@ -18,6 +18,7 @@ func acrossSuite(s *Suite) {
 	}
 	acrossAddressChecks(s)
 	acrossPropertyChecks(s)
+	acrossStompChecks(s)
 }
 
 // publish sends a persistent message to a topic and key and returns when it is confirmed.

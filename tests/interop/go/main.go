@@ -1,4 +1,5 @@
-// Interop drives a broker with the Go clients that people use: amqp091-go, rocketmq-client-go and paho.
+// Interop drives a broker with the Go clients that people use: amqp091-go, rocketmq-client-go, paho and
+// go-stomp.
 //
 // Every suite is a subcommand, addresses are flags. It prints one line for each check, `ok NAME` or
 // `FAILED NAME: why`, and ends with a non-zero status when one failed. A line `await NAME` asks whoever
@@ -19,18 +20,21 @@ type addresses struct {
 	amqp       string
 	mqtt       string
 	nameServer string
+	stomp      string
 }
 
 var suites = map[string]func(*Suite){
-	"amqp":             amqpSuite,
-	"amqp-restart":     amqpRestartSuite,
-	"entity-sync":      entitySyncSuite,
-	"rocketmq":         rocketmqSuite,
-	"rocketmq-later":   rocketmqLaterSuite,
-	"rocketmq-restart": rocketmqRestartSuite,
-	"tutorial":         tutorialSuite,
-	"mqtt":             mqttSuite,
-	"across":           acrossSuite,
+	"amqp":                   amqpSuite,
+	"amqp-restart":           amqpRestartSuite,
+	"entity-sync":            entitySyncSuite,
+	"rocketmq":               rocketmqSuite,
+	"rocketmq-later":         rocketmqLaterSuite,
+	"rocketmq-later-restart": rocketmqLaterRestartSuite,
+	"rocketmq-restart":       rocketmqRestartSuite,
+	"tutorial":               tutorialSuite,
+	"mqtt":                   mqttSuite,
+	"stomp":                  stompSuite,
+	"across":                 acrossSuite,
 }
 
 // Programs of their own, started by a suite as separate processes.
@@ -55,6 +59,9 @@ func main() {
 	flags.StringVar(&suite.at.amqp, "amqp", "amqp://guest:guest@127.0.0.1:5672/", "AMQP `URL`")
 	flags.StringVar(&suite.at.mqtt, "mqtt", "127.0.0.1:1883", "MQTT `host:port`")
 	flags.StringVar(&suite.at.nameServer, "name-server", "127.0.0.1:9876", "RocketMQ name server `host:port`")
+	flags.StringVar(&suite.at.stomp, "stomp", "127.0.0.1:61613", "STOMP `host:port`")
+	flags.String("stomp-websocket", "", "not used by the Go clients")
+	flags.String("mqtt-websocket", "", "not used by the Go clients")
 	only := flags.String("only", "", "run only checks whose name matches this `regexp`")
 	flags.DurationVar(&suite.limit, "limit", 60*time.Second, "longest `time` one check may take")
 	_ = flags.Parse(os.Args[2:])

@@ -236,3 +236,44 @@ func rocketmqRetryChecks(s *Suite) {
 		Equal(t, len(attempts), 0, "attempts after the last")
 	})
 }
+
+// rocketmqLaterRestartSuite checks that what waits is kept when the broker is killed.
+func rocketmqLaterRestartSuite(s *Suite) {
+	const delayed = 100
+	var topic, group string
+	var before time.Time
+	s.Check("rocketmq_before_a_kill_messages_are_delayed_and_a_transaction_is_open", func(t *T) {
+		p := t.producer()
+		topic, group = t.Name("topic"), t.Name("producers")
+		t.send(p, message(topic, "first"))
+		before = time.Now()
+		for i := range delayed {
+			t.send(p, message(topic, "%d", i).WithDelayTimeLevel(3))
+		}
+		open, _ := t.transactional(group, primitive.UnknowState, primitive.UnknowState)
+		_, err := open.SendMessageInTransaction(t, message(topic, "half"))
+		t.Ok(err, "send in a transaction")
+	})
+	s.Await("kill")
+	s.Await("start")
+	s.Check("rocketmq_after_a_kill_delayed_messages_come_in_time_and_once", func(t *T) {
+		m := t.member(t.Name("group"), topic)
+		t.bodies(m, 1)
+		bodies := t.bodies(m, 1)
+		t.True(time.Since(before) >= 10*time.Second, "the first came after %v", time.Since(before))
+		for body, count := range t.bodies(m, delayed-1) {
+			bodies[body] += count
+		}
+		Equal(t, bodies, numbers(0, delayed), "bodies")
+	})
+	s.Check("rocketmq_after_a_kill_an_open_transaction_is_checked", func(t *T) {
+		m := t.member(t.Name("group"), topic)
+		t.bodies(m, 1+delayed)
+		other, listener := t.transactional(group, primitive.CommitMessageState, primitive.CommitMessageState)
+		_, err := other.SendMessageInTransaction(t, message(topic, "its own"))
+		t.Ok(err, "send in a transaction")
+		Equal(t, string(Receive(t, m.inbox, "a message").Body), "its own", "body")
+		Equal(t, string(Receive(t, listener.checked, "the check").Body), "half", "half message")
+		Equal(t, string(Receive(t, m.inbox, "the committed message").Body), "half", "body")
+	})
+}

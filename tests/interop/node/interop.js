@@ -1,4 +1,4 @@
-// Drives a broker with the Node clients that people use: amqplib and MQTT.js.
+// Drives a broker with the Node clients that people use: amqplib, MQTT.js and stompjs.
 //
 // Every suite is a subcommand, addresses are options. Prints one line for each check, `ok NAME` or
 // `FAILED NAME: why`, and ends with a non-zero status when one failed.
@@ -7,7 +7,7 @@
 const { parseArgs } = require('node:util');
 const { Suite } = require('./checks');
 
-const suites = { amqp: require('./amqp'), mqtt: require('./mqtt') };
+const suites = { amqp: require('./amqp'), mqtt: require('./mqtt'), stomp: require('./stomp') };
 
 async function main() {
   const { values, positionals } = parseArgs({
@@ -15,6 +15,9 @@ async function main() {
     options: {
       amqp: { type: 'string', default: 'amqp://guest:guest@127.0.0.1:5672/' },
       mqtt: { type: 'string', default: '127.0.0.1:1883' },
+      stomp: { type: 'string', default: '127.0.0.1:61613' },
+      'stomp-websocket': { type: 'string', default: '127.0.0.1:15674' },
+      'mqtt-websocket': { type: 'string', default: '127.0.0.1:8083' },
       'name-server': { type: 'string' }, // not used by the Node clients
       only: { type: 'string', default: '' },
     },

@@ -1,4 +1,4 @@
-"""Drives a broker with the Python clients that people use: pika and paho-mqtt.
+"""Drives a broker with the Python clients that people use: pika, paho-mqtt and stomp.py.
 
 Every suite is a subcommand, addresses are options. Prints one line for each check, `ok NAME` or
 `FAILED NAME: why`, and ends with a non-zero status when one failed.
@@ -9,9 +9,10 @@ import sys
 
 import amqp
 import mqtt
+import stomps
 from checks import Suite
 
-SUITES = {"amqp": amqp.checks, "mqtt": mqtt.checks}
+SUITES = {"amqp": amqp.checks, "mqtt": mqtt.checks, "stomp": stomps.checks}
 
 
 def main():
@@ -19,6 +20,9 @@ def main():
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--amqp", default="amqp://guest:guest@127.0.0.1:5672/")
     parser.add_argument("--mqtt", default="127.0.0.1:1883")
+    parser.add_argument("--stomp", default="127.0.0.1:61613")
+    parser.add_argument("--stomp-websocket", default="127.0.0.1:15674")
+    parser.add_argument("--mqtt-websocket", default="127.0.0.1:8083")
     parser.add_argument("--name-server", help="not used by the Python clients")
     parser.add_argument("--only", default="", help="run only checks whose name matches this regular expression")
     options = parser.parse_args()

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use rocketbridge_core::boundary::{Delivery, Event, Fate, Notice, Outcome, Reject, RequestId, Settle, Settlement};
+use rocketbridge_core::boundary::{
+    Delivery, Event, Fate, Notice, Outcome, Reject, RequestId, Settle, Settlement, Shortage,
+};
 use rocketbridge_core::request::{Refusal, Reply};
 use rocketbridge_core::time::Now;
 use rocketbridge_session::Outbox;
@@ -47,15 +49,22 @@ impl Session {
                     });
                 }
             }
+            // Core says so only to those who have published meanwhile. They are not read until it goes on.
+            Event::Notice(Notice::Blocked(shortage)) if self.shared.blocked_notify => {
+                let reason = match shortage {
+                    Shortage::Memory => "low on memory",
+                    Shortage::Disk => "low on disk",
+                };
+                let reason = ShortStr(reason.as_bytes());
+                Method::ConnectionBlocked { reason }.encode(0, out.bytes());
+            }
+            Event::Notice(Notice::Unblocked) if self.shared.blocked_notify => {
+                Method::ConnectionUnblocked {}.encode(0, out.bytes());
+            }
+            Event::Notice(Notice::Blocked(_) | Notice::Unblocked) => {}
             // Native groups and named sessions do not concern this protocol; the driver publishes again
             // by itself.
-            Event::Notice(
-                Notice::GroupChanged(_)
-                | Notice::CheckTransaction(_)
-                | Notice::HolderTaken
-                | Notice::Blocked(_)
-                | Notice::Unblocked,
-            )
+            Event::Notice(Notice::GroupChanged(_) | Notice::CheckTransaction(_) | Notice::HolderTaken)
             | Event::Writable => {}
         }
     }

@@ -57,6 +57,8 @@ pub struct ClientCapabilities {
     pub consumer_cancel_notify: bool,
     /// `connection.close` as the answer to a failed login.
     pub authentication_failure_close: bool,
+    /// Wants to be told when its publishes have to wait.
+    pub connection_blocked: bool,
 }
 
 impl ClientCapabilities {
@@ -69,6 +71,7 @@ impl ClientCapabilities {
         Self {
             consumer_cancel_notify: has("consumer_cancel_notify"),
             authentication_failure_close: has("authentication_failure_close"),
+            connection_blocked: has("connection.blocked"),
         }
     }
 }

@@ -322,6 +322,7 @@ impl Session {
                 let client = ClientCapabilities::of(client_properties);
                 self.shared.cancel_notify = client.consumer_cancel_notify;
                 self.shared.authentication_failure_close = client.authentication_failure_close;
+                self.shared.blocked_notify = client.connection_blocked;
                 let (mechanism, credentials) = handshake::credentials(mechanism.0, response.0)?;
                 if let rocketbridge_core::request::Credentials::Password { user, .. } = &credentials {
                     self.shared.user = user.clone();

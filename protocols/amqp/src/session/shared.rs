@@ -157,6 +157,8 @@ pub struct Shared {
     pub frame_max: u32,
     /// The client wants to be told when a consumer's queue is gone.
     pub cancel_notify: bool,
+    /// The client wants to be told when its publishes have to wait.
+    pub blocked_notify: bool,
     /// The client understands `connection.close` before it is open.
     pub authentication_failure_close: bool,
     /// Requests in the order of their replies, and answers between them.
@@ -198,6 +200,7 @@ impl Shared {
             user: Bytes::new(),
             frame_max: 0,
             cancel_notify: false,
+            blocked_notify: false,
             authentication_failure_close: false,
             pending: VecDeque::new(),
             subscriptions: Subscriptions::default(),

@@ -79,6 +79,8 @@ pub(super) struct Client {
     /// SUBACKs and UNSUBACKs not sent, in order.
     pub(super) acks: VecDeque<PendingAck>,
     pub(super) counted: Counted,
+    /// How many of its subscriptions are counted with all others.
+    pub(super) counted_subscriptions: u64,
 }
 
 impl Client {
@@ -106,6 +108,7 @@ impl Client {
             asked: VecDeque::new(),
             acks: VecDeque::new(),
             counted: Counted::default(),
+            counted_subscriptions: 0,
         }
     }
 
@@ -117,6 +120,10 @@ impl Client {
                 self.sys_filters += u32::from(is_sys(filter));
             }
         }
+    }
+
+    pub(super) fn subscription_count(&self) -> u64 {
+        (self.subscriptions.len() + self.shared_count()) as u64
     }
 
     pub(super) fn id(&self) -> &[u8] {

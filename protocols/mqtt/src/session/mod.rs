@@ -85,9 +85,9 @@ pub struct MqttSession {
 impl MqttSession {
     /// For a connection just accepted. `seed` is different for every connection and hard to guess: the
     /// client identifier of a client that brings none is made of it.
-    pub fn new(config: Arc<Config>, stats: Arc<Stats>, seed: u64, now: Now) -> Self {
+    pub fn new(config: Arc<Config>, seed: u64, now: Now) -> Self {
         Self {
-            stats,
+            stats: Arc::clone(&config.stats),
             decoder: Decoder::new(Side::Server, config.connect_size_max),
             config,
             seed,
@@ -153,7 +153,7 @@ impl MqttSession {
     fn close(&mut self, out: &mut Outbox) {
         if let State::Connected(client) = &mut self.state {
             self.stats.add(&mut client.counted);
-            self.stats.disconnected();
+            self.stats.disconnected(client.counted_subscriptions);
         }
         self.state = State::Closed;
         self.pending = BytesMut::new();
@@ -278,6 +278,9 @@ impl MqttSession {
             self.stats.hurry_sys();
         }
         self.stats.add(&mut client.counted);
+        let subscriptions = client.subscription_count();
+        self.stats.recount(client.counted_subscriptions, subscriptions);
+        client.counted_subscriptions = subscriptions;
         if let Err(close) = result {
             self.close_with(close, out);
         }
@@ -286,8 +289,8 @@ impl MqttSession {
 
 impl Drop for MqttSession {
     fn drop(&mut self) {
-        if matches!(self.state, State::Connected(_)) {
-            self.stats.disconnected();
+        if let State::Connected(client) = &self.state {
+            self.stats.disconnected(client.counted_subscriptions);
         }
     }
 }

@@ -43,7 +43,7 @@ impl Script {
             wall: Millis(1_700_000_000_000),
         };
         Self {
-            session: MqttSession::new(Arc::new(config), Arc::default(), 7, now),
+            session: MqttSession::new(Arc::new(config), 7, now),
             out: Outbox::new(),
             now,
             input: BytesMut::new(),

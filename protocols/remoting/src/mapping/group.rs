@@ -1,7 +1,8 @@
 //! Heartbeats, locks and member lists: JSON bodies to core's words and back.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use rocketbridge_core::request::{Filter, GroupSubscription, Join};
+use rocketbridge_core::request::{Filter, GroupSubscription, Join, Retry, RetryPolicy};
+use rocketbridge_core::time::Millis;
 use serde::Deserialize;
 
 use super::filter;
@@ -86,6 +87,101 @@ pub fn heartbeat(body: &[u8]) -> Result<Heartbeat, Refused> {
         without_subscriptions: body.without_sub.unwrap_or(false),
         client_id,
     })
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct GroupBody {
+    group_name: Option<String>,
+    consume_enable: Option<bool>,
+    consume_broadcast_enable: Option<bool>,
+    retry_queue_nums: Option<i32>,
+    retry_max_times: Option<i32>,
+    group_retry_policy: Option<PolicyBody>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct PolicyBody {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    exponential_retry_policy: Option<ExponentialBody>,
+    customized_retry_policy: Option<CustomizedBody>,
+}
+
+/// RocketMQ's defaults: 5 s, 2 h, twice as long each time.
+#[derive(Deserialize)]
+#[serde(default)]
+struct ExponentialBody {
+    initial: u64,
+    max: u64,
+    multiplier: u32,
+}
+
+impl Default for ExponentialBody {
+    fn default() -> Self {
+        Self {
+            initial: 5000,
+            max: 7_200_000,
+            multiplier: 2,
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CustomizedBody {
+    next: Option<Vec<u64>>,
+}
+
+/// Most times of one policy.
+const RETRY_TIMES_MAX: usize = 256;
+
+/// Reads a group's settings: its name and how its messages are tried again.
+///
+/// # Errors
+/// 29 for a name that cannot be one and for numbers that make no sense, 1 for what is no JSON and for what
+/// this version does not do: groups that may not consume.
+pub fn settings(body: &[u8]) -> Result<(Bytes, Retry), Refused> {
+    let body: GroupBody = read(body)?;
+    let group = body.group_name.unwrap_or_default();
+    names::check_group(group.as_bytes())?;
+    if body.consume_enable == Some(false) || body.consume_broadcast_enable == Some(false) {
+        let what = "a group that may not consume";
+        return Err(Refused::not_supported(ResponseCode::SystemError, what));
+    }
+    let usual = Retry::default();
+    let invalid = |what: &'static str| Refused::new(ResponseCode::InvalidParameter, what);
+    let queues = body.retry_queue_nums.unwrap_or(1);
+    let queues = u32::try_from(queues).map_err(|_| invalid("retryQueueNums is less than zero"))?;
+    if queues > 64 {
+        return Err(invalid("retryQueueNums is more than 64"));
+    }
+    let policy = body.group_retry_policy.unwrap_or_default();
+    let policy = match policy.kind.as_deref() {
+        Some("EXPONENTIAL") => {
+            let policy = policy.exponential_retry_policy.unwrap_or_default();
+            RetryPolicy::Exponential {
+                initial: Millis(policy.initial),
+                max: Millis(policy.max),
+                multiplier: policy.multiplier.max(1),
+            }
+        }
+        Some("CUSTOMIZED") | None => match policy.customized_retry_policy.and_then(|policy| policy.next) {
+            Some(next) if next.is_empty() || next.len() > RETRY_TIMES_MAX => {
+                return Err(invalid("customizedRetryPolicy has no time, or too many"));
+            }
+            Some(next) => RetryPolicy::Levels(next.into_iter().map(Millis).collect()),
+            None => usual.policy,
+        },
+        Some(_) => return Err(invalid("the type of groupRetryPolicy is unknown")),
+    };
+    let retry = Retry {
+        attempts_max: body.retry_max_times.unwrap_or(usual.attempts_max),
+        queues,
+        policy,
+    };
+    Ok((Bytes::from(group), retry))
 }
 
 fn join(data: ConsumerData, client_id: &Bytes) -> Result<Join, Refused> {

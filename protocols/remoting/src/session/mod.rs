@@ -172,6 +172,7 @@ impl Session {
             code::GET_BROKER_CLUSTER_INFO => self.cluster_info(to, out),
             code::CONSUMER_SEND_MSG_BACK => self.give_back(command, to, out),
             code::END_TRANSACTION => self.end_transaction(command, to, out),
+            code::UPDATE_AND_CREATE_SUBSCRIPTION_GROUP => self.update_group(command, to, out),
             code::RECALL_MESSAGE => self.recall(now, command, to, out),
             code::SEND_REPLY_MESSAGE | code::SEND_REPLY_MESSAGE_V2 => {
                 not_supported(ResponseCode::MessageIllegal, "answering requests of producers")

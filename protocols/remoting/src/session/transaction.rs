@@ -13,7 +13,7 @@ use super::send::offset_id_in;
 use super::{ReplyTo, Session, answer};
 use crate::codec::{Command, Writer};
 use crate::mapping::delay::Handle;
-use crate::mapping::{names, offset_id, required, required_number};
+use crate::mapping::{group, names, offset_id, required, required_number};
 use crate::request_code::CHECK_TRANSACTION_STATE;
 use crate::response_code::{Refused, ResponseCode};
 
@@ -90,6 +90,13 @@ impl Session {
             Pending::GivenBack { to, offset },
             out,
         )?;
+        Ok(())
+    }
+
+    /// UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: how its messages are tried again.
+    pub(super) fn update_group(&mut self, command: &Command, to: ReplyTo, out: &mut Outbox) -> Result<(), Refused> {
+        let (group, retry) = group::settings(command.body())?;
+        self.ask(Request::SetRetry { group, retry }, Pending::Done(to), out)?;
         Ok(())
     }
 
