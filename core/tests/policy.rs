@@ -864,6 +864,30 @@ fn a_purge_and_a_deletion_of_much_are_done_in_slices_and_hold_over_a_crash() {
 }
 
 #[test]
+fn what_a_lost_connection_had_in_many_runs_comes_back_in_slices() {
+    let mut broker = Broker::new();
+    broker.ask(Request::DeclareQueue(queue("q")));
+    let count = 6_000u64;
+    for n in 0..count {
+        broker.client.publish(message(Entry::Queue, "q", "", &n.to_string()));
+    }
+    let mut consumer = broker.harness.client();
+    let subscription = consumer.subscribe("q", None);
+    broker.sync();
+    let deliveries = consumer.deliveries();
+    assert_eq!(deliveries.len() as u64, count);
+    for delivery in deliveries.iter().step_by(2) {
+        consumer.settle(subscription, delivery.sequence, 1, Settle::Ack);
+    }
+    drop(consumer);
+    assert_eq!(broker.ready("q"), Some(count / 2));
+    broker.client.subscribe("q", None);
+    broker.sync();
+    let expected: Vec<String> = (0..count).skip(1).step_by(2).map(|n| n.to_string()).collect();
+    assert_eq!(broker.client.bodies(), expected);
+}
+
+#[test]
 fn what_a_lost_connection_had_comes_back_in_order_at_the_cost_of_its_runs() {
     let mut broker = Broker::new();
     broker.ask(Request::DeclareQueue(queue("q")));
