@@ -325,6 +325,32 @@ fn a_full_queue_may_refuse_and_the_others_still_get_the_message() {
 }
 
 #[test]
+fn a_batch_for_a_full_queue_that_refuses_is_refused_whole() {
+    let mut broker = Broker::new();
+    let policy = Policy {
+        overflow: Overflow::Reject,
+        ..Policy::default()
+    };
+    broker.queue("full", messages(1), policy);
+    broker.ask(Request::DeclareQueue(queue("other")));
+    broker.publish("full", "0");
+    let commit = Commit {
+        publishes: vec![
+            message(Entry::Queue, "other", "", "1"),
+            message(Entry::Queue, "full", "", "1"),
+        ],
+        settlements: Vec::new(),
+    };
+    let reply = broker.client.ask(&broker.harness.engine, Request::Commit(commit));
+    let refused = Refusal::Rejected {
+        index: 1,
+        reject: Reject::QueueFull,
+    };
+    assert_eq!(reply.expect_err("it is full"), refused);
+    assert_eq!((broker.ready("full"), broker.ready("other")), (Some(1), Some(0)));
+}
+
+#[test]
 fn a_limit_of_nothing_serves_only_who_is_waiting() {
     let mut broker = Broker::new();
     broker.queue("q", messages(0), Policy::default());
@@ -861,6 +887,30 @@ fn a_purge_and_a_deletion_of_much_are_done_in_slices_and_hold_over_a_crash() {
             assert_eq!(broker.bodies("q"), ["0", "new"]);
         }
     }
+}
+
+#[test]
+fn what_a_lost_connection_had_in_many_runs_comes_back_in_slices() {
+    let mut broker = Broker::new();
+    broker.ask(Request::DeclareQueue(queue("q")));
+    let count = 6_000u64;
+    for n in 0..count {
+        broker.client.publish(message(Entry::Queue, "q", "", &n.to_string()));
+    }
+    let mut consumer = broker.harness.client();
+    let subscription = consumer.subscribe("q", None);
+    broker.sync();
+    let deliveries = consumer.deliveries();
+    assert_eq!(deliveries.len() as u64, count);
+    for delivery in deliveries.iter().step_by(2) {
+        consumer.settle(subscription, delivery.sequence, 1, Settle::Ack);
+    }
+    drop(consumer);
+    assert_eq!(broker.ready("q"), Some(count / 2));
+    broker.client.subscribe("q", None);
+    broker.sync();
+    let expected: Vec<String> = (0..count).skip(1).step_by(2).map(|n| n.to_string()).collect();
+    assert_eq!(broker.client.bodies(), expected);
 }
 
 #[test]

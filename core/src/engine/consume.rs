@@ -535,12 +535,36 @@ impl State {
 
     /// A link is gone or lost its hold on a queue: what was leased goes back to its place.
     pub(crate) fn end_subscription(&mut self, link: LinkId, id: SubscriptionId, subscription: &Subscription) {
-        for range in subscription.leases.iter() {
-            self.come_back(subscription.queue, range);
+        let queue = subscription.queue;
+        if subscription.leases.runs() <= STEPS_MAX {
+            for range in subscription.leases.iter() {
+                self.come_back(queue, range);
+            }
+            self.enforce_limit(queue);
+            self.mark_dirty(queue);
+        } else if let Some(state) = self.queue(queue) {
+            state.extra_mut().returning.push(subscription.leases.clone());
+            self.put_off(Work::Return(queue));
         }
-        self.enforce_limit(subscription.queue);
-        self.mark_dirty(subscription.queue);
         self.remove_consumer(link, id, subscription.queue);
+    }
+
+    /// Goes on giving back what lost connections had.
+    pub(crate) fn return_slice(&mut self, id: QueueId) {
+        while self.steps < STEPS_MAX {
+            self.steps += 1;
+            let Some(queue) = self.queue(id) else { return };
+            let returning = &mut queue.extra_mut().returning;
+            let Some(leases) = returning.last_mut() else {
+                self.enforce_limit(id);
+                return self.mark_dirty(id);
+            };
+            match leases.pop_first_run() {
+                Some(range) => self.come_back(id, range),
+                None => drop(returning.pop()),
+            }
+        }
+        self.put_off(Work::Return(id));
     }
 
     /// Ends all subscriptions to a queue that is going away.

@@ -446,6 +446,7 @@ impl State {
             Work::Resume(link) => self.resume(link),
             Work::Recall => self.go_on_recalling(),
             Work::Finish(queue) => self.finish_slice(queue),
+            Work::Return(queue) => self.return_slice(queue),
             Work::Bury(queue) => self.bury_slice(queue),
             Work::Limit(queue) => self.enforce_limit(queue),
             Work::Dispose => self.dispose_slice(),

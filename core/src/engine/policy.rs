@@ -207,7 +207,12 @@ impl State {
 
     /// A level whose first message has expired.
     fn expired_level(&mut self, id: QueueId) -> Option<u8> {
-        let heads: Vec<(u8, Entry)> = self.queue(id)?.heads().collect();
+        let queue = self.queue(id)?;
+        if queue.has_one_level() {
+            let entry = queue.progress.peek()?;
+            return self.has_expired(id, entry).then_some(0);
+        }
+        let heads: Vec<(u8, Entry)> = queue.heads().collect();
         heads
             .into_iter()
             .find(|(_, entry)| self.has_expired(id, *entry))
@@ -219,11 +224,14 @@ impl State {
         if self.replaying || !self.queue(id).is_some_and(|queue| queue.expiring) {
             return;
         }
-        let heads: Vec<(u8, Entry)> = self.queue(id).expect("just seen").heads().collect();
-        let next = heads
-            .into_iter()
-            .filter_map(|(_, entry)| self.deadline(id, entry))
-            .min();
+        let queue = self.queue(id).expect("just seen");
+        let next = if queue.has_one_level() {
+            queue.progress.peek().and_then(|entry| self.deadline(id, entry))
+        } else {
+            let heads: Vec<(u8, Entry)> = queue.heads().collect();
+            let deadlines = heads.into_iter().filter_map(|(_, entry)| self.deadline(id, entry));
+            deadlines.min()
+        };
         let Some(next) = next else { return };
         let queue = self.queue(id).expect("just seen");
         if queue

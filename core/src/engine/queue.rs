@@ -154,6 +154,8 @@ pub(crate) struct Extra {
     pub ttl_altered: bool,
     /// Done with, and said so in the log, but not yet taken off the list.
     pub finishing: VecDeque<Range<u64>>,
+    /// What connections had that are gone, and is not yet back in its place.
+    pub returning: Vec<Ranges>,
     /// Given up, but not yet dead-lettered.
     pub dying: VecDeque<(Range<u64>, Reason)>,
     /// Messages dropped because the queue was full.
@@ -394,6 +396,11 @@ impl Queue {
             self.extra_mut().leased_bytes += taken.entry.body_len();
         }
         Some(taken)
+    }
+
+    /// Whether only the lowest level was ever used.
+    pub(crate) fn has_one_level(&self) -> bool {
+        self.extra.as_ref().is_none_or(|extra| extra.levels.is_empty())
     }
 
     /// The first entry of each level that has something ready.

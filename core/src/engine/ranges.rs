@@ -56,6 +56,19 @@ impl Ranges {
         }
     }
 
+    /// How many ranges there are.
+    pub(crate) fn runs(&self) -> usize {
+        self.ranges().len()
+    }
+
+    /// Takes the first range out.
+    pub(crate) fn pop_first_run(&mut self) -> Option<Range<u64>> {
+        let inner = self.inner.as_mut()?;
+        let (start, end) = inner.ranges.pop_first()?;
+        inner.count -= end - start;
+        Some(start..end)
+    }
+
     /// Takes the smallest number out.
     pub(crate) fn pop_first(&mut self) -> Option<u64> {
         self.inner.as_mut()?.pop_first()

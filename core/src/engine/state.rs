@@ -121,6 +121,8 @@ pub(crate) enum Work {
     Recall,
     /// Take off its list what a queue is done with.
     Finish(QueueId),
+    /// Give back what lost connections had.
+    Return(QueueId),
     /// Dead-letter what a queue gave up.
     Bury(QueueId),
     /// Give up what a queue has too much of.

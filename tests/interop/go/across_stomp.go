@@ -205,4 +205,36 @@ func acrossStompChecks(s *Suite) {
 		Equal(t, string(c.next(subscription, "the committed message").Body), want, "body at STOMP")
 		Equal(t, string(subscriber.next("the committed message").body), want, "body at MQTT")
 	})
+	s.Check("across_stomp_clients_are_members_of_a_native_group", func(t *T) {
+		topic, group := t.Name("topic"), t.Name("group")
+		p := t.producer()
+		for i := range 20 {
+			t.send(p, message(topic, "%d", i).WithTag([]string{"a", "b"}[i%2]))
+		}
+		one, other := t.stomp(), t.stomp()
+		subscribe := func(c *stompT) *stomp.Subscription {
+			s, err := c.conn.Subscribe("/rocketmq/"+topic, stomp.AckClientIndividual, stomp.SubscribeOpt.Header("group", group),
+				stomp.SubscribeOpt.Header("tag", "a"), stomp.SubscribeOpt.Header("prefetch-count", "5"))
+			t.Ok(err, "subscribe")
+			return s
+		}
+		first := subscribe(one)
+		seen := map[string]int{}
+		for range 5 {
+			msg := one.next(first, "a message")
+			Equal(t, msg.Header.Get("tag"), "a", "tag")
+			seen[string(msg.Body)]++
+			t.Ok(one.conn.Ack(msg), "ack")
+		}
+		held := one.next(first, "a message that is not acknowledged")
+		t.Ok(one.conn.Nack(held), "nack")
+		t.Ok(one.conn.Disconnect(), "disconnect")
+		second := subscribe(other)
+		for range 5 {
+			msg := other.next(second, "a message")
+			seen[string(msg.Body)]++
+			t.Ok(other.conn.Ack(msg), "ack")
+		}
+		Equal(t, len(seen), 10, "different messages, each acknowledged once")
+	})
 }

@@ -112,15 +112,25 @@ func amqpErrorChecks(s *Suite) {
 	s.Check("amqp_recover_without_requeue_is_540", func(t *T) {
 		t.closesConnection(540, "recover", func(ch *amqp.Channel) error { return ch.Recover(false) })
 	})
-	s.Check("amqp_what_is_not_built_is_540", func(t *T) {
-		for name, value := range map[string]any{"x-message-ttl": int32(1000), "x-expires": int32(1000),
+	amqpCheck(s, "queue_arguments_are_kept_and_compared", func(t *amqpT) {
+		for name, value := range map[string]any{"x-message-ttl": int32(60000), "x-expires": int32(60000),
 			"x-dead-letter-exchange": "amq.fanout", "x-max-priority": int32(5), "x-single-active-consumer": true,
 			"x-queue-type": "quorum"} {
-			t.closesConnection(540, "a queue with "+name, func(ch *amqp.Channel) error {
-				_, err := ch.QueueDeclare(t.Name("queue"), true, false, false, false, amqp.Table{name: value})
+			queue := t.Name("queue")
+			declare := func(ch *amqp.Channel, args amqp.Table) error {
+				_, err := ch.QueueDeclare(queue, true, false, false, false, args)
 				return err
-			})
+			}
+			t.Ok(declare(t.ch, amqp.Table{name: value}), "a queue with "+name)
+			t.Ok(declare(t.ch, amqp.Table{name: value}), "the same again")
+			t.closesChannel(406, "without "+name, func(ch *amqp.Channel) error { return declare(ch, nil) })
+			_, err := t.ch.QueueDelete(queue, false, false, false)
+			t.Ok(err, "delete")
 		}
+		t.closesChannel(406, "a negative time to live", func(ch *amqp.Channel) error {
+			_, err := ch.QueueDeclare(t.Name("queue"), true, false, false, false, amqp.Table{"x-message-ttl": int32(-1)})
+			return err
+		})
 	})
 	s.Check("amqp_an_error_leaves_the_broker_usable", func(t *T) {
 		t.closesConnection(540, "publish", func(ch *amqp.Channel) error {

@@ -55,6 +55,15 @@ impl Client {
         config: &Config,
         out: &mut Outbox,
     ) -> Result<(), Failure> {
+        let subscription = self.subscriptions.get(&settling.subscription);
+        let is_grouped = subscription.is_some_and(|subscription| subscription.grouped.is_some());
+        if is_grouped && frame.header(b"transaction").is_some() {
+            let what = "acknowledging a message of a group in a transaction";
+            return Err(Error::NotSupported(what.to_owned()).into());
+        }
+        if is_grouped {
+            return Ok(self.settle_popped(&settling, out)?);
+        }
         if let Some(transaction) = frame.header(b"transaction") {
             return Ok(self.transactions.hold_settling(transaction, settling, config)?);
         }
@@ -100,7 +109,11 @@ impl Client {
         if subscription.mode == AckMode::Auto {
             return Err(Error::AutoMode(Text::from(id)));
         }
-        if !subscription.unacked.contains(number) {
+        let is_open = match &subscription.grouped {
+            Some(grouped) => grouped.holds(number),
+            None => subscription.unacked.contains(number),
+        };
+        if !is_open {
             return Err(unknown());
         }
         Ok(Settling {

@@ -55,6 +55,9 @@ pub(super) struct Client {
     pub(super) asked: VecDeque<Asked>,
     /// A request's answer decides how to go on: no frame is taken meanwhile.
     pub(super) waits: bool,
+    /// Pops that wait, which are not among what is asked.
+    pub(super) pops: Map<RequestId, SubscriptionId>,
+    pub(super) next_pop: u64,
     next_subscription: u32,
     pub(super) subscriptions: Map<SubscriptionId, Subscription>,
     /// Those that take messages, by what their deliveries' ids begin with.
@@ -86,6 +89,8 @@ impl Client {
             next_request: 1,
             asked: VecDeque::new(),
             waits: false,
+            pops: Map::default(),
+            next_pop: 0,
             next_subscription: 1,
             subscriptions: Map::default(),
             by_tag: Map::default(),
@@ -107,7 +112,7 @@ impl Client {
 
     /// All that the client asked for is answered.
     pub(super) fn is_done(&self) -> bool {
-        self.asked.is_empty() && self.pending.is_empty()
+        self.asked.is_empty() && self.pending.is_empty() && self.pops.is_empty()
     }
 
     /// The receipt of DISCONNECT: everything before it was done.
@@ -143,6 +148,7 @@ impl Client {
             Command::Commit => return self.handle_commit(frame, out),
             Command::Disconnect => {
                 self.leaving = Some(frame.copy(b"receipt"));
+                self.stop_all_popping(true, out);
                 return Ok(());
             }
             Command::Ack => self.handle_ack(frame, config, out)?,

@@ -1,16 +1,18 @@
 //! What core says: deliveries, outcomes, answers.
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
+use rocketbridge_core::message::Message;
 use rocketbridge_core::request::{Refusal, Reply};
 use rocketbridge_session::Outbox;
 
 use super::Failure;
 use super::client::{Client, put_receipt};
+use super::groups::is_pop;
 use super::queues::Wishes;
 use super::send::rejection;
-use super::subscribe::ToExchange;
-use crate::codec::{Command, END_OF_FRAME, put_number_header, put_plain_header};
+use super::subscribe::{Subscription, ToExchange};
+use crate::codec::{Command, END_OF_FRAME, Version, put_number_header, put_plain_header};
 use crate::config::Config;
 use crate::error_message::Error;
 use crate::mapping::outbound;
@@ -47,6 +49,13 @@ pub(super) enum Asked {
     Commit {
         receipts: Vec<Bytes>,
     },
+    /// To make the topic that a group consumes.
+    Group {
+        id: SubscriptionId,
+        receipt: Option<Bytes>,
+    },
+    /// Something whose answer does not matter.
+    Nothing,
 }
 
 impl Client {
@@ -57,6 +66,7 @@ impl Client {
                 Ok(())
             }
             Event::Outcome(outcome) => self.handle_outcome(outcome, config, out),
+            Event::Reply { id, result } if is_pop(id) => self.handle_popped(id, result, out),
             Event::Reply { result, .. } => self.handle_reply(result, config, out),
             Event::Notice(Notice::SubscriptionEnded(id)) => self.handle_ended(id),
             // Nothing is published as mandatory, and the driver itself goes on when there is room again.
@@ -81,40 +91,19 @@ impl Client {
         {
             return give_back(delivery, Settle::Ack, out);
         }
-        subscription.delivered += 1;
-        let number = subscription.delivered;
+        let number = put_message(
+            subscription,
+            self.version,
+            delivery.redelivered,
+            message,
+            &mut self.foreign,
+            out,
+        );
         if delivery.leased {
             subscription
                 .unacked
                 .push(number, delivery.subscription, delivery.sequence);
         }
-        let bytes = out.bytes();
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(number).as_bytes();
-        bytes.put_slice(&subscription.prefix);
-        bytes.put_slice(digits);
-        bytes.put_u8(b'\n');
-        if !subscription.ack_prefix.is_empty() {
-            bytes.put_slice(&subscription.ack_prefix);
-            bytes.put_slice(digits);
-            bytes.put_u8(b'\n');
-        }
-        bytes.put_slice(if delivery.redelivered {
-            b"redelivered:true\n"
-        } else {
-            b"redelivered:false\n"
-        });
-        if message.is_persistent() {
-            put_plain_header(bytes, "persistent", b"true");
-        }
-        let payload = message.payload();
-        if !payload.is_empty() {
-            put_number_header(bytes, "content-length", payload.len() as u64);
-        }
-        outbound::put_headers(message, self.version, &mut self.foreign, bytes);
-        bytes.put_u8(b'\n');
-        out.body(&payload, || payload.share());
-        out.bytes().put_slice(END_OF_FRAME);
     }
 
     /// Replies come in the order of requests.
@@ -161,6 +150,23 @@ impl Client {
             }
             // It is gone, which is what was wanted.
             (Asked::Delete { receipt }, Err(Refusal::NotFound { .. })) => receipt,
+            (Asked::Group { id, receipt }, Ok(_)) => {
+                self.waits = false;
+                // Before the first message.
+                if let Some(receipt) = receipt {
+                    put_receipt(self.version, &receipt, out.bytes());
+                }
+                self.begin_popping(id, out);
+                None
+            }
+            (Asked::Group { receipt, .. }, Err(refusal)) => {
+                return Err(Failure::of(
+                    Error::of_refusal(&refusal, b""),
+                    Command::Subscribe,
+                    receipt,
+                ));
+            }
+            (Asked::Nothing, _) => None,
             (Asked::Commit { receipts }, Ok(_)) => {
                 for receipt in receipts {
                     put_receipt(self.version, &receipt, out.bytes());
@@ -221,6 +227,46 @@ impl Client {
             _ => Ok(()),
         }
     }
+}
+
+/// MESSAGE. Gives its number within its subscription.
+pub(super) fn put_message(
+    subscription: &mut Subscription,
+    version: Version,
+    redelivered: bool,
+    message: &Message,
+    foreign: &mut BytesMut,
+    out: &mut Outbox,
+) -> u64 {
+    subscription.delivered += 1;
+    let bytes = out.bytes();
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(subscription.delivered).as_bytes();
+    bytes.put_slice(&subscription.prefix);
+    bytes.put_slice(digits);
+    bytes.put_u8(b'\n');
+    if !subscription.ack_prefix.is_empty() {
+        bytes.put_slice(&subscription.ack_prefix);
+        bytes.put_slice(digits);
+        bytes.put_u8(b'\n');
+    }
+    bytes.put_slice(if redelivered {
+        b"redelivered:true\n"
+    } else {
+        b"redelivered:false\n"
+    });
+    if message.is_persistent() {
+        put_plain_header(bytes, "persistent", b"true");
+    }
+    let payload = message.payload();
+    if !payload.is_empty() {
+        put_number_header(bytes, "content-length", payload.len() as u64);
+    }
+    outbound::put_headers(message, version, foreign, bytes);
+    bytes.put_u8(b'\n');
+    out.body(&payload, || payload.share());
+    out.bytes().put_slice(END_OF_FRAME);
+    subscription.delivered
 }
 
 fn give_back(delivery: &Delivery, action: Settle, out: &mut Outbox) {

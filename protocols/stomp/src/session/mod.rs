@@ -15,6 +15,7 @@ mod arguments;
 mod client;
 mod connect;
 mod events;
+mod groups;
 mod queues;
 mod send;
 mod subscribe;
@@ -179,6 +180,9 @@ impl Session {
     }
 
     fn close(&mut self, out: &mut Outbox) {
+        if let State::Connected(client) = &mut self.state {
+            client.stop_all_popping(false, out);
+        }
         self.state = State::Closed;
         out.close();
     }

@@ -8,8 +8,9 @@ use rocketbridge_core::request::{self, Acknowledge, Binding, Exchange, Matcher, 
 use rocketbridge_session::{Outbox, Unacked};
 
 use super::Failure;
-use super::client::Client;
+use super::client::{Client, put_receipt};
 use super::events::Asked;
+use super::groups::Grouped;
 use super::queues::Wishes;
 use crate::codec::{Command, Frame, Version, put_escaped, put_header};
 use crate::config::Config;
@@ -87,10 +88,12 @@ pub(super) struct Subscription {
     /// Giving it up in so many words ends its queue too.
     pub is_durable: bool,
     pub selector: Option<Sql>,
+    /// It pops messages of a topic instead of consuming a queue.
+    pub grouped: Option<Box<Grouped>>,
 }
 
 impl Subscription {
-    fn new(plan: Plan, queue: Bytes, version: Version, session: &str) -> Self {
+    pub(super) fn new(plan: Plan, queue: Bytes, version: Version, session: &str) -> Self {
         let mut prefix = BytesMut::from(&b"MESSAGE\n"[..]);
         if let Some(header) = &plan.header {
             put_header(&mut prefix, version, b"subscription", header);
@@ -120,6 +123,7 @@ impl Subscription {
             takes: true,
             is_durable: plan.is_durable,
             selector: plan.selector,
+            grouped: None,
         }
     }
 }
@@ -181,10 +185,10 @@ impl Client {
             }
             Destination::Native { topic, query } => {
                 let group = parameter(frame, &query, "group");
-                if group.is_some() {
-                    return Err(Error::NotSupported("consuming a topic as a group over STOMP".to_owned()).into());
-                }
                 let tags = parameter(frame, &query, "tag");
+                if let Some(group) = group {
+                    return Ok(self.consume_as_group(plan, &group, &topic, tags.as_deref(), out)?);
+                }
                 let queue = private(self, &plan)?;
                 let bindings = native_patterns(&topic, tags.as_deref());
                 let bindings = bindings
@@ -373,6 +377,15 @@ impl Client {
         let deletes = (deletes && subscription.is_durable).then(|| subscription.queue.clone());
         let mut unacked = std::mem::take(&mut subscription.unacked);
         self.by_tag.remove(&subscription.tag.clone());
+        if subscription.grouped.is_some() {
+            if self.stop_popping(id, true, out) {
+                self.subscriptions.remove(&id);
+            }
+            if let Some(receipt) = receipt {
+                put_receipt(self.version, &receipt, out.bytes());
+            }
+            return;
+        }
         let last = deletes.is_none();
         let asked = Asked::Unsubscribe {
             id,
