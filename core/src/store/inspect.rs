@@ -359,7 +359,10 @@ impl Inspection {
                 }
                 match met {
                     Met::Record(header, bytes) => each(item(header, bytes)),
-                    Met::Gap { next: None, why } if why == RecordError::Blank => Ok(()),
+                    Met::Gap {
+                        next: None,
+                        why: RecordError::Blank,
+                    } => Ok(()),
                     Met::Gap { next, why } => each(Item::Gap {
                         position,
                         bytes: next.map_or(0, |next| next - offset),
