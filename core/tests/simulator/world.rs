@@ -525,17 +525,15 @@ impl World {
             }
             Event::Delivery(delivery) => self.on_delivery(at, &delivery, last),
             Event::Reply { id, result } => self.on_reply(at, id.0, result),
-            Event::Notice(notice) => match notice {
-                Notice::SubscriptionEnded(subscription) => {
-                    let expected = self
-                        .ended_notices
-                        .iter()
-                        .position(|ended| *ended == (at, subscription.0));
-                    check!(self, expected.is_some(), "subscription {subscription:?} ended");
-                    self.ended_notices.swap_remove(expected.expect("checked"));
-                }
-                _ => {}
-            },
+            Event::Notice(Notice::SubscriptionEnded(subscription)) => {
+                let expected = self
+                    .ended_notices
+                    .iter()
+                    .position(|ended| *ended == (at, subscription.0));
+                check!(self, expected.is_some(), "subscription {subscription:?} ended");
+                self.ended_notices.swap_remove(expected.expect("checked"));
+            }
+            Event::Notice(_) => {}
             Event::Writable => {
                 let was = std::mem::replace(&mut self.link(at).blocked, false);
                 check!(self, was, "a link that is not blocked is writable");
