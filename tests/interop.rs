@@ -69,7 +69,7 @@ fn java_amqp() {
 
 #[test]
 fn java_rocketmq_4_9_8() {
-    run(Language::Java("4.9.8"), "rocketmq", 23);
+    run(Language::Java("4.9.8"), "rocketmq", 24);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn java_rocketmq_later_5_3_3() {
 
 #[test]
 fn java_rocketmq_5_3_3() {
-    run(Language::Java("5.3.3"), "rocketmq", 23);
+    run(Language::Java("5.3.3"), "rocketmq", 24);
 }
 
 #[test]

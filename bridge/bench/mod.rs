@@ -64,6 +64,9 @@ pub fn run(options: &Options) -> ExitCode {
     print!("{report}");
     if let Some(fault) = &report.fault {
         eprintln!("rocketbridge bench: {fault}");
+    } else if report.lost > 0 {
+        let (lost, seconds) = (report::grouped(report.lost), options.patience.as_secs_f64());
+        eprintln!("rocketbridge bench: {lost} messages were lost: nothing came any more for {seconds} s");
     }
     if options.json {
         println!("{}", report.json());
@@ -88,22 +91,25 @@ fn raise_file_limit() {
 fn load(name: &'static str, options: &Options, protocol: &mut dyn Protocol) -> Report {
     let mut report = Report::new(name);
     watch::listen_to_signals();
-    let result = protocol.prepare().and_then(|()| {
+    let prepared = protocol.prepare();
+    let is_prepared = prepared.is_ok();
+    let result = prepared.and_then(|()| {
         let run = Run {
             options,
             protocol: &*protocol,
         };
         run.go(&mut report)
     });
-    let connected = !matches!(result, Err(Fault::Connect { .. }));
     if let Err(fault) = result {
         report.fault = Some(fault.to_string());
     }
-    if connected && options.mode != Mode::Fill {
+    if options.mode != Mode::Fill {
         match protocol.clean_up() {
             Ok(None) => {}
             Ok(Some(words)) => eprintln!("rocketbridge bench: {words}"),
-            Err(fault) => eprintln!("rocketbridge bench: not everything was removed: {fault}"),
+            // Who was not let in has nothing to remove.
+            Err(fault) if is_prepared => eprintln!("rocketbridge bench: not everything was removed: {fault}"),
+            Err(_) => {}
         }
     }
     report
@@ -124,6 +130,8 @@ struct Phase {
 
 impl Run<'_> {
     fn go(&self, report: &mut Report) -> Result<(), Fault> {
+        // A wrong process is told before anything is measured.
+        self.usage()?;
         let idlers = self.idle(report)?;
         let phase = |name, publish, consume| Phase { name, publish, consume };
         let phases = match self.options.mode {

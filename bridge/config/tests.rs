@@ -173,3 +173,29 @@ fn what_changed_is_named_with_its_section() {
     assert_eq!(differences(&old, &new), ["data_dir", "log.level", "store.flush"]);
     assert!(differences(&old, &old).is_empty());
 }
+
+#[test]
+fn delays_and_transactions_have_rocketmq_s_defaults_and_a_year_is_the_most() {
+    let config = Sources::default().load().unwrap().config;
+    assert_eq!(config.timers.delay_max, Duration::from_secs(3 * 24 * 3600));
+    let checks = &config.transactions;
+    assert_eq!(
+        (checks.check_after, checks.check_interval),
+        (Duration::from_secs(6), Duration::from_secs(30))
+    );
+    assert_eq!(checks.check_max, 15);
+    let text = r#"
+        [timers]
+        delay_max = "365 days"
+        [transactions]
+        check_after = "6s"
+        check_interval = "1m"
+        check_max = 3
+    "#;
+    let config = load(text, Vec::new()).unwrap().config;
+    assert_eq!(config.timers.delay_max, Duration::from_secs(365 * 24 * 3600));
+    assert_eq!(config.transactions.check_interval, Duration::from_secs(60));
+    assert_eq!(config.transactions.check_max, 3);
+    let refused = load("[timers]\ndelay_max = \"2 years\"", Vec::new()).unwrap_err();
+    assert!(refused.contains("at most a year"), "{refused}");
+}

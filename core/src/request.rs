@@ -139,7 +139,8 @@ pub enum Request {
     /// [`Refusal::LeaseEnded`].
     ChangeInvisible(ChangeInvisible),
     /// A group goes on from another place. Who pulls learns it by its next pull, and until then what it commits is
-    /// ignored; leases of who pops end. [`Reply::Places`]: message queues and their new offsets.
+    /// ignored; leases of who pops end. [`Reply::Places`]: message queues and their new offsets;
+    /// [`Refusal::NotFound`], and [`Refusal::Invalid`] for a broadcasting group.
     ResetOffset {
         group: Bytes,
         topic: Bytes,

@@ -613,6 +613,9 @@ fn a_reset_ends_the_wait_of_a_held_pull() {
     let harness = Harness::new();
     let (mut consumer, mut tool) = (harness.client(), harness.client());
     send(&mut tool, &["a", "b"]);
+    let unknown = tool.ask(&harness.engine, reset(ResetTo::End)).unwrap_err();
+    assert!(matches!(unknown, Refusal::NotFound { what: "group", .. }));
+    tool.ask(&harness.engine, commit(1)).unwrap();
     consumer.request(pull(2, true));
     assert!(consumer.events().is_empty());
     tool.ask(&harness.engine, reset(ResetTo::Offset(0))).unwrap();

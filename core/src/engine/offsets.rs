@@ -77,6 +77,13 @@ impl State {
     ) -> Result<Reply, Refusal> {
         let id = self.topic_id(topic)?;
         let queues = self.topics[id as usize].queues.len() as u32;
+        let is_known = |groups: &Vec<Bytes>| groups.contains(group);
+        if !self.groups.contains_key(group) && !self.topic_groups.get(topic).is_some_and(is_known) {
+            return Err(Refusal::NotFound {
+                what: "group",
+                name: group.clone(),
+            });
+        }
         if self.group(group)?.is_broadcasting() {
             return Err(Refusal::Invalid(
                 "the members of a broadcasting group keep their own offsets".to_owned(),

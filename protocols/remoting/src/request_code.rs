@@ -44,6 +44,8 @@ pub const GET_ROUTEINFO_BY_TOPIC: i32 = 105;
 pub const GET_BROKER_CLUSTER_INFO: i32 = 106;
 /// Makes or changes a consumer group.
 pub const UPDATE_AND_CREATE_SUBSCRIPTION_GROUP: i32 = 200;
+/// A group's consumers are to go on from another time or offset.
+pub const INVOKE_BROKER_TO_RESET_OFFSET: i32 = 222;
 /// One message, one-letter field names.
 pub const SEND_MESSAGE_V2: i32 = 310;
 /// Several messages, one-letter field names.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use common::{Ordered, Script, batch_message, bytes, long_header, message_of, short_header, store_host, stored, with};
 use rocketbridge_core::boundary::{Event, Fate, Outcome, Reject};
 use rocketbridge_core::message::{Entry, Format};
-use rocketbridge_core::request::{Filter, PullStatus, Pulled, Refusal, Reply, Request, Topic};
+use rocketbridge_core::request::{Filter, PullStatus, Pulled, Refusal, Reply, Request, ResetTo, Topic};
 use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::Millis;
 use rocketbridge_remoting::Config;
@@ -605,6 +605,40 @@ fn a_pull_may_bring_an_expression() {
         "{}",
         answer.remark
     );
+}
+
+#[test]
+fn a_group_is_reset_by_time_or_offset_or_to_the_end() {
+    let mut script = Script::new();
+    for (fields, expected) in [
+        (
+            &[("timestamp", "1700000000000")][..],
+            (None, ResetTo::Time(Millis(1_700_000_000_000))),
+        ),
+        (&[("timestamp", "-1"), ("queueId", "-1")], (None, ResetTo::End)),
+        (
+            &[("timestamp", "-1"), ("queueId", "2"), ("offset", "7")],
+            (Some(2), ResetTo::Offset(7)),
+        ),
+        (
+            &[("timestamp", "5"), ("queueId", "2"), ("offset", "-1")],
+            (Some(2), ResetTo::Time(Millis(5))),
+        ),
+    ] {
+        let header = [&[("group", "g"), ("topic", "T"), ("isForce", "true")][..], fields].concat();
+        script.send(222, &header, b"");
+        let (id, request) = script.one_request();
+        let Request::ResetOffset { queue_id, to, .. } = request else {
+            panic!("{request:?}")
+        };
+        assert_eq!((queue_id, to), expected);
+        script.reply(id, Ok(Reply::Places(vec![(2, 7)])));
+        let answer = script.answer();
+        assert_eq!(answer.code, 0);
+        assert!(answer.body.starts_with(b"{\"offsetTable\":{{"), "{answer:?}");
+    }
+    script.send(222, &[("group", "g"), ("topic", "T")], b"");
+    assert_eq!(script.answer().code, 1);
 }
 
 #[test]

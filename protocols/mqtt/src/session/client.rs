@@ -61,8 +61,8 @@ pub(super) struct Client {
     /// What topic aliases stand for; an empty topic is an alias not set.
     pub(super) aliases: Vec<Bytes>,
     /// Aliases of topics towards the client.
-    pub(super) outgoing_aliases: HashMap<Box<[u8]>, u16>,
-    pub(super) last_topic: Option<LastTopic>,
+    pub(super) outgoing_aliases: Option<Box<HashMap<Box<[u8]>, u16>>>,
+    pub(super) last_topic: Option<Box<LastTopic>>,
     pub(super) attributes: AttributesBuilder,
     /// What becomes part of publishes is written here and split off.
     pub(super) scratch: BytesMut,
@@ -96,7 +96,7 @@ impl Client {
             received: Vec::new(),
             waiting: VecDeque::new(),
             aliases: Vec::new(),
-            outgoing_aliases: HashMap::default(),
+            outgoing_aliases: None,
             last_topic: None,
             attributes: AttributesBuilder::default(),
             scratch: BytesMut::new(),
@@ -322,4 +322,16 @@ pub(super) fn settled(subscription: SubscriptionId, sequence: u64) -> Settlement
 /// Whether a topic or filter is below `$SYS`.
 pub(super) fn is_sys(text: &[u8]) -> bool {
     text.starts_with(b"$SYS/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An idle connection costs at most 4 KiB in all.
+    #[test]
+    fn a_connected_client_is_small() {
+        let size = size_of::<Client>();
+        assert!(size <= 664, "{size} bytes");
+    }
 }

@@ -197,7 +197,8 @@ impl Client {
         }
         out.body(body, || payload.share());
         if let Some((alias, false)) = alias {
-            self.outgoing_aliases.insert(origin.topic.into(), alias);
+            let aliases = self.outgoing_aliases.get_or_insert_default();
+            aliases.insert(origin.topic.into(), alias);
         }
         self.counted.publishes_out += 1;
         if qos == 0 {
@@ -239,10 +240,11 @@ impl Client {
         if self.is.outgoing_alias_maximum == 0 {
             return None;
         }
-        if let Some(alias) = self.outgoing_aliases.get(topic) {
+        let aliases = self.outgoing_aliases.as_ref();
+        if let Some(alias) = aliases.and_then(|aliases| aliases.get(topic)) {
             return Some((*alias, true));
         }
-        let next = self.outgoing_aliases.len() as u16 + 1;
+        let next = aliases.map_or(0, |aliases| aliases.len()) as u16 + 1;
         (next <= self.is.outgoing_alias_maximum).then_some((next, false))
     }
 

@@ -334,7 +334,7 @@ impl Client {
 }
 
 fn last_topic<'a>(
-    last: &'a mut Option<LastTopic>,
+    last: &'a mut Option<Box<LastTopic>>,
     scratch: &mut BytesMut,
     version: Version,
     publish: &Publish,
@@ -350,12 +350,17 @@ fn last_topic<'a>(
         // Cut from the origin, not from the packet: what is remembered must not hold the read buffer.
         let topic = origin.slice(4..4 + publish.topic.len());
         let address = mapping::address_of(&topic, scratch);
-        *last = Some(LastTopic {
+        let topic = LastTopic {
             topic,
             qos: publish.qos,
             address,
             origin,
-        });
+        };
+        // The place of the one before is used again.
+        match last {
+            Some(last) => **last = topic,
+            None => *last = Some(Box::new(topic)),
+        }
     }
     last.as_ref().expect("set above")
 }

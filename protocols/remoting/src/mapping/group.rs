@@ -296,6 +296,25 @@ pub fn locked_body(queues: &[(Bytes, u32)], broker_name: &str) -> BytesMut {
     out
 }
 
+/// The body that tells a topic's offsets, in the dialect of Java's fastjson: objects are keys.
+pub fn offsets_body(topic: &[u8], places: &[(u32, u64)], broker_name: &str) -> BytesMut {
+    let mut out = BytesMut::with_capacity(32 + places.len() * 96);
+    out.put_slice(b"{\"offsetTable\":{");
+    for (at, (queue_id, offset)) in places.iter().enumerate() {
+        out.put_slice(if at > 0 { b",{" } else { b"{" });
+        out.put_slice(b"\"brokerName\":");
+        push_string(&mut out, broker_name.as_bytes());
+        out.put_slice(b",\"queueId\":");
+        push_number(&mut out, i64::from(*queue_id));
+        out.put_slice(b",\"topic\":");
+        push_string(&mut out, topic);
+        out.put_slice(b"}:");
+        push_number(&mut out, *offset as i64);
+    }
+    out.put_slice(b"}}");
+    out
+}
+
 /// The body that lists a group's members.
 pub fn members_body(members: &[Bytes]) -> BytesMut {
     let mut out = BytesMut::with_capacity(32 + members.len() * 48);
@@ -417,6 +436,14 @@ mod tests {
         assert_eq!(
             members_body(&[Bytes::from("a@1"), Bytes::from("b\"")]),
             r#"{"consumerIdList":["a@1","b\""]}"#
+        );
+    }
+
+    #[test]
+    fn offsets_are_told_as_java_reads_them() {
+        assert_eq!(
+            offsets_body(b"T", &[(0, 5), (1, 7)], "b"),
+            r#"{"offsetTable":{{"brokerName":"b","queueId":0,"topic":"T"}:5,{"brokerName":"b","queueId":1,"topic":"T"}:7}}"#
         );
     }
 

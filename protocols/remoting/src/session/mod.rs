@@ -159,6 +159,7 @@ impl Session {
             code::SEARCH_OFFSET_BY_TIMESTAMP => self.search_offset(command, to, out),
             code::GET_MAX_OFFSET => self.bounds(command, Pending::MaxOffset(to), out),
             code::GET_MIN_OFFSET => self.bounds(command, Pending::MinOffset(to), out),
+            code::INVOKE_BROKER_TO_RESET_OFFSET => self.reset_offset(command, to, out),
             code::VIEW_MESSAGE_BY_ID => self.view_message(command, to, out),
             code::HEART_BEAT => self.heart_beat(command, to, out),
             code::UNREGISTER_CLIENT => self.unregister_client(command, to, out),

@@ -65,6 +65,10 @@ pub(super) enum Pending {
     },
     MaxOffset(ReplyTo),
     MinOffset(ReplyTo),
+    Reset {
+        to: ReplyTo,
+        topic: Bytes,
+    },
     Members {
         to: ReplyTo,
         group: Bytes,
@@ -189,6 +193,10 @@ impl Session {
             }
             (Pending::MaxOffset(to), Ok(Reply::Offsets(bounds))) => answer_offset(to, bounds.end, out),
             (Pending::MinOffset(to), Ok(Reply::Offsets(bounds))) => answer_offset(to, bounds.start, out),
+            (Pending::Reset { to, topic }, Ok(Reply::Places(places))) => {
+                let body = group::offsets_body(&topic, &places, &self.config.broker_name);
+                answer(out, to, ResponseCode::Success, "", |_| {}, &body);
+            }
             (Pending::Members { to, group }, Ok(Reply::Members(members))) => {
                 let body = group::members_body(&members);
                 if members.is_empty() {
@@ -269,6 +277,7 @@ impl Pending {
             | Self::PullBounds { to, .. }
             | Self::CommittedOffset { to, .. }
             | Self::SearchedOffset { to, .. }
+            | Self::Reset { to, .. }
             | Self::Members { to, .. }
             | Self::View { to, .. } => Some(*to),
         }

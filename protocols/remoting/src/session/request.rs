@@ -1,7 +1,7 @@
 //! What commands ask of core.
 
 use bytes::Bytes;
-use rocketbridge_core::request::Request;
+use rocketbridge_core::request::{Request, ResetTo};
 use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::Outbox;
@@ -123,6 +123,36 @@ impl Session {
     pub(super) fn bounds(&mut self, command: &Command, pending: Pending, out: &mut Outbox) -> Result<(), Refused> {
         let (topic, queue_id) = topic_and_queue(command)?;
         self.ask(Request::Bounds { topic, queue_id }, pending, out)?;
+        Ok(())
+    }
+
+    /// INVOKE_BROKER_TO_RESET_OFFSET
+    pub(super) fn reset_offset(&mut self, command: &Command, to: ReplyTo, out: &mut Outbox) -> Result<(), Refused> {
+        let group = required(command, "group")?.to_bytes();
+        let topic = required(command, "topic")?.to_bytes();
+        names::check_group(&group)?;
+        names::check_topic(&topic)?;
+        let timestamp = required_number(command, "timestamp")?;
+        let number = |name| command.field(name).and_then(|value| value.number());
+        let queue_id = number("queueId").and_then(|id| u32::try_from(id).ok());
+        let offset = number("offset").and_then(|offset| u64::try_from(offset).ok());
+        let reset_to = match (queue_id, offset, u64::try_from(timestamp)) {
+            (Some(_), Some(offset), _) => ResetTo::Offset(offset),
+            (_, _, Ok(at)) => ResetTo::Time(Millis(at)),
+            // -1 is the end.
+            (_, _, Err(_)) => ResetTo::End,
+        };
+        let pending = Pending::Reset {
+            to,
+            topic: topic.clone(),
+        };
+        let request = Request::ResetOffset {
+            group,
+            topic,
+            queue_id,
+            to: reset_to,
+        };
+        self.ask(request, pending, out)?;
         Ok(())
     }
 

@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.HashMap;
+import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -28,6 +29,7 @@ import org.apache.rocketmq.client.consumer.listener.ConsumeOrderlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerOrderly;
 import org.apache.rocketmq.client.exception.MQClientException;
+import org.apache.rocketmq.client.impl.factory.MQClientInstance;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.common.consumer.ConsumeFromWhere;
 import org.apache.rocketmq.common.message.Message;
@@ -103,6 +105,24 @@ final class RocketMqConsumer extends RocketMq {
             equal(bodies(inbox, TOPIC_QUEUES), Map.of("last", TOPIC_QUEUES), "what else there is");
         });
         check("lite_pull_consumer_seeks_the_first_and_the_last_offset", this::seek);
+        check("a_group_that_consumes_is_reset_by_time", () -> {
+            DefaultMQProducer producer = producer();
+            String topic = topicWith(producer, 20);
+            String group = unique("group");
+            DefaultMQPushConsumer consumer = consumer(group, topic, "*");
+            BlockingQueue<MessageExt> inbox = start(consumer);
+            equal(bodies(inbox, 20), numbers(0, 20), "bodies at first");
+            MQClientInstance client = consumer.getDefaultMQPushConsumerImpl().getmQClientFactory();
+            String broker = producer.fetchPublishMessageQueues(topic).get(0).getBrokerName();
+            Map<MessageQueue, Long> offsets = client.getMQClientAPIImpl().invokeBrokerToResetOffset(
+                client.findBrokerAddressInPublish(broker), topic, group, 0, true, 3000);
+            equal(new HashSet<>(offsets.values()), Collections.singleton(0L), "offsets");
+            // Clients of version 4 wait for 10 s and then for their next round over the queues.
+            MessageExt first = inbox.poll(45, TimeUnit.SECONDS);
+            isTrue(first != null, "nothing came after the reset");
+            inbox.add(first);
+            equal(bodies(inbox, 20), numbers(0, 20), "bodies after the reset");
+        });
         check("broadcasting_gives_everything_to_everyone", () -> {
             DefaultMQProducer producer = producer();
             String topic = topicWith(producer, 20);
