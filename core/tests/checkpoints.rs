@@ -541,3 +541,33 @@ fn copying_forward_cut_off_anywhere_loses_nothing() {
         assert!(left.is_superset(&kept), "step {step}: {kept:?} of {left:?}");
     }
 }
+
+/// After a crash writing goes on behind a gap of segments that never were: they are no reason to give anything up.
+#[test]
+fn topics_keep_their_messages_over_a_crash_until_their_time() {
+    let config = Config {
+        retention: Millis::from_secs(3600),
+        ..config()
+    };
+    let harness = Harness::on(CrashStorage::default(), config.clone()).unwrap();
+    let mut client = set_up(&harness);
+    for n in 0..300 {
+        client.publish(message(
+            Entry::Exchange,
+            "both",
+            "k",
+            &format!("{n} {}", "x".repeat(900)),
+        ));
+    }
+    harness.engine.sync_once().unwrap();
+    let expected = shown(&harness);
+    drop(client);
+    let mut storage = harness.storage.after_kill();
+    drop(harness);
+    for _ in 0..3 {
+        let harness = Harness::on(storage, config.clone()).unwrap();
+        let_time_pass(&harness);
+        assert_eq!(shown(&harness), expected);
+        storage = harness.storage.after_kill();
+    }
+}

@@ -325,6 +325,32 @@ fn a_full_queue_may_refuse_and_the_others_still_get_the_message() {
 }
 
 #[test]
+fn a_batch_for_a_full_queue_that_refuses_is_refused_whole() {
+    let mut broker = Broker::new();
+    let policy = Policy {
+        overflow: Overflow::Reject,
+        ..Policy::default()
+    };
+    broker.queue("full", messages(1), policy);
+    broker.ask(Request::DeclareQueue(queue("other")));
+    broker.publish("full", "0");
+    let commit = Commit {
+        publishes: vec![
+            message(Entry::Queue, "other", "", "1"),
+            message(Entry::Queue, "full", "", "1"),
+        ],
+        settlements: Vec::new(),
+    };
+    let reply = broker.client.ask(&broker.harness.engine, Request::Commit(commit));
+    let refused = Refusal::Rejected {
+        index: 1,
+        reject: Reject::QueueFull,
+    };
+    assert_eq!(reply.expect_err("it is full"), refused);
+    assert_eq!((broker.ready("full"), broker.ready("other")), (Some(1), Some(0)));
+}
+
+#[test]
 fn a_limit_of_nothing_serves_only_who_is_waiting() {
     let mut broker = Broker::new();
     broker.queue("q", messages(0), Policy::default());

@@ -74,6 +74,9 @@ impl State {
         }
         self.dedup_key(link, publish)?;
         let route = self.router.route(publish)?;
+        if !self.find_refusing(&route, publish).is_empty() {
+            return Err(Reject::QueueFull);
+        }
         let chosen = publish.native.as_deref().and_then(|native| native.queue_id);
         let queues = match self.topic_of(publish, &route)? {
             TopicOf::None => return Ok(()),

@@ -133,7 +133,7 @@ impl Engine {
         let has_mark = |mark: Mark| space.is_some_and(|space| space.used() >= mark.used && space.free < mark.free);
         let full = self.0.writer.full.load(Ordering::Acquire);
         maintenance.tight = full || has_mark(TIGHT);
-        self.find_unneeded(&mut maintenance);
+        self.find_unneeded(&mut maintenance)?;
         if self.is_due(&maintenance) {
             self.take_checkpoint(&mut maintenance).or_else(|error| {
                 if is_full(&error) && self.release_reserve()? {
@@ -259,35 +259,36 @@ impl Engine {
     }
 
     /// Topics give up what their retention lets go; segments that nothing needs then are remembered.
-    fn find_unneeded(&self, maintenance: &mut Maintenance) {
-        let (found, kept, number) = {
+    fn find_unneeded(&self, maintenance: &mut Maintenance) -> io::Result<()> {
+        let there = self.0.storage.files(Area::Log)?;
+        let (found, floor, number) = {
             let mut state = self.lock();
             let current = state.log.end().0 / self.0.segment_size;
             let wall = self.0.clock.now().wall;
             let next = state.pages.checkpoint() + 1;
             let known = &maintenance.unneeded;
             let mut early = maintenance.tight && known.is_empty();
-            let free = state.log.segments().iter().filter(|(number, segment)| {
-                *number < current && segment.pins == 0 && !known.iter().any(|(known, _)| known == number)
-            });
-            // When room is short the oldest goes before its time, one after the other.
-            let found: Vec<u64> = free
-                .filter(|(_, segment)| segment.keep_until <= wall || std::mem::take(&mut early))
-                .map(|(number, _)| number)
-                .collect();
-            // Behind a segment that topics want lie others that they never entered.
-            let kept = state.log.segments().iter().find(|(number, segment)| {
-                let is_given_up = found.contains(number) || known.iter().any(|(known, _)| known == number);
-                segment.keep_until > wall && !is_given_up
-            });
-            (found, kept.map(|(number, _)| number), next)
+            let (mut found, mut floor) = (Vec::new(), None);
+            for number in there.into_iter().filter(|number| *number < current) {
+                let segment = state.log.segments().get(number);
+                // When room is short the oldest goes before its time, one after the other.
+                let is_wanted = segment.keep_until > wall && !(segment.pins == 0 && std::mem::take(&mut early));
+                if is_wanted {
+                    floor = floor.or(Some(number));
+                } else if segment.pins == 0 && !known.iter().any(|(known, _)| *known == number) {
+                    found.push(number);
+                }
+            }
+            (found, floor.unwrap_or(current), next)
         };
-        let Some(last) = found.iter().max() else { return };
-        let end = kept.map_or(last + 1, |kept| kept.min(last + 1));
-        self.drop_topic_entries(Position(end * self.0.segment_size));
+        // Topics have nothing in those that are found behind the first that they want.
+        if let Some(last) = found.iter().filter(|number| **number < floor).max() {
+            self.drop_topic_entries(Position((last + 1) * self.0.segment_size));
+        }
         maintenance
             .unneeded
             .extend(found.into_iter().map(|segment| (segment, number)));
+        Ok(())
     }
 
     /// Topics' entries that point before a position are given up, in slices.

@@ -200,7 +200,7 @@ impl State {
     }
 
     /// Queues that are full and refuse what comes.
-    fn find_refusing(&mut self, route: &Route, publish: &Publish) -> Vec<u32> {
+    pub(crate) fn find_refusing(&mut self, route: &Route, publish: &Publish) -> Vec<u32> {
         if self.refusing_queues == 0 {
             return Vec::new();
         }
