@@ -22,7 +22,7 @@ pub enum Task {
 const ROOT_HELP: &str = "\
 Example:
   rocketbridge serve --data-dir /var/lib/rocketbridge
-      starts a broker for AMQP 0-9-1, MQTT and RocketMQ clients on this machine
+      starts a broker for AMQP 0-9-1, MQTT, STOMP and RocketMQ clients on this machine
   rocketbridge bench amqp --url amqp://guest:guest@127.0.0.1:5672
       measures it, or any other broker
   rocketbridge store check /var/lib/rocketbridge
@@ -91,7 +91,7 @@ pub fn parse() -> Task {
 fn command() -> Command {
     Command::new("rocketbridge")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A message broker for AMQP, MQTT and RocketMQ clients")
+        .about("A message broker for AMQP, MQTT, STOMP and RocketMQ clients")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
