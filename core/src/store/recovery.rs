@@ -79,6 +79,9 @@ pub(crate) fn replay(
         });
     }
     let mut current = segments.contains(&first).then_some(first);
+    if current.is_some() {
+        check_version(storage, first, segment_size)?;
+    }
     // What lies before the checkpoint is not applied, but may be needed.
     let mut reached: HashSet<u64> = segments.iter().copied().filter(|segment| *segment < first).collect();
     let mut batch = Batch::default();
@@ -133,6 +136,21 @@ pub(crate) fn replay(
     }
     storage.claim(FileId::segment(recovered.next_segment), segment_size)?;
     Ok(recovered)
+}
+
+/// A segment is not always read from its head on, which tells whether a newer broker wrote it.
+fn check_version(storage: &dyn Storage, segment: u64, segment_size: u64) -> Result<(), RecoveryError> {
+    let base = segment * segment_size;
+    let head = Reader::new(storage, FileId::segment(segment), 0).record(Position(base))?;
+    if let Ok((header, bytes)) = head
+        && header.kind == Kind::SegmentHead
+    {
+        let version = u32::from_le_bytes(bytes[HEADER..HEADER + 4].try_into().expect("4 bytes"));
+        if version > FORMAT_VERSION {
+            return Err(RecoveryError::NewerFormat { segment: base, version });
+        }
+    }
+    Ok(())
 }
 
 /// Records of a batch whose last one was not read yet.
