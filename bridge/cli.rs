@@ -7,6 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use rocketbridge::bench::options::{self, Options};
 use rocketbridge::config::{Override, Sources, environment};
 use rocketbridge::protocols::PROTOCOLS;
+use rocketbridge::store_tools;
 
 /// What the user asked for.
 pub enum Task {
@@ -14,14 +15,18 @@ pub enum Task {
     Serve(Sources),
     /// Measure a broker.
     Bench(Box<Options>),
+    /// Look at a data directory.
+    Store(store_tools::Task),
 }
 
 const ROOT_HELP: &str = "\
 Example:
   rocketbridge serve --data-dir /var/lib/rocketbridge
-      starts a broker for AMQP 0-9-1, MQTT and RocketMQ clients on this machine
+      starts a broker for AMQP 0-9-1, MQTT, STOMP and RocketMQ clients on this machine
   rocketbridge bench amqp --url amqp://guest:guest@127.0.0.1:5672
       measures it, or any other broker
+  rocketbridge store check /var/lib/rocketbridge
+      verifies the data of a broker that does not run
 
 `rocketbridge serve --help` shows how to configure it, `rocketbridge bench --help` what can be measured.";
 
@@ -78,6 +83,7 @@ pub fn parse() -> Task {
             Ok(options) => Task::Bench(Box::new(options)),
             Err(words) => command().error(ErrorKind::ValueValidation, words).exit(),
         },
+        Some(("store", matches)) => Task::Store(store_tools::parse(matches)),
         _ => unreachable!("a subcommand is required"),
     }
 }
@@ -85,13 +91,14 @@ pub fn parse() -> Task {
 fn command() -> Command {
     Command::new("rocketbridge")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("A message broker for AMQP, MQTT and RocketMQ clients")
+        .about("A message broker for AMQP, MQTT, STOMP and RocketMQ clients")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .disable_help_subcommand(true)
         .after_help(ROOT_HELP)
         .subcommand(serve())
         .subcommand(options::command())
+        .subcommand(store_tools::command())
 }
 
 fn serve() -> Command {

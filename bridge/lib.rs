@@ -27,6 +27,7 @@ pub mod log;
 pub mod protocols;
 mod scratch;
 pub mod server;
+pub mod store_tools;
 pub mod websocket;
 
 pub use config::Config;

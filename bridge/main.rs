@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     let sources = match cli::parse() {
         cli::Task::Serve(sources) => sources,
         cli::Task::Bench(options) => return rocketbridge::bench::run(&options),
+        cli::Task::Store(task) => return ExitCode::from(rocketbridge::store_tools::run(&task)),
     };
     let loaded = match sources.load() {
         Ok(loaded) => loaded,

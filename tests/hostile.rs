@@ -42,6 +42,10 @@ enum After {
     MqttLogin(u8),
     /// Remoting: one request was answered.
     Request,
+    /// STOMP: CONNECTED came.
+    StompLogin,
+    /// WebSocket: the handshake with that path is done.
+    WebSocket(&'static str),
 }
 
 /// What the broker says before it closes.
@@ -55,6 +59,10 @@ enum Answer {
     AmqpHeader,
     /// MQTT 5.0 DISCONNECT with that reason.
     MqttDisconnect(u8),
+    /// STOMP's ERROR with that message.
+    StompError(&'static str),
+    /// A WebSocket's close frame with that code.
+    WebSocketClose(u16),
 }
 
 struct Attack {
@@ -270,10 +278,137 @@ fn remoting_attacks() -> Vec<Attack> {
     attacks
 }
 
+fn stomp_attacks() -> Vec<Attack> {
+    use Answer::StompError;
+    let malformed = StompError("malformed frame");
+    let too_large = StompError("frame too large");
+    let many_headers = [&b"SEND\n"[..], &b"a:b\n".repeat(200_000)].concat();
+    let long_header = [&b"SEND\na:"[..], &vec![b'x'; 3 << 20]].concat();
+    let frames: [(&str, Vec<u8>, Answer); 10] = [
+        (
+            "a content-length of 10^19",
+            b"SEND\ndestination:/queue/a\ncontent-length:10000000000000000000\n\nx".to_vec(),
+            too_large,
+        ),
+        (
+            "a content-length below zero",
+            b"SEND\ndestination:/queue/a\ncontent-length:-1\n\nx\0".to_vec(),
+            malformed,
+        ),
+        ("200,000 headers", many_headers, too_large),
+        ("a header of 3 MB", long_header, too_large),
+        ("a command without an end", vec![b'A'; 100_000], too_large),
+        (
+            "a TLS handshake",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\0".to_vec(),
+            malformed,
+        ),
+        ("a header without a colon", b"SEND\nnothing\n\n\0".to_vec(), malformed),
+        ("an undefined escape", b"SEND\na:\\q\n\n\0".to_vec(), malformed),
+        ("a carriage return alone", b"SEND\na:b\rc\n\n\0".to_vec(), malformed),
+        ("no blank line", b"SEND\na:b\n\0".to_vec(), malformed),
+    ];
+    let mut attacks = Vec::new();
+    for (name, bytes, answer) in frames {
+        attacks.push(attack(name, "stomp", After::StompLogin, bytes.clone(), answer));
+        let is_escape = name == "an undefined escape";
+        if !is_escape {
+            attacks.push(attack(name, "stomp", After::Connecting, bytes, answer));
+        }
+    }
+    let connect = [&b"CONNECT\na:"[..], &[b'x'; 20_000]].concat();
+    attacks.push(attack(
+        "a CONNECT of 20 kB",
+        "stomp",
+        After::Connecting,
+        connect,
+        too_large,
+    ));
+    attacks
+}
+
+fn websocket_attacks() -> Vec<Attack> {
+    use Answer::WebSocketClose;
+    let frames: [(&str, &[u8], u16); 6] = [
+        ("an unmasked frame", b"\x82\x01x", 1002),
+        (
+            "a frame of 2^63 bytes",
+            b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0",
+            1002,
+        ),
+        ("a reserved bit", b"\xc2\x80\0\0\0\0", 1002),
+        ("an unknown opcode", b"\x83\x80\0\0\0\0", 1002),
+        ("a ping in parts", b"\x09\x80\0\0\0\0", 1002),
+        ("a continuation of nothing", b"\x80\x80\0\0\0\0", 1002),
+    ];
+    let mut attacks = Vec::new();
+    for (listener, path) in [("stomp_websocket", "/ws"), ("mqtt_websocket", "/mqtt")] {
+        for (name, bytes, code) in frames {
+            let after = After::WebSocket(path);
+            attacks.push(attack(name, listener, after, bytes.to_vec(), WebSocketClose(code)));
+        }
+    }
+    let not_text = b"\x81\x81\0\0\0\0\xff".to_vec();
+    let after = After::WebSocket("/ws");
+    attacks.push(attack(
+        "text that is none",
+        "stomp_websocket",
+        after,
+        not_text,
+        WebSocketClose(1007),
+    ));
+    let text = b"\x81\x81\0\0\0\0x".to_vec();
+    let after = After::WebSocket("/mqtt");
+    attacks.push(attack(
+        "a text message",
+        "mqtt_websocket",
+        after,
+        text,
+        WebSocketClose(1003),
+    ));
+    attacks
+}
+
+/// The client's half of a WebSocket handshake.
+fn upgrade(address: SocketAddr, path: &str) -> std::io::Result<Wire> {
+    let mut wire = Wire::connect(address)?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    );
+    wire.send(request.as_bytes())?;
+    let head = until(&mut wire, b"\r\n\r\n")?;
+    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", head.escape_ascii());
+    Ok(wire)
+}
+
+fn stomp_login(address: SocketAddr) -> std::io::Result<Wire> {
+    let mut wire = Wire::connect(address)?;
+    wire.send(b"CONNECT\naccept-version:1.2\nlogin:guest\npasscode:guest\n\n\0")?;
+    let connected = until(&mut wire, b"\0\n")?;
+    assert!(connected.starts_with(b"CONNECTED\n"), "{}", connected.escape_ascii());
+    Ok(wire)
+}
+
+/// Takes what comes up to and with `end`.
+fn until(wire: &mut Wire, end: &[u8]) -> std::io::Result<Vec<u8>> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if let Some(at) = wire.buffered().windows(end.len()).position(|window| window == end) {
+            return Ok(wire.take(at + end.len()));
+        }
+        if !wire.fill(patience)? {
+            return support::wire::unexpected("the end of the connection");
+        }
+    }
+}
+
 fn all_attacks() -> Vec<Attack> {
     let mut attacks = amqp_attacks();
     attacks.extend(mqtt_attacks());
     attacks.extend(remoting_attacks());
+    attacks.extend(stomp_attacks());
+    attacks.extend(websocket_attacks());
     attacks
 }
 
@@ -303,6 +438,8 @@ impl Attacker {
                 };
                 Mqtt::connect(address, connect).map(|client| Self::Mqtt(Box::new(client)))
             }
+            After::StompLogin => stomp_login(address).map(Self::Plain),
+            After::WebSocket(path) => upgrade(address, path).map(Self::Plain),
             After::Request => Remoting::connect(address).and_then(|mut client| {
                 client.call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)?;
                 Ok(Self::Remoting(Box::new(client)))
@@ -350,6 +487,12 @@ impl Attacker {
             b"" => Answer::Silence,
             [0xe0, _, reason, ..] => Answer::MqttDisconnect(*reason),
             amqp::PROTOCOL_HEADER => Answer::AmqpHeader,
+            [0x88, 2, high, low] => Answer::WebSocketClose(u16::from_be_bytes([*high, *low])),
+            error if error.starts_with(b"ERROR\n") => {
+                let text = String::from_utf8_lossy(error);
+                let message = text.lines().find_map(|line| line.strip_prefix("message:"));
+                Answer::StompError(message.expect("ERROR has a message").to_owned().leak())
+            }
             other => panic!("{}", other.escape_ascii()),
         }
     }

@@ -15,6 +15,7 @@ use rocketbridge_core::boundary::Publish;
 use rocketbridge_core::message::{Entry, Format, Message};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::mapping as mqtt_mapping;
+use rocketbridge_stomp::mapping::{Destination, Target, outbound as stomp_outbound};
 use support::amqp::{self, Amqp};
 use support::broker::Broker;
 use support::mqtt::{Connect, Mqtt};
@@ -67,6 +68,18 @@ fn mqtt_spelling(message: &Message) -> Option<String> {
     let mut out = BytesMut::new();
     mqtt_mapping::put_topic(message, &mut out)
         .then(|| String::from_utf8(out.to_vec()).expect("MQTT's topics are UTF-8"))
+}
+
+fn stomp_spelling(message: &Message) -> String {
+    let mut out = BytesMut::new();
+    stomp_outbound::put_destination(message, &mut out);
+    String::from_utf8(out.to_vec()).expect("they are UTF-8")
+}
+
+fn stomp_target(destination: &str) -> Target {
+    let config = rocketbridge_stomp::Config::default();
+    let parsed = Destination::parse(destination.as_bytes(), &config).expect("it is one");
+    Target::of(&parsed, destination.as_bytes()).expect("it has an address")
 }
 
 fn amqp_spelling(message: &Message) -> (String, String) {
@@ -136,6 +149,19 @@ fn mqtt_topics_are_addresses(random: &mut Random, spelled: &mut Spelled) {
         (&address.name, &address.key),
         "{topic} as {swapped}"
     );
+    // And STOMP, which writes `%2F` for a slash.
+    let destination = format!("/topic/{}", swapped.replace('/', "%2F"));
+    assert_eq!(stomp_spelling(&message), destination);
+    // The empty name is none for STOMP.
+    if !swapped.is_empty() {
+        let stomp = stomp_target(&destination);
+        assert_eq!(
+            (&stomp.topic, &stomp.key),
+            (&address.name, &address.key),
+            "{topic} as {destination}"
+        );
+        assert_eq!(&stomp.shown[..], destination.as_bytes());
+    }
     if swapped.len() <= 255 {
         assert_eq!(amqp_spelling(&message), ("amq.topic".to_owned(), swapped));
     }
@@ -198,7 +224,18 @@ fn exchanges_are_topics(random: &mut Random) {
         (Entry::Exchange, &encode_name(&Bytes::from(name.clone())))
     );
     let back = message(Entry::Exchange, &target.topic, &target.key, target.cut_from.as_deref());
-    assert_eq!(amqp_spelling(&back), (name, key));
+    assert_eq!(amqp_spelling(&back), (name.clone(), key.clone()));
+    let (name, key) = (name.replace('/', "%2F"), key.replace('/', "%2F"));
+    let destination = match &key[..] {
+        "" => format!("/exchange/{name}"),
+        key => format!("/exchange/{name}/{key}"),
+    };
+    assert_eq!(stomp_spelling(&back), destination);
+    let stomp = stomp_target(&destination);
+    assert_eq!(
+        (stomp.entry, &stomp.topic, &stomp.key),
+        (Entry::Exchange, &target.topic, &target.key)
+    );
 }
 
 // --- on a whole broker ------------------------------------------------------------------------

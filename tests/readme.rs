@@ -107,6 +107,14 @@ fn rust(broker: &Broker) -> Running {
     Running::start(Command::new(profile.join("examples/devices")).env("MQTT_PORT", port))
 }
 
+fn javascript(broker: &Broker) -> Running {
+    let source = program("javascript").replace("127.0.0.1:15674", &broker.address("stomp_websocket").to_string());
+    let file = broker.folder().join("page.js");
+    std::fs::write(&file, source).expect("written");
+    let modules = folder(Language::Node).join("package/node_modules");
+    Running::start(Command::new("node").arg(file).env("NODE_PATH", modules))
+}
+
 /// The last shell block: a subscriber in the background and a publisher.
 fn mosquitto(broker: &Broker) -> (Command, Command) {
     let begin = README.rfind("```sh\nmosquitto_sub").expect("the block is there") + "```sh\n".len();
@@ -127,6 +135,7 @@ fn every_program_of_the_readme_receives_what_the_others_send() {
     const PYTHON: &str = "dim the light, says Python";
     const GO: &str = "lock the door, says Go";
     const RUST: &str = "reboot, says Rust";
+    const JAVASCRIPT: &str = "close the blinds, says JavaScript";
     const MOSQUITTO: &str = "21.5 degrees, says mosquitto";
     let broker = Broker::start();
     let (mut subscribe, mut publish) = mosquitto(&broker);
@@ -142,11 +151,14 @@ fn every_program_of_the_readme_receives_what_the_others_send() {
     python.receives("python received ", &[PYTHON]);
     let rust = rust(&broker);
     rust.receives("rust received ", &[RUST]);
+    let javascript = javascript(&broker);
+    javascript.receives("javascript received ", &[JAVASCRIPT]);
     let go = go(&broker);
     assert!(publish.status().expect("it runs").success());
 
-    go.receives("go received ", &[PYTHON, RUST, GO, MOSQUITTO]);
-    python.receives("python received ", &[RUST, GO, MOSQUITTO]);
-    rust.receives("rust received ", &[GO, MOSQUITTO]);
-    device.receives("devices/42/cmd ", &[PYTHON, RUST, GO]);
+    go.receives("go received ", &[PYTHON, RUST, JAVASCRIPT, GO, MOSQUITTO]);
+    python.receives("python received ", &[RUST, JAVASCRIPT, GO, MOSQUITTO]);
+    rust.receives("rust received ", &[JAVASCRIPT, GO, MOSQUITTO]);
+    javascript.receives("javascript received ", &[GO, MOSQUITTO]);
+    device.receives("devices/42/cmd ", &[PYTHON, RUST, JAVASCRIPT, GO]);
 }

@@ -628,6 +628,18 @@ impl State {
                 retry: retry.clone(),
             });
         }
+        // Groups may wait for a topic that is not there yet.
+        for (topic, groups) in &self.topic_groups {
+            if self.topic_ids.contains_key(topic) {
+                continue;
+            }
+            for group in groups {
+                put(&Change::Group {
+                    group: group.clone(),
+                    topic: topic.clone(),
+                });
+            }
+        }
     }
 
     /// Reads a checkpoint back into a state in which there is nothing yet.

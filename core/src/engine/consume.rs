@@ -47,7 +47,7 @@ impl State {
             if let Some(consumer) = self.next_consumer(id) {
                 return self.hand_over(id, level, consumer, message, entry);
             }
-        } else if queue.consumers().is_empty() && queue.of_holder && !persistent {
+        } else if queue.leaves_out(persistent) {
             return;
         }
         self.keep(id, level, entry);
@@ -427,12 +427,23 @@ impl State {
             subscription: subscribe.subscription,
             priority: subscribe.priority,
         });
-        if !std::mem::replace(&mut queue.had_consumer, true) && queue.spec.durable {
-            self.change(&Change::Consumed { id });
-        }
+        self.consumed(id);
         self.used(id);
         self.mark_dirty(id);
         Ok(Reply::Done)
+    }
+
+    /// Notes that a durable queue is consumed from. Nobody gets anything of it before that is as safe as a
+    /// confirmed message, not even when it was another one's coming that is being noted.
+    fn consumed(&mut self, id: QueueId) {
+        let Some(queue) = self.queue(id).filter(|queue| queue.spec.durable) else {
+            return;
+        };
+        if std::mem::replace(&mut queue.had_consumer, true) {
+            self.rests_on_changes();
+        } else {
+            self.change(&Change::Consumed { id });
+        }
     }
 
     pub(crate) fn unsubscribe(&mut self, link: LinkId, id: SubscriptionId) -> Result<Reply, Refusal> {
@@ -499,12 +510,7 @@ impl State {
         let Some((taken, message)) = self.take_message(queue_id) else {
             return Ok(Reply::Got(None));
         };
-        if let Some(queue) = self.queue(queue_id)
-            && !std::mem::replace(&mut queue.had_consumer, true)
-            && queue.spec.durable
-        {
-            self.change(&Change::Consumed { id: queue_id });
-        }
+        self.consumed(queue_id);
         let delivery = self.delivery(link, id, queue_id, taken, message);
         self.expire(queue_id);
         let remaining = self.queue(queue_id).map_or(0, |queue| queue.ready());

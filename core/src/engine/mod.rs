@@ -312,7 +312,7 @@ impl Engine {
                 .queues
                 .iter()
                 .filter(|(_, queue)| queue.spec.durable)
-                .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.next())))
+                .flat_map(|(id, queue)| queue.levels().map(move |list| (id, list.maybe_delivered_below())))
                 .collect();
             state.change_quietly(&Change::Stopped { delivered });
         });
@@ -415,6 +415,29 @@ impl Drop for EngineLink {
     }
 }
 
+/// Whether a request is a promise, even when nothing had to be done for it: who declares what is there already is
+/// told that it is there.
+fn makes_something(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::DeclareExchange(_)
+            | Request::DeclareQueue(_)
+            | Request::DeclareTopic { .. }
+            | Request::Bind(_)
+            | Request::Unbind(_)
+            | Request::Attach(_)
+    )
+}
+
+fn is_of_something_durable(reply: &Reply) -> bool {
+    match reply {
+        Reply::Exchange(exchange) => exchange.durable,
+        Reply::Queue(state) => state.queue.durable,
+        Reply::Attached { present, .. } => *present,
+        _ => true,
+    }
+}
+
 impl State {
     /// Goes on with what an earlier hold left.
     fn go_on(&mut self, work: Work) {
@@ -436,6 +459,7 @@ impl State {
     fn request(&mut self, link: LinkId, id: RequestId, request: Request) {
         self.changed = false;
         let logged_in = self.link(link).is_some_and(|link| link.logged_in);
+        let makes = makes_something(&request);
         let result = match request {
             Request::Login(credentials) => self.login(link, &credentials),
             _ if !logged_in => Err(Refusal::AccessRefused),
@@ -522,6 +546,9 @@ impl State {
             }
             Request::View { position } => self.view(position),
         };
+        if makes && result.as_ref().is_ok_and(is_of_something_durable) {
+            self.rests_on_changes();
+        }
         self.reply(link, id, result);
     }
 

@@ -233,11 +233,17 @@ impl Progress {
         is_new
     }
 
+    /// Everything before this may have been delivered, in this life of the broker or an earlier one.
+    pub(crate) fn maybe_delivered_below(&self) -> u64 {
+        self.next.max(self.suspect_below.min(self.end()))
+    }
+
     /// Ends a replay. `delivered_below` is the clean stop's word on what had been handed out; without it
     /// everything may have been, if there ever was a consumer.
     pub(crate) fn replay_done(&mut self, delivered_below: Option<u64>, had_consumer: bool) {
         self.suspect_below = match delivered_below {
-            Some(below) => below,
+            // Sequences of transient messages at the end are used again.
+            Some(below) => below.min(self.end()),
             None if had_consumer => self.end(),
             None => 0,
         };

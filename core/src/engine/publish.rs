@@ -156,7 +156,7 @@ impl State {
         let born_host = self.born_host(link);
         let message = Message::from_publish(publish, born_host, self.config.store_host, self.stored_at);
         let token = publish.token;
-        self.tell(link, Event::Returned { token, message });
+        self.tell_at_once(link, Event::Returned { token, message });
     }
 
     /// Of what this link publishes.
@@ -237,11 +237,11 @@ impl State {
             }
             return nowhere;
         }
-        self.find_durable(route, publish, destinations);
-        let logged = topic_queue.is_some()
-            || !destinations.is_empty()
-            || *is_retained
-            || self.memory.held() > self.config.transient_max;
+        // What is in the log for another reason is there for its queues, too: a transient message is kept like any
+        // other then, or a crash would undo what a checkpoint holds.
+        let logged = topic_queue.is_some() || *is_retained || self.memory.held() > self.config.transient_max;
+        let has_durable = self.find_durable(route, publish, logged, destinations);
+        let logged = logged || !destinations.is_empty();
         let (position, message) = self.store(publish, birth, *topic_queue, destinations, route.exchange, logged);
         let expires_at = expires_at(publish.format, publish.attributes.iter(), self.clock());
         let entry = Entry::of_queue(position, message.record_len() as u32, publish.body.len(), expires_at);
@@ -263,7 +263,7 @@ impl State {
             self.offer(*id, level, &message, entry);
         }
         let (queue_id, queue_offset) = topic_queue.map_or((0, 0), |(_, queue, offset)| (queue, offset));
-        let durable = is_durable(position, publish, !destinations.is_empty());
+        let durable = is_durable(position, publish, has_durable);
         Stored {
             position,
             queue_id,
@@ -362,20 +362,32 @@ impl State {
         Ok((id, queue, topic.queues[queue as usize].end()))
     }
 
-    /// Durable queues among the destinations, each with the sequence that the message gets there.
-    fn find_durable(&mut self, route: &Arc<Route>, publish: &Publish, destinations: &mut Destinations) {
+    /// Durable queues among the destinations, each with the sequence that the message gets there. Gives whether
+    /// one of them is to keep it whatever its publisher asked for.
+    fn find_durable(
+        &mut self,
+        route: &Arc<Route>,
+        publish: &Publish,
+        logged: bool,
+        destinations: &mut Destinations,
+    ) -> bool {
         destinations.clear();
-        if !publish.persistent && self.keeping_queues == 0 {
-            return;
+        let mut keeps_all = false;
+        let kept = publish.persistent || logged;
+        if !kept && self.keeping_queues == 0 {
+            return keeps_all;
         }
         for id in &route.queues {
             if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable)
-                && (publish.persistent || queue.keeps_all())
+                && (kept || queue.keeps_all())
+                && !queue.leaves_out(publish.persistent)
             {
+                keeps_all |= queue.keeps_all();
                 let level = queue.level_for(|| priority(publish));
                 destinations.push((*id, queue.end_of(level)));
             }
         }
+        keeps_all
     }
 
     /// Stores a message that nobody sees yet.

@@ -268,6 +268,11 @@ impl Queue {
         self.policy().is_some_and(|policy| policy.counts_attempts)
     }
 
+    /// A session whose client is away gets no transient messages.
+    pub(crate) fn leaves_out(&self, persistent: bool) -> bool {
+        !persistent && self.of_holder && self.consumers().is_empty()
+    }
+
     /// Whether every message is kept over a restart.
     pub(crate) fn keeps_all(&self) -> bool {
         self.policy().is_some_and(|policy| policy.keeps_all)

@@ -389,8 +389,9 @@ fn forget(list: &mut Vec<Arc<Binding>>, binding: &Arc<Binding>) {
 struct Walk<'a> {
     router: &'a Router,
     publish: &'a Publish,
-    /// Exchanges visited: makes cycles of bindings harmless. The root is among them as [`TO_TOPICS`].
-    exchanges: BTreeSet<u64>,
+    /// Exchanges visited, with which key: makes cycles of bindings harmless. An exchange that is reached by both
+    /// keys looks for both: one way to it takes nothing from the other. The root is among them as [`TO_TOPICS`].
+    exchanges: BTreeSet<(u64, bool)>,
     queues: Vec<QueueId>,
     cacheable: bool,
     found: Option<Found<'a>>,
@@ -424,7 +425,7 @@ impl Walk<'_> {
             });
         }
         if entry != Entry::Exchange {
-            self.exchanges.insert(TO_TOPICS);
+            self.exchanges.insert((TO_TOPICS, false));
         }
         let mut levels: Vec<&[u8]> = vec![topic];
         levels.extend(
@@ -449,7 +450,7 @@ impl Walk<'_> {
                         .extend(self.router.queues.get(&name).map(|(queue, _)| *queue));
                     self.steps += 1;
                 }
-                target if !self.exchanges.insert(target) => {}
+                target if !self.exchanges.insert((target, step.whole && target != TO_TOPICS)) => {}
                 TO_TOPICS => self.visit_topics(step.whole, &mut next),
                 target => self.visit_exchange(target as u32, step.whole, &mut next),
             }

@@ -220,6 +220,8 @@ pub(crate) struct State {
     pub republishes: VecDeque<(Revived, Done)>,
     /// The request at hand changed something durable.
     pub changed: bool,
+    /// Behind the last durable change that somebody waits for.
+    last_change: Position,
     /// Records of an earlier life are being applied: nothing follows from them but what they say.
     pub replaying: bool,
     /// The broker is going down: nothing new is taken.
@@ -297,6 +299,7 @@ impl State {
             republishing: false,
             republishes: VecDeque::new(),
             changed: false,
+            last_change: Position(0),
             replaying: false,
             closing: false,
             shortage: None,
@@ -391,6 +394,13 @@ impl State {
         }
     }
 
+    /// Tells a link something that goes with outcomes: not even a reply that waits for the disk is before it.
+    pub(crate) fn tell_at_once(&mut self, id: LinkId, event: Event) {
+        if let Some(link) = self.touch(id) {
+            link.stage(event);
+        }
+    }
+
     pub(crate) fn notify(&mut self, id: LinkId, notice: Notice) {
         self.tell(id, Event::Notice(notice));
     }
@@ -420,6 +430,7 @@ impl State {
             return self.tell(id, event);
         }
         let mark = self.log.end();
+        self.last_change = mark;
         let Some(link) = self.touch(id) else { return };
         if link.held.is_empty() {
             self.held_links.push(id);
@@ -559,6 +570,13 @@ impl State {
     pub(crate) fn change(&mut self, change: &Change) {
         self.change_quietly(change);
         self.changed = true;
+        self.last_change = self.log.end();
+    }
+
+    /// The answer to the request at hand says that something is there, which another request may have made just
+    /// now: it waits for the disk, too.
+    pub(crate) fn rests_on_changes(&mut self) {
+        self.changed |= self.last_change > self.released;
     }
 
     /// Writes a durable change that nobody waits for.

@@ -3,6 +3,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod chunk;
+pub mod inspect;
 pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod pages;

@@ -120,6 +120,14 @@ pub(crate) fn replay(
             seal_tail(storage, last, segment_size, offset, recovered.next_segment)?;
         }
     }
+    // When only the last process died, what it wrote was read from the kernel. What is built on it now must not
+    // lose it to a power cut.
+    let unsynced = reached
+        .iter()
+        .filter(|segment| (**segment + 1) * segment_size > synced.0);
+    for segment in unsynced {
+        storage.sync(FileId::segment(*segment))?;
+    }
     for unreached in segments.into_iter().filter(|segment| !reached.contains(segment)) {
         storage.remove(FileId::segment(unreached))?;
     }

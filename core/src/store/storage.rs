@@ -172,6 +172,8 @@ pub struct FileStorage {
     folder: PathBuf,
     segment_size: u64,
     files: Mutex<HashMap<FileId, Arc<File>>>,
+    /// Files are opened to be changed.
+    writable: bool,
     /// Held for the process's life: one broker a folder.
     _lock: File,
 }
@@ -198,6 +200,14 @@ fn known_segment_size(log: &Path) -> io::Result<Option<u64>> {
     let read = File::open(first.path())?.read_at(&mut kib, HEADER as u64 + 4)?;
     let size = u64::from(u32::from_le_bytes(kib)) << 10;
     Ok(Some(size).filter(|size| read == 4 && *size >= SEGMENT_SIZE_MIN))
+}
+
+fn longest_file(log: &Path) -> io::Result<u64> {
+    let mut longest = 0;
+    for entry in fs::read_dir(log)? {
+        longest = longest.max(entry?.metadata()?.len());
+    }
+    Ok(longest)
 }
 
 /// A 32nd of the disk, within limits: what is claimed ahead must not be most of it.
@@ -231,8 +241,46 @@ impl FileStorage {
             folder: folder.to_owned(),
             segment_size,
             files: Mutex::default(),
+            writable: true,
             _lock: lock,
         })
+    }
+
+    /// Opens the data folder of a broker that does not run, to be read only. Nothing is made or changed.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when another process has it open, [`io::ErrorKind::NotFound`] when it is no
+    /// data folder.
+    pub fn open_to_read(folder: &Path) -> io::Result<Self> {
+        let log = folder.join(folder_name(Area::Log));
+        if !log.is_dir() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let lock = File::open(folder.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let segment_size = match known_segment_size(&log)? {
+            Some(size) => size,
+            None => longest_file(&log)?
+                .clamp(SEGMENT_SIZE_MIN, SEGMENT_SIZE)
+                .next_power_of_two(),
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            segment_size,
+            files: Mutex::default(),
+            writable: false,
+            _lock: lock,
+        })
+    }
+
+    /// Where a file lies within the data folder.
+    pub fn name(&self, file: FileId) -> String {
+        format!("{}/{:020}", folder_name(file.area), file.number * self.unit(file.area))
+    }
+
+    /// Bytes of a file.
+    pub fn len(&self, file: FileId) -> io::Result<u64> {
+        Ok(self.file(file)?.metadata()?.len())
     }
 
     /// Size of a log segment, bytes.
@@ -262,7 +310,7 @@ impl FileStorage {
         if let Some(file) = files.get(&id) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(OpenOptions::new().read(true).write(true).open(self.path(id))?);
+        let file = Arc::new(OpenOptions::new().read(true).write(self.writable).open(self.path(id))?);
         files.insert(id, Arc::clone(&file));
         Ok(file)
     }
