@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use crate::address::encode_name;
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::entries::EntryList;
@@ -21,9 +22,16 @@ impl State {
         self.queues.get_mut(id)
     }
 
+    /// The queue of that name. The router's table serves: an encoded name is as good as the name, unless
+    /// both were so long that they were cut.
+    pub(crate) fn queue_id(&self, name: &Bytes) -> Option<QueueId> {
+        let id = self.router.queue(&encode_name(name))?;
+        self.queues.get(id).filter(|queue| queue.spec.name == *name).map(|_| id)
+    }
+
     /// The queue of that name, unless it is another connection's exclusive one.
     pub(crate) fn queue_for(&mut self, link: LinkId, name: &Bytes) -> Result<QueueId, Refusal> {
-        let Some(id) = self.queue_ids.get(name).copied() else {
+        let Some(id) = self.queue_id(name) else {
             return Err(Refusal::NotFound {
                 what: "queue",
                 name: name.clone(),

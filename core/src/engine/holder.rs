@@ -306,7 +306,7 @@ impl State {
             ));
         }
         check_pattern(&share.matcher)?;
-        let id = match self.queue_ids.get(&share.queue).copied() {
+        let id = match self.queue_id(&share.queue) {
             Some(id) => id,
             None => self.make_shared(&share)?,
         };
@@ -368,7 +368,7 @@ impl State {
 
     pub(crate) fn unshare(&mut self, link: LinkId, name: &Bytes) -> Result<Reply, Refusal> {
         let holder = self.link(link).and_then(|link| link.holder.clone());
-        let (Some(holder), Some(id)) = (holder, self.queue_ids.get(name).copied()) else {
+        let (Some(holder), Some(id)) = (holder, self.queue_id(name)) else {
             return Ok(Reply::Done);
         };
         self.end_subscriptions_to(link, id);
@@ -410,7 +410,7 @@ impl State {
             holder.keep = keep;
             return;
         }
-        if let Some(queue) = self.queue_ids.get(&queue_name(&name)).copied() {
+        if let Some(queue) = self.queue_id(&queue_name(&name)) {
             self.queue(queue).expect("it has a name").of_holder = true;
             self.put_holder(name, queue, true, keep);
         }

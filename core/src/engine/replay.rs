@@ -148,7 +148,7 @@ fn replay_settle(state: &mut State, payload: &[u8]) {
 /// Whether the queue that a binding leads to is still the one of that name.
 fn is_current(state: &State, queue: Option<u32>, binding: &Binding) -> bool {
     match &binding.destination {
-        Destination::Queue(name) => queue.is_some() && state.queue_ids.get(name).copied() == queue,
+        Destination::Queue(name) => queue.is_some() && state.queue_id(name) == queue,
         Destination::Exchange(_) | Destination::Topics => true,
     }
 }
@@ -180,9 +180,6 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
             if let Some(queue) = state.queues.remove(id) {
                 state.release_entries(&queue);
                 state.count_policy(queue.policy(), false);
-                if state.queue_ids.get(&queue.spec.name) == Some(&id) {
-                    state.queue_ids.remove(&queue.spec.name);
-                }
                 state.router.remove_queue(&encode_name(&queue.spec.name), id);
             }
         }

@@ -202,6 +202,15 @@ impl Router {
 
     // --- queues -----------------------------------------------------------------------------------
 
+    /// The queue of that encoded name.
+    pub(crate) fn queue(&self, encoded_name: &[u8]) -> Option<QueueId> {
+        self.queues.get(encoded_name).map(|(queue, _)| *queue)
+    }
+
+    pub(crate) fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
     /// Adds a queue under its encoded name.
     pub(crate) fn add_queue(&mut self, name: Bytes, queue: QueueId, addressable: bool) {
         self.queues.insert(name, (queue, addressable));

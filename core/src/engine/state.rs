@@ -150,7 +150,6 @@ pub(crate) struct State {
     pub pages: Arc<Pages>,
     pub router: Router,
     pub queues: Queues,
-    pub queue_ids: Map<Bytes, QueueId>,
     pub topics: Vec<Topic>,
     pub topic_ids: Map<Bytes, u32>,
     /// Topics that foreign publishes made.
@@ -253,7 +252,6 @@ impl State {
             pages,
             router: Router::default(),
             queues: Queues::default(),
-            queue_ids: Map::default(),
             topics: Vec::new(),
             topic_ids: Map::default(),
             topics_auto: 0,

@@ -112,6 +112,13 @@ impl State {
             Err(refusal) => return Err(refusal),
         }
         self.check_queue_limit()?;
+        // What a client's buffer holds is not kept for the sake of a name.
+        spec.name = Bytes::copy_from_slice(&spec.name);
+        if self.router.queue(&encode_name(&spec.name)).is_some() {
+            return Err(Refusal::Invalid(
+                "another queue's name is too much like this one".to_owned(),
+            ));
+        }
         let exclusive = spec.exclusive;
         spec.durable &= !exclusive;
         let id = self.new_queue_id();
@@ -133,7 +140,7 @@ impl State {
     }
 
     pub(crate) fn check_queue_limit(&self) -> Result<(), Refusal> {
-        if self.queue_ids.len() >= self.config.queues_max {
+        if self.router.queue_count() >= self.config.queues_max {
             return Err(limit("queues", self.config.queues_max));
         }
         Ok(())
@@ -148,7 +155,6 @@ impl State {
     /// Puts a queue that was declared, now or before a restart.
     pub(crate) fn put_queue(&mut self, id: QueueId, spec: request::Queue) {
         let topic = encode_name(&spec.name);
-        self.queue_ids.insert(spec.name.clone(), id);
         self.router.add_queue(topic, id, spec.addressable);
         self.count_policy(spec.policy.as_deref(), true);
         if let Some(queue) = self.queue(id) {
@@ -199,7 +205,6 @@ impl State {
             self.change(&Change::QueueGone { id });
         }
         self.settled.retain(|(queue, ..)| *queue != id);
-        self.queue_ids.remove(&queue.spec.name);
         let nothing = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.dispose(queue.take_levels(nothing));
         let gone = self.router.remove_queue(&encode_name(&queue.spec.name), id);
