@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::world::{SimClock, World, check};
 
 /// Operations of one life, at most.
-const OPERATIONS: u64 = 40;
+const OPERATIONS: u64 = 24;
 
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -896,8 +896,8 @@ impl World {
         let before = self.effects.len();
         if let Some(name) = self.link(at).holder.clone() {
             let holder = self.live.holders.get_mut(&name).expect("a link has it");
-            holder.keep = keep;
-            if holder.durable && keep > 0 {
+            let changed = std::mem::replace(&mut holder.keep, keep) != keep;
+            if holder.durable && keep > 0 && changed {
                 self.effect(Effect::Holder(name, keep));
             }
             self.release_holder(at);
