@@ -439,3 +439,36 @@ fn a_segment_filled_to_its_last_byte_is_read_back() {
     }
     assert_eq!(got, sent);
 }
+
+#[test]
+fn stored_time_never_decreases() {
+    let mut harness = Harness::new();
+    let mut random = Random(4);
+    harness
+        .client()
+        .ask(&harness.engine, Request::DeclareQueue(queue("q")))
+        .unwrap();
+    let mut last = Millis(0);
+    for _ in 0..4 {
+        let mut client = harness.client();
+        let subscription = client.subscribe("q", None);
+        harness.engine.sync_once().unwrap();
+        client.events();
+        for n in 0..100 {
+            // The wall is stepped to and fro, by up to an hour.
+            harness.clock.step_wall(random.below(7_200_000) as i64 - 3_600_000);
+            client.publish(message(Entry::Queue, "q", "", &n.to_string()));
+            let delivered = client.deliveries();
+            assert_eq!(delivered.len(), 1);
+            let stored_at = delivered[0].message.stored_at();
+            assert!(stored_at >= last, "{stored_at:?} after {last:?}");
+            last = stored_at;
+            client.settle(subscription, delivered[0].sequence, 1, Settle::Ack);
+        }
+        harness.engine.sync_once().unwrap();
+        drop(client);
+        // The next life's wall is behind what the last one has stored.
+        harness = harness.kill();
+    }
+    assert!(last > Millis(1_700_000_000_000), "{last:?}");
+}
