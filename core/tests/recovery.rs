@@ -10,6 +10,7 @@ use rocketbridge_core::engine::{Config, Engine, Flush, OpenError};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
 use rocketbridge_core::store::recovery::RecoveryError;
+use rocketbridge_core::time::Millis;
 use support::*;
 
 /// What a test did, in order, with what it was told to be safe.
