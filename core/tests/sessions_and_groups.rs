@@ -348,3 +348,47 @@ fn a_queue_lock_belongs_to_one_client_until_it_runs_out() {
     harness.clock.advance(60_000);
     assert_eq!(lock(&harness, "two"), 1);
 }
+
+/// It would hide the messages that come next.
+#[test]
+fn an_offset_beyond_the_end_is_cut_to_the_end() {
+    let mut harness = Harness::new();
+    let mut client = harness.client();
+    for n in 0..3 {
+        client.publish(message(Entry::Topic, "t", "k", &n.to_string()));
+    }
+    harness.engine.sync_once().unwrap();
+    let mut ends = Vec::new();
+    for queue_id in 0..4 {
+        let topic = bytes("t");
+        let Ok(Reply::Offsets(bounds)) = client.ask(&harness.engine, Request::Bounds { topic, queue_id }) else {
+            panic!("the topic is there")
+        };
+        ends.push(bounds.end);
+        let commit = Request::CommitOffset {
+            group: bytes("g"),
+            topic: bytes("t"),
+            queue_id,
+            offset: 100,
+        };
+        client.ask(&harness.engine, commit).unwrap();
+    }
+    assert_eq!(ends.iter().sum::<u64>(), 3);
+    for _ in 0..2 {
+        for (queue_id, end) in (0..).zip(&ends) {
+            let committed = Request::CommittedOffset {
+                group: bytes("g"),
+                topic: bytes("t"),
+                queue_id,
+            };
+            match client.ask(&harness.engine, committed) {
+                Ok(Reply::Offset(Some(offset))) => assert_eq!(offset, *end),
+                other => panic!("{other:?}"),
+            }
+        }
+        harness.engine.sync_once().unwrap();
+        drop(client);
+        harness = harness.kill();
+        client = harness.client();
+    }
+}
