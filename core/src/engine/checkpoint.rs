@@ -231,7 +231,7 @@ impl Engine {
             (state.log.end(), Arc::clone(&state.pages))
         };
         // The checkpoint holds effects of the log up to here.
-        self.sync_once()
+        self.sync_to_end()
             .map_err(|failed| io::Error::other(failed.to_string()))?;
         pages.sync()?;
         let trailer = Trailer {

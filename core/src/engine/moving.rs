@@ -116,7 +116,7 @@ impl Engine {
                     moves.count()
                 });
                 // What was copied must not fill the memory.
-                self.sync_once()
+                self.sync_to_end()
                     .map_err(|failed| io::Error::other(failed.to_string()))?;
             }
             if is_last {

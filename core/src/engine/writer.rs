@@ -20,6 +20,9 @@ use crate::store::storage::{FileId, Storage};
 /// How long written or unwritten bytes that nobody waits for may stay unsynced.
 const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long one waits for the sync thread before looking again.
+const STEP_PAUSE: Duration = Duration::from_millis(5);
+
 /// Unsynced bytes at which the sync thread does not wait any longer in asynchronous mode.
 const SYNC_AT: usize = 8 << 20;
 
@@ -40,6 +43,10 @@ pub(crate) struct Writer {
     requested: AtomicBool,
     /// There was no room for the next segment.
     pub(crate) full: AtomicBool,
+    /// There is a sync thread; others let it do the work.
+    has_thread: AtomicBool,
+    /// The sync thread has done a step.
+    stepped: Condvar,
 }
 
 struct Writing {
@@ -76,6 +83,8 @@ impl Writer {
             signalled: Condvar::new(),
             requested: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            has_thread: AtomicBool::new(false),
+            stepped: Condvar::new(),
         }
     }
 
@@ -280,13 +289,40 @@ impl Engine {
     /// # Errors
     /// The process is to end: nothing is confirmed any more.
     pub fn run_sync(&self) -> Result<(), StoreFailed> {
-        loop {
-            let closing = self.0.writer.wait();
-            self.sync_once()?;
-            if closing {
-                return Ok(());
+        let writer = &self.0.writer;
+        writer.has_thread.store(true, Ordering::Release);
+        let result = loop {
+            let closing = writer.wait();
+            let result = self.sync_once();
+            writer.stepped.notify_all();
+            if closing || result.is_err() {
+                break result;
             }
+        };
+        writer.has_thread.store(false, Ordering::Release);
+        writer.stepped.notify_all();
+        result
+    }
+
+    /// Makes everything appended so far durable. The sync thread does it, if there is one: no other thread
+    /// calls `fdatasync` beside it.
+    pub(crate) fn sync_to_end(&self) -> Result<(), StoreFailed> {
+        let writer = &self.0.writer;
+        let end = self.lock().log.end();
+        while writer.has_thread.load(Ordering::Acquire) {
+            {
+                let writing = writer.writing();
+                writing.check()?;
+                if writing.synced >= end {
+                    return Ok(());
+                }
+            }
+            writer.request_sync();
+            let signal = writer.signal.lock().unwrap_or_else(PoisonError::into_inner);
+            // A step that ended before this wait began is found when it is over.
+            drop(writer.stepped.wait_timeout(signal, STEP_PAUSE));
         }
+        self.sync_once()
     }
 
     /// Lets [`run_sync`](Self::run_sync) end once everything is durable.

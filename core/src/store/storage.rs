@@ -391,7 +391,12 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self, file: FileId) -> io::Result<()> {
-        self.file(file)?.sync_data()
+        let opened = self.file(file)?;
+        match file.area {
+            Area::Log => opened.sync_data(),
+            // These grow, and nobody waits for them.
+            _ => opened.sync_all(),
+        }
     }
 
     fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
