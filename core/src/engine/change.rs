@@ -528,11 +528,7 @@ impl Change {
             Self::Purged { id, ranges } => {
                 out.put_u8(22);
                 out.put_u32_le(*id);
-                out.put_u32_le(ranges.len() as u32);
-                for (first, count) in ranges {
-                    out.put_u64_le(*first);
-                    out.put_u64_le(*count);
-                }
+                put_pairs(out, ranges);
             }
             Self::Page {
                 list,

@@ -278,19 +278,25 @@ pub fn locks(body: &[u8], broker_name: &str) -> Result<Locks, Refused> {
     })
 }
 
+fn push_message_queue(out: &mut BytesMut, broker_name: &str, queue_id: u32, topic: &[u8]) {
+    out.put_slice(b"{\"brokerName\":");
+    push_string(out, broker_name.as_bytes());
+    out.put_slice(b",\"queueId\":");
+    push_number(out, i64::from(queue_id));
+    out.put_slice(b",\"topic\":");
+    push_string(out, topic);
+    out.put_u8(b'}');
+}
+
 /// The body that tells which message queues are locked.
 pub fn locked_body(queues: &[(Bytes, u32)], broker_name: &str) -> BytesMut {
     let mut out = BytesMut::with_capacity(32 + queues.len() * 64);
     out.put_slice(b"{\"lockOKMQSet\":[");
     for (at, (topic, queue_id)) in queues.iter().enumerate() {
-        out.put_slice(if at > 0 { b",{" } else { b"{" });
-        out.put_slice(b"\"brokerName\":");
-        push_string(&mut out, broker_name.as_bytes());
-        out.put_slice(b",\"queueId\":");
-        push_number(&mut out, i64::from(*queue_id));
-        out.put_slice(b",\"topic\":");
-        push_string(&mut out, topic);
-        out.put_u8(b'}');
+        if at > 0 {
+            out.put_u8(b',');
+        }
+        push_message_queue(&mut out, broker_name, *queue_id, topic);
     }
     out.put_slice(b"]}");
     out
@@ -301,14 +307,11 @@ pub fn offsets_body(topic: &[u8], places: &[(u32, u64)], broker_name: &str) -> B
     let mut out = BytesMut::with_capacity(32 + places.len() * 96);
     out.put_slice(b"{\"offsetTable\":{");
     for (at, (queue_id, offset)) in places.iter().enumerate() {
-        out.put_slice(if at > 0 { b",{" } else { b"{" });
-        out.put_slice(b"\"brokerName\":");
-        push_string(&mut out, broker_name.as_bytes());
-        out.put_slice(b",\"queueId\":");
-        push_number(&mut out, i64::from(*queue_id));
-        out.put_slice(b",\"topic\":");
-        push_string(&mut out, topic);
-        out.put_slice(b"}:");
+        if at > 0 {
+            out.put_u8(b',');
+        }
+        push_message_queue(&mut out, broker_name, *queue_id, topic);
+        out.put_u8(b':');
         push_number(&mut out, *offset as i64);
     }
     out.put_slice(b"}}");
