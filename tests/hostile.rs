@@ -623,8 +623,8 @@ impl Others {
         timed(&mut || self.mqtt.ping().expect("it works"));
         timed(&mut || self.mqtt_websocket.ping().expect("it works"));
         timed(&mut || {
-            let send = "destination:/topic/honest.stomp\n";
-            self.stomp.send_confirmed("SEND", send, b"honest").expect("it works");
+            let headers = [("destination", "/topic/honest.stomp")];
+            self.stomp.call("SEND", &headers, b"honest").expect("it works");
         });
         timed(&mut || {
             let beat = self.native.call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT);

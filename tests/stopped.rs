@@ -261,19 +261,20 @@ fn an_mqtt_subscriber_of_qos_1_that_stops_costs_bounded_memory() {
 
 fn stomp_consumer(client: io::Result<Stomp>, ack: &str) -> Stomp {
     let mut consumer = client.expect("it works");
-    let subscribe = format!("id:1\ndestination:/topic/stopped.#\nack:{ack}\n");
-    consumer.send_confirmed("SUBSCRIBE", &subscribe, b"").expect("it works");
+    let headers = [("id", "1"), ("destination", "/topic/stopped.#"), ("ack", ack)];
+    consumer.call("SUBSCRIBE", &headers, b"").expect("it works");
     consumer
 }
 
 fn stomp_reads_on(mut consumer: Stomp, ack: bool) {
     for expected in 0..messages() {
-        let frame = consumer.next_frame(PATIENCE).expect("it works").expect("it comes");
+        let until = Instant::now() + PATIENCE;
+        let frame = consumer.next_frame(until).expect("it works").expect("it comes");
         assert_eq!(frame.command, "MESSAGE", "{frame:?}");
         assert_eq!(number_of(&frame.body), expected);
         if ack && expected % 1000 == 999 {
             let id = frame.header("ack").expect("it is to be acknowledged");
-            consumer.send("ACK", &format!("id:{id}\n"), b"").expect("it works");
+            consumer.send("ACK", &[("id", id)], b"").expect("it works");
         }
     }
 }

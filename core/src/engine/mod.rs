@@ -17,7 +17,6 @@ mod holder;
 mod moving;
 mod offsets;
 mod policy;
-mod policy_codec;
 mod pop;
 mod progress;
 mod publish;
