@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use support::broker::Broker;
-use support::stomp::{Frame, Stomp};
+use support::stomp_raw::{Frame, Stomp};
 use support::wire::PATIENCE;
 
 const VERSIONS: [&str; 3] = ["1.0", "1.1", "1.2"];

@@ -1,205 +1,178 @@
-//! A STOMP client that sends what it is told, octet by octet, and reads frames.
+//! A small STOMP 1.2 client that hides nothing: one connection, no threads.
 
 use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::wire::{PATIENCE, Wire};
+use super::wire::{PATIENCE, Wire, timed_out, unexpected};
 
 /// A frame of the broker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Frame {
     pub command: String,
-    /// As they stood on the wire, escapes and all.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Frame {
-    /// The header of that name, empty when there is none.
-    pub fn header(&self, name: &str) -> &str {
-        let found = self.headers.iter().find(|(other, _)| other == name);
-        found.map_or("", |(_, value)| value)
-    }
-
-    pub fn has(&self, name: &str) -> bool {
-        self.headers.iter().any(|(other, _)| other == name)
-    }
-
-    pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).expect("the body is text")
+    /// The first header of that name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| &value[..])
     }
 }
 
-/// A connection.
 pub struct Stomp {
     pub wire: Wire,
-    /// Messages that came while something else was awaited.
-    messages: VecDeque<Frame>,
-    fences: usize,
+    receipts: u64,
+    kept: VecDeque<Frame>,
 }
 
 impl Stomp {
-    /// Connected on TCP, and nothing said yet.
-    pub fn raw(address: SocketAddr) -> Self {
-        let wire = Wire::connect(address).expect("the broker listens");
-        Self {
+    pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::log_in(Wire::connect(address)?)
+    }
+
+    pub fn connect_websocket(address: SocketAddr) -> io::Result<Self> {
+        Self::log_in(Wire::upgraded(address, "/ws")?)
+    }
+
+    /// CONNECT and CONNECTED.
+    fn log_in(wire: Wire) -> io::Result<Self> {
+        let mut client = Self {
             wire,
-            messages: VecDeque::new(),
-            fences: 0,
-        }
-    }
-
-    /// Logged in with that version.
-    pub fn connect(address: SocketAddr, version: &str) -> Self {
-        let mut client = Self::raw(address);
-        client.send(&format!(
-            "CONNECT\naccept-version:{version}\nhost:/\nlogin:guest\npasscode:guest\n\n\0"
-        ));
-        assert_eq!(client.expect("CONNECTED").header("version"), version);
-        client
-    }
-
-    pub fn send(&mut self, text: &str) {
-        self.send_bytes(text.as_bytes());
-    }
-
-    pub fn send_bytes(&mut self, bytes: &[u8]) {
-        // What a broker refuses in the middle it need not read to the end.
-        let _ = self.wire.send(bytes);
-    }
-
-    /// Buffers at least so many octets.
-    fn fill(&mut self, count: usize) {
-        let until = Instant::now() + PATIENCE;
-        while self.wire.buffered().len() < count {
-            match self.wire.fill(until) {
-                Ok(true) => {}
-                Ok(false) => panic!("nothing more came in time"),
-                Err(error) => {
-                    let got = self.wire.buffered().escape_ascii().to_string();
-                    panic!("the connection ended ({error}) behind {got}");
-                }
-            }
-        }
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.fill(1);
-        self.wire.take(1)[0]
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = Vec::new();
-        loop {
-            match self.byte() {
-                b'\n' => return String::from_utf8(line).expect("headers are UTF-8"),
-                byte => line.push(byte),
-            }
-        }
-    }
-
-    /// The next frame; line ends before it are heart-beats.
-    pub fn frame(&mut self) -> Frame {
-        match self.messages.pop_front() {
-            Some(message) => message,
-            None => self.read_frame(),
-        }
-    }
-
-    fn read_frame(&mut self) -> Frame {
-        let command = loop {
-            let line = self.line();
-            if !line.is_empty() {
-                break line;
-            }
+            receipts: 0,
+            kept: VecDeque::new(),
         };
-        let mut headers = Vec::new();
-        loop {
-            let line = self.line();
-            let Some((name, value)) = line.split_once(':') else {
-                assert_eq!(line, "", "a header without a colon");
-                break;
-            };
-            headers.push((name.to_owned(), value.to_owned()));
+        let headers = [("accept-version", "1.2"), ("login", "guest"), ("passcode", "guest")];
+        client.send("CONNECT", &headers, b"")?;
+        match client.next_frame(Instant::now() + PATIENCE)? {
+            Some(frame) if frame.command == "CONNECTED" => Ok(client),
+            other => unexpected(other),
         }
-        let mut frame = Frame {
+    }
+
+    pub fn send(&mut self, command: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        put_frame(command, headers, body, &mut bytes);
+        self.wire.send(&bytes)
+    }
+
+    /// Appends a SEND of a persistent message, to be sent with others; gives the receipt it asks for.
+    pub fn put_send(&mut self, destination: &str, more: &[(&str, &str)], body: &[u8], bytes: &mut Vec<u8>) -> u64 {
+        self.receipts += 1;
+        let receipt = self.receipts.to_string();
+        let mut headers = vec![
+            ("destination", destination),
+            ("persistent", "true"),
+            ("receipt", &receipt),
+        ];
+        headers.extend_from_slice(more);
+        put_frame("SEND", &headers, body, bytes);
+        self.receipts
+    }
+
+    /// Sends a frame and waits for its receipt; what comes meanwhile is kept.
+    pub fn call(&mut self, command: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<()> {
+        self.receipts += 1;
+        let receipt = self.receipts.to_string();
+        let mut all = headers.to_vec();
+        all.push(("receipt", &receipt));
+        self.send(command, &all, body)?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.read_frame(until)? {
+                Some(frame) if receipt_of(&frame) == Some(self.receipts) => return Ok(()),
+                Some(frame) if frame.command == "ERROR" => return unexpected(frame),
+                Some(frame) => self.kept.push_back(frame),
+                None => return timed_out("RECEIPT"),
+            }
+        }
+    }
+
+    /// The next frame; `None` when none comes until then.
+    pub fn next_frame(&mut self, until: Instant) -> io::Result<Option<Frame>> {
+        match self.kept.pop_front() {
+            Some(frame) => Ok(Some(frame)),
+            None => self.read_frame(until),
+        }
+    }
+
+    fn read_frame(&mut self, until: Instant) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.take_frame() {
+                return Ok(Some(frame));
+            }
+            if !self.wire.fill(until)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// A whole frame that was read already. Line ends between frames are heart-beats.
+    fn take_frame(&mut self) -> Option<Frame> {
+        let beats = self.wire.buffered().iter().take_while(|byte| **byte == b'\n').count();
+        if beats > 0 {
+            self.wire.take(beats);
+        }
+        let bytes = self.wire.buffered();
+        let head_len = bytes.windows(2).position(|pair| pair == b"\n\n")? + 2;
+        let head = std::str::from_utf8(&bytes[..head_len - 2]).expect("headers are UTF-8");
+        let mut lines = head.split('\n');
+        let command = lines.next().unwrap_or_default().to_owned();
+        let pairs = lines.filter_map(|line| line.split_once(':'));
+        let headers: Vec<_> = pairs.map(|(name, value)| (unescaped(name), unescaped(value))).collect();
+        let told = headers.iter().find(|(name, _)| name == "content-length");
+        let body_len = match told {
+            Some((_, len)) => len.parse().expect("content-length is a number"),
+            None => bytes[head_len..].iter().position(|byte| *byte == 0)?,
+        };
+        let len = head_len + body_len + 1;
+        if bytes.len() < len {
+            return None;
+        }
+        let bytes = self.wire.take(len);
+        assert_eq!(bytes[len - 1], 0, "a frame ends with NUL");
+        Some(Frame {
             command,
             headers,
-            body: Vec::new(),
-        };
-        if frame.has("content-length") {
-            let count: usize = frame.header("content-length").parse().expect("a number");
-            self.fill(count);
-            frame.body = self.wire.take(count);
-            assert_eq!(self.byte(), 0, "a NUL ends the body");
-        } else {
-            loop {
-                match self.byte() {
-                    0 => break,
-                    byte => frame.body.push(byte),
-                }
-            }
-        }
-        frame
+            body: bytes[head_len..len - 1].to_vec(),
+        })
     }
+}
 
-    /// The next frame, which is one of that command.
-    pub fn expect(&mut self, command: &str) -> Frame {
-        let frame = self.frame();
-        assert_eq!(
-            frame.command,
-            command,
-            "{frame:?} {:?}",
-            String::from_utf8_lossy(&frame.body)
-        );
-        frame
+/// The number of a RECEIPT that [`Stomp`] has asked for.
+pub fn receipt_of(frame: &Frame) -> Option<u64> {
+    let receipt = frame.header("receipt-id").filter(|_| frame.command == "RECEIPT")?;
+    receipt.parse().ok()
+}
+
+pub fn put_frame(command: &str, headers: &[(&str, &str)], body: &[u8], bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(command.as_bytes());
+    bytes.push(b'\n');
+    for (name, value) in headers {
+        bytes.extend_from_slice(format!("{name}:{value}\n").as_bytes());
     }
-
-    pub fn receipt(&mut self, id: &str) {
-        assert_eq!(self.expect("RECEIPT").header("receipt-id"), id);
+    if !body.is_empty() {
+        bytes.extend_from_slice(format!("content-length:{}\n", body.len()).as_bytes());
     }
+    bytes.push(b'\n');
+    bytes.extend_from_slice(body);
+    bytes.push(0);
+}
 
-    /// A receipt comes, before or behind messages, which are the next frames then.
-    pub fn receipt_among_messages(&mut self, id: &str) {
-        loop {
-            let frame = self.read_frame();
-            if frame.command != "MESSAGE" {
-                assert_eq!((&frame.command[..], frame.header("receipt-id")), ("RECEIPT", id));
-                return;
-            }
-            self.messages.push_back(frame);
+fn unescaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut escaped = false;
+    for letter in text.chars() {
+        match (std::mem::take(&mut escaped), letter) {
+            (false, '\\') => escaped = true,
+            (true, 'n') => plain.push('\n'),
+            (true, 'r') => plain.push('\r'),
+            (true, 'c') => plain.push(':'),
+            (_, letter) => plain.push(letter),
         }
     }
-
-    /// Nothing else was said: a frame that asks for a receipt is answered next.
-    pub fn quiet(&mut self) {
-        self.fences += 1;
-        let fence = format!("fence-{}", self.fences);
-        self.send(&format!("SEND\ndestination:/topic/fence\nreceipt:{fence}\n\n\0"));
-        self.receipt(&fence);
-    }
-
-    /// An ERROR of that message, and the end of the connection behind it.
-    pub fn error(&mut self, message: &str) -> Frame {
-        let error = self.expect("ERROR");
-        assert_eq!(error.header("message"), message, "{error:?} {}", error.text());
-        let rest = self.wire.read_to_end();
-        assert!(
-            rest.iter().all(|byte| *byte == b'\n'),
-            "behind ERROR came {}",
-            rest.escape_ascii()
-        );
-        error
-    }
-
-    /// The connection ends without another frame.
-    pub fn ended(&mut self) {
-        let rest = self.wire.read_to_end();
-        assert!(
-            rest.iter().all(|byte| *byte == b'\n'),
-            "at the end came {}",
-            rest.escape_ascii()
-        );
-    }
+    plain
 }
