@@ -103,6 +103,16 @@ fn python_mqtt() {
 }
 
 #[test]
+fn python_mqtt_sessions_through_a_kill() {
+    run(Language::Python, "mqtt-restart", 5);
+}
+
+#[test]
+fn node_mqtt_sessions_through_a_kill() {
+    run(Language::Node, "mqtt-restart", 5);
+}
+
+#[test]
 fn python_stomp() {
     run(Language::Python, "stomp", 8);
 }
