@@ -358,6 +358,7 @@ fn a_fan_out_is_one_value_that_is_encoded_once() {
             persistent: false,
             ..message(Entry::Exchange, "e", "", "for all")
         });
+        harness.engine.sync_once().unwrap();
         let mut forms = Vec::new();
         for consumer in consumers {
             for delivery in consumer.deliveries() {
