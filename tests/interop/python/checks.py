@@ -59,6 +59,12 @@ def survives(attempt):
     raise AssertionError(f"the connection ended: {tried}")
 
 
+def ask(what):
+    """Asks whoever runs this program for something, and waits for the answering line."""
+    print(f"await {what}", flush=True)
+    sys.stdin.readline()
+
+
 def equal(got, want, what):
     if got != want:
         raise AssertionError(f"{what}: got {short(got)}, want {short(want)}")
