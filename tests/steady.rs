@@ -74,7 +74,7 @@ fn memory_and_disk_stay_as_they_are_under_load() {
         println!("{confirmed} messages confirmed, {delivered} deliveries, judged to the last one");
         history.assert_good(Extent::Drained);
         // A busy machine does less, but not nothing.
-        assert!(confirmed > 500, "too little was tested");
+        assert!(confirmed > 50, "too little was tested");
     });
     if time >= JUDGED_FROM {
         assert_flat("disk", &samples, |sample| sample.disk, DISK_SLACK);
