@@ -458,6 +458,7 @@ impl World {
         let request = Request::Commit(Commit {
             publishes,
             settlements: settlements.clone(),
+            ..Commit::default()
         });
         let refused = described.iter().enumerate().find_map(|(index, publish)| {
             if matches!(publish.holder_key, Some(HolderKey::Close(_))) {
