@@ -230,7 +230,7 @@ pub struct World {
     pub entered: usize,
     /// Whether the wall is stepped at all. When it is, nobody knows when a message expires that was recovered.
     pub steps_wall: bool,
-    /// By how much the wall was stepped in this life and before it.
+    /// By how much the wall was stepped so far.
     pub stepped: u64,
     pub trace: Option<Vec<String>>,
 }
