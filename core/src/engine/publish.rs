@@ -486,7 +486,7 @@ impl State {
 }
 
 /// Whether a message is to be on the disk before its publisher hears of it.
-fn is_durable(position: Position, publish: &Publish, has_durable: bool) -> bool {
+pub(crate) fn is_durable(position: Position, publish: &Publish, has_durable: bool) -> bool {
     !position.is_memory() && (publish.persistent || has_durable || publish.format == Format::NATIVE)
 }
 
