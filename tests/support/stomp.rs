@@ -31,8 +31,17 @@ pub struct Stomp {
 
 impl Stomp {
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
+        Self::log_in(Wire::connect(address)?)
+    }
+
+    pub fn connect_websocket(address: SocketAddr) -> io::Result<Self> {
+        Self::log_in(Wire::upgraded(address, "/ws")?)
+    }
+
+    /// CONNECT and CONNECTED.
+    fn log_in(wire: Wire) -> io::Result<Self> {
         let mut client = Self {
-            wire: Wire::connect(address)?,
+            wire,
             receipts: 0,
             kept: VecDeque::new(),
         };

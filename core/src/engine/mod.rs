@@ -56,7 +56,7 @@ use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
 use crate::inbox::Inbox;
-use crate::request::{Commit, Credentials, Refusal, Reply, Request};
+use crate::request::{Commit, Credentials, Refusal, Reply, Request, Totals};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::record::Position;
@@ -306,14 +306,9 @@ impl Engine {
         self.lock().halves.len()
     }
 
-    /// How many messages full queues have dropped since the start.
-    pub fn dropped_count(&self) -> u64 {
-        self.lock().dropped
-    }
-
-    /// How many addresses have a last value.
-    pub fn retained_count(&self) -> usize {
-        self.lock().retained.len()
+    /// How much there is.
+    pub fn totals(&self) -> Totals {
+        self.lock().totals()
     }
 
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
@@ -565,11 +560,21 @@ impl State {
                 Ok(Reply::Done)
             }
             Request::View { position } => self.view(position),
+            Request::Totals => Ok(Reply::Totals(self.totals())),
         };
         if makes && result.as_ref().is_ok_and(is_of_something_durable) {
             self.rests_on_changes();
         }
         self.reply(link, id, result);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            waiting_sessions: self.holder_ends.len() as u64,
+            last_values: self.retained.len() as u64,
+            kept_messages: self.log.pins() + self.memory.entries(),
+            dropped_messages: self.dropped,
+        }
     }
 
     fn login(&mut self, link: LinkId, credentials: &Credentials) -> Result<Reply, Refusal> {
@@ -599,26 +604,23 @@ impl State {
         let Some(state) = self.link(id) else { return };
         let subscriptions = std::mem::take(&mut state.subscriptions);
         let exclusive = std::mem::take(&mut state.exclusive);
-        let memberships = std::mem::take(&mut state.memberships);
-        let producing = std::mem::take(&mut state.producing);
-        let pulls = std::mem::take(&mut state.pulls);
-        let pops = std::mem::take(&mut state.pops);
+        let native = state.has_native().map(std::mem::take).unwrap_or_default();
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
         }
         for queue in exclusive {
             self.delete_queue(queue);
         }
-        for (group, client) in memberships {
+        for (group, client) in native.memberships {
             self.leave(id, &group, &client);
         }
-        for group in producing {
+        for group in native.producing {
             self.leave_producers(id, &group);
         }
-        for (request, pulling) in pulls {
+        for (request, pulling) in native.pulls {
             self.stop_waiting(id, request, &pulling);
         }
-        for (request, pop) in pops {
+        for (request, pop) in native.pops {
             self.stop_popping(id, request, &pop);
         }
         self.changed = false;

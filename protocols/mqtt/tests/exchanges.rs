@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rocketbridge_core::address::Level;
-use rocketbridge_core::boundary::{Event, Fate, HolderKey, Reject, SubscriptionId};
-use rocketbridge_core::request::{Reply, Request, Will};
+use rocketbridge_core::boundary::{Delivery, Event, Fate, HolderKey, Publish, Reject, SubscriptionId};
+use rocketbridge_core::message::Format;
+use rocketbridge_core::request::{Reply, Request, Totals, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::Config;
 use script::*;
@@ -447,13 +448,25 @@ fn a_blocked_broker_is_waited_for_and_then_reported() {
     assert_eq!(script.sent(), b"");
 }
 
+/// Time passes, core is asked and answers, and the values come.
+fn sys_values(script: &mut Script, after: u64) -> Vec<Publish> {
+    script.advance(after);
+    assert!(script.publishes().is_empty());
+    script.reply_next(Ok(Reply::Totals(Totals {
+        waiting_sessions: 3,
+        last_values: 5,
+        kept_messages: 7,
+        dropped_messages: 11,
+    })));
+    script.publishes()
+}
+
 #[test]
 fn sys_topics_are_published_while_somebody_watches() {
     let mut script = Script::connected(b"\x10\x0D\0\x04MQTT\x04\x02\0\0\0\x01c");
     assert_eq!(script.next_timeout(), None);
     script.subscribe(b"$SYS/#", 0);
-    script.advance(0);
-    let values = script.publishes();
+    let values = sys_values(&mut script, 0);
     let uptime = values
         .iter()
         .find(|publish| publish.key == "broker.uptime")
@@ -466,10 +479,21 @@ fn sys_topics_are_published_while_somebody_watches() {
     for name in ["broker.version", "broker.clients.connected", "broker.bytes.received"] {
         assert!(values.iter().any(|publish| publish.key == name), "{name}");
     }
+    for (name, value) in [
+        ("clients.connected", "1"),
+        ("clients.disconnected", "3"),
+        ("clients.total", "4"),
+        ("retained messages.count", "5"),
+        ("store.messages.count", "7"),
+        ("publish.messages.dropped", "11"),
+    ] {
+        let found = values.iter().find(|publish| publish.key == format!("broker.{name}"));
+        let found = found.map(|publish| publish.body.escape_ascii().to_string());
+        assert_eq!(found.as_deref(), Some(value), "{name}");
+    }
     script.advance(9999);
-    assert!(script.publishes().is_empty());
-    script.advance(1);
-    assert_eq!(script.publishes().len(), values.len());
+    assert!(script.requests().is_empty());
+    assert_eq!(sys_values(&mut script, 1).len(), values.len());
     script.send(b"\xA2\x0A\0\x02\0\x06$SYS/#");
     assert_eq!(script.next_timeout(), None);
 }
@@ -487,4 +511,108 @@ fn nobody_else_publishes_sys_topics() {
     script.send(b"\x32\x0B\0\x06$SYS/x\0\x01\0");
     assert!(script.publishes().is_empty());
     assert_eq!(script.sent(), b"\x40\x03\0\x01\x87");
+}
+
+// --- one message for many -------------------------------------------------------------------------
+
+/// Large enough to be sent from where it lies.
+fn large() -> Delivery {
+    let body = Bytes::from(vec![b'x'; 100_000]);
+    let mut one = delivery(
+        1,
+        false,
+        &Publish {
+            body,
+            ..publish(b"t", 0)
+        },
+    );
+    one.message = one.message.shared();
+    one
+}
+
+#[test]
+fn a_qos_0_fan_out_encodes_once() {
+    let message = large();
+    let mut places = Vec::new();
+    for n in 0..50 {
+        let mut script = Script::connected([CONNECT_4, CONNECT_5][n % 2]);
+        script.subscribe(b"t", 0);
+        script.event(Event::Delivery(message.clone()));
+        places.push(script.lies_at());
+        assert!(script.sent().len() > 100_000);
+    }
+    for (n, places_of_one) in places.iter().enumerate() {
+        assert_eq!((places_of_one.len(), places_of_one), (1, &places[n % 2]));
+    }
+    assert_ne!(places[0], places[1], "each version has its own encoding");
+    for form in 0..2 {
+        message.message.form(form, |_| panic!("encoded again"));
+    }
+}
+
+#[test]
+fn what_is_encoded_for_all_is_what_each_would_get() {
+    let with = |properties: &[u8]| {
+        let plain = publish(b"a/t", 0);
+        Publish {
+            origin: Bytes::from([&plain.origin[..], properties].concat()),
+            ..plain
+        }
+    };
+    let messages = [
+        with(b""),
+        with(b"\x03\0\x04text"),
+        with(b"\x02\0\0\0\x3C\x03\0\x04text"),
+        Publish {
+            retain: true,
+            ..with(b"")
+        },
+        Publish {
+            // Of this client itself.
+            origin: Bytes::from_static(b"\x04\0\0\x03a/t\0\x01c"),
+            ..with(b"")
+        },
+        Publish {
+            // Of another protocol.
+            topic: Bytes::from_static(b"a"),
+            key: Bytes::from_static(b"t"),
+            format: Format(9),
+            ..with(b"")
+        },
+        Publish {
+            body: Bytes::from(vec![b'y'; 20_000]),
+            ..with(b"")
+        },
+    ];
+    let small = b"\x10\x13\0\x04MQTT\x05\x02\0\x0A\x05\x27\0\0\0\x40\0\x01c";
+    let aliases = b"\x10\x11\0\x04MQTT\x05\x02\0\x0A\x03\x22\0\x05\0\x01c";
+    for connect in [CONNECT_4, CONNECT_5, small, aliases] {
+        for (options, identifier) in [(0, 0), (4, 0), (8, 0), (0, 7), (1, 0)] {
+            if connect == CONNECT_4 && (options > 1 || identifier > 0) {
+                continue;
+            }
+            for message in &messages {
+                for (filter, recalled) in [(&b"a/t"[..], false), (b"a/t", true), (b"+/t", false), (b"z", false)] {
+                    let sent = |is_shared: bool| {
+                        let mut script = Script::connected(connect);
+                        script.subscribe_with(filter, options, identifier);
+                        for _ in 0..2 {
+                            let mut one = delivery(1, false, message);
+                            one.recalled = recalled;
+                            if is_shared {
+                                one.message = one.message.shared();
+                            }
+                            script.event(Event::Delivery(one));
+                        }
+                        script.sent()
+                    };
+                    assert_eq!(
+                        sent(true),
+                        sent(false),
+                        "{connect:?} {options} {identifier} {message:?}"
+                    );
+                }
+            }
+        }
+    }
 }

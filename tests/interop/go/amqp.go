@@ -24,6 +24,7 @@ func amqpSuite(s *Suite) {
 	amqpPublishChecks(s)
 	amqpConsumeChecks(s)
 	amqpErrorChecks(s)
+	amqpReplyChecks(s)
 }
 
 // amqpCheck runs a check that wants a connection and a channel.

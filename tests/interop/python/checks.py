@@ -43,6 +43,12 @@ class Suite:
             print(f"ok {name}", flush=True)
 
 
+def ask(what):
+    """Asks whoever runs this program for something, and waits for the answering line."""
+    print(f"await {what}", flush=True)
+    sys.stdin.readline()
+
+
 def equal(got, want, what):
     if got != want:
         raise AssertionError(f"{what}: got {short(got)}, want {short(want)}")

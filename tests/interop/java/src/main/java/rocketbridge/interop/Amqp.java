@@ -15,6 +15,9 @@ import com.rabbitmq.client.Connection;
 import com.rabbitmq.client.ConnectionFactory;
 import com.rabbitmq.client.Delivery;
 import com.rabbitmq.client.GetResponse;
+import com.rabbitmq.client.RpcClient;
+import com.rabbitmq.client.RpcClientParams;
+import com.rabbitmq.client.RpcServer;
 import com.rabbitmq.client.ShutdownSignalException;
 import java.io.IOException;
 import java.math.BigDecimal;
@@ -232,6 +235,7 @@ final class Amqp {
             connection.createChannel().queueDelete(queue);
             equal(next(cancelled, "the cancel"), "tag", "consumer");
         });
+        suite.check("amqp_java_rpc_client_is_answered_by_direct_reply_to", this::directReplyTo);
         suite.check("amqp_java_two_consumers_compete", this::competition);
         suite.check("amqp_java_errors_have_their_codes", this::errors);
     }
@@ -318,6 +322,39 @@ final class Amqp {
         isTrue(all.await(30, TimeUnit.SECONDS), "only " + seen.size() + " messages came");
         equal(seen.size(), count, "different messages");
         isTrue(shares.get(0) > count / 10 && shares.get(1) > count / 10, "shares " + shares);
+    }
+
+    /** RpcClient's default reply queue is amq.rabbitmq.reply-to. */
+    private void directReplyTo() throws Exception {
+        Channel serving = connect().createChannel();
+        String queue = serving.queueDeclare().getQueue();
+        RpcServer server = new RpcServer(serving, queue) {
+            @Override
+            public byte[] handleCall(Delivery request, AMQP.BasicProperties replyProperties) {
+                String replyTo = request.getProperties().getReplyTo();
+                return (replyTo.startsWith("amq.rabbitmq.reply-to.") + " " + text(request.getBody())).getBytes();
+            }
+        };
+        Thread thread = new Thread(() -> {
+            try {
+                server.mainloop();
+            } catch (Exception ended) {
+                // The connection ends with the check.
+            }
+        });
+        thread.setDaemon(true);
+        thread.start();
+        RpcClient[] clients = new RpcClient[3];
+        for (int i = 0; i < clients.length; i++) {
+            clients[i] = new RpcClient(new RpcClientParams().channel(connect().createChannel()).exchange("").routingKey(queue)
+                .timeout(30_000));
+        }
+        for (int i = 0; i < 30; i++) {
+            equal(text(clients[i % 3].primitiveCall(("call " + i).getBytes())), "true call " + i, "answer");
+        }
+        for (RpcClient client : clients) {
+            client.close();
+        }
     }
 
     private void errors() throws Exception {
