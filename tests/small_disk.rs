@@ -259,7 +259,9 @@ impl Publishers {
                     None => Answer::Confirmed,
                 });
             }
-            if start.elapsed() > WATCHED && is_full(broker) {
+            // Only AMQP says that it makes a publisher wait.
+            let waits = queue != AMQP || self.amqp_blocked;
+            if waits && start.elapsed() > WATCHED && is_full(broker) {
                 return Ok(Answer::Waits);
             }
             assert!(
@@ -368,7 +370,13 @@ fn fill(world: &mut World, publishers: &mut Publishers, broker: &Broker, disk: &
         }
     }
     println!("{} % of the disk are used; {stopped:?}", disk.used());
-    assert!(disk.used() >= 85, "{} % are used", disk.used());
+    let is_first = world
+        .recorder
+        .with(|history| history.count(|event| matches!(event, Event::Delivered { .. })) == 0);
+    // Later on, room may have been made since then.
+    if is_first {
+        assert!(disk.used() >= 75, "{} % are used: more would fit", disk.used());
+    }
     for (queue, answer) in stopped {
         let own = match queue {
             NATIVE => Answer::Refused(SERVICE_NOT_AVAILABLE.to_owned()),
@@ -378,7 +386,10 @@ fn fill(world: &mut World, publishers: &mut Publishers, broker: &Broker, disk: &
         assert_eq!(answer, own, "{queue}");
     }
     assert!(publishers.amqp_blocked, "connection.blocked has come");
-    assert_eq!(mqtt5_refusal(world, broker)?, QUOTA_EXCEEDED);
+    while !mqtt5_is_refused(world, broker)? {
+        // What was consumed before has made room just now.
+        while publishers.publish(world, NATIVE, broker)? == Answer::Confirmed {}
+    }
     Ok(())
 }
 
@@ -387,8 +398,8 @@ fn is_full(broker: &Broker) -> bool {
     log.rfind(NEARLY_FULL) > log.rfind(ROOM_AGAIN)
 }
 
-/// The reason code of an MQTT 5.0 PUBACK.
-fn mqtt5_refusal(world: &mut World, broker: &Broker) -> io::Result<u8> {
+/// Whether an MQTT 5.0 PUBACK has its reason code for it.
+fn mqtt5_is_refused(world: &mut World, broker: &Broker) -> io::Result<bool> {
     let (message, body) = world.next(MQTT, 100);
     let connect = Connect {
         version: mqtt::V5,
@@ -400,8 +411,14 @@ fn mqtt5_refusal(world: &mut World, broker: &Broker) -> io::Result<u8> {
     loop {
         if let Some((first, rest)) = client.next_packet() {
             assert_eq!(first >> 4, mqtt::PUBACK);
+            let reason = rest.get(2).copied().unwrap_or(0);
+            if reason == 0 {
+                world.confirmed(MQTT, message);
+                return Ok(false);
+            }
+            assert_eq!(reason, QUOTA_EXCEEDED);
             world.recorder.record(Event::Refused { message });
-            return Ok(rest.get(2).copied().unwrap_or(0));
+            return Ok(true);
         }
         assert!(client.wire.fill(until)?, "no PUBACK\n{}", broker.log());
     }
@@ -514,7 +531,7 @@ fn not_a_byte_left_costs_nothing_confirmed() {
     let ballast = Ballast::of(&disk);
     ballast.fill();
     wait_until("the full disk is not noticed", &broker, || is_full(&broker));
-    assert_eq!(mqtt5_refusal(&mut world, &broker).expect("it answers"), QUOTA_EXCEEDED);
+    assert!(mqtt5_is_refused(&mut world, &broker).expect("it answers"));
     // Acknowledgements are in the log, and checkpoints fail meanwhile; what those let go is filled, too.
     wait_until("no checkpoint has failed", &broker, || {
         drain_some(&mut world, &broker, 2).expect("consumers need no room");
