@@ -255,6 +255,79 @@ fn after_a_failed_pwrite_nothing_confirmed_is_missing() {
     nothing_is_missing_after("pwrite64");
 }
 
+/// Files that only spare reading the log again may fail as they like. `ROCKETBRIDGE_INDEXED_MESSAGES` is how many
+/// messages wait (default 5,000; from about 400,000 on index pages are written, too).
+#[test]
+fn failing_checkpoints_and_index_pages_cost_nothing_confirmed() {
+    let messages = std::env::var("ROCKETBRIDGE_INDEXED_MESSAGES");
+    let messages: u64 = messages.map_or(5_000, |text| text.parse().expect("a number"));
+    for error in ["EIO", "ENOSPC"] {
+        let data = tempfile::tempdir().expect("a folder");
+        let (mut options, trace, _folder) = traced(&format!("pwrite64:error={error}"));
+        options.config = "[store]\ncheckpoint_size = 65536\n".to_owned();
+        options.data_dir = Some(data.path().to_owned());
+        let program = options.wrapper.len() - 2;
+        let files = |area: &'static str, count: u64| (0..count).map(move |number| format!("{area}/{number:020}"));
+        for name in files("checkpoint", 40).chain(files("index", 4)) {
+            let path = data.path().join(name).display().to_string();
+            options.wrapper.splice(program..program, ["-P".to_owned(), path]);
+        }
+        let mut broker = Broker::start_with(&options);
+        publish_numbers(&Addresses::of(&broker), messages).expect("the log does not fail");
+        let until = Instant::now() + PATIENCE;
+        while !broker.log().contains("cannot be kept small") {
+            assert!(Instant::now() < until, "no checkpoint failed:\n{}", broker.log());
+            thread::yield_now();
+        }
+        assert!(broker.is_running(), "{}", broker.log());
+        let log = broker.log();
+        broker.kill();
+        let failed = std::fs::read_to_string(&trace).expect("strace wrote it");
+        println!("{error}: {} writes failed", failed.matches("(INJECTED)").count());
+        let options = Options {
+            data_dir: options.data_dir.clone(),
+            ..Options::default()
+        };
+        let broker = broker.restart(&options);
+        consume_numbers(&Addresses::of(&broker), messages).unwrap_or_else(|error| panic!("{error}\n{log}"));
+    }
+}
+
+fn publish_numbers(addresses: &Addresses, messages: u64) -> io::Result<()> {
+    let mut client = Amqp::connect(addresses.amqp)?;
+    client.confirm_select()?;
+    client.declare_queue("numbers", true)?;
+    let mut sent = 0;
+    while sent < messages {
+        let mut bytes = Vec::new();
+        let first = sent;
+        while sent < messages && sent < first + 1000 {
+            client.put_publish(to_queue("numbers", &sent.to_le_bytes()), &mut bytes);
+            sent += 1;
+        }
+        client.wire.send(&bytes)?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match client.next_event(until)? {
+                Some(amqp::Event::Confirmed { tag, ack: true, .. }) if tag == sent => break,
+                Some(amqp::Event::Confirmed { ack: true, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn consume_numbers(addresses: &Addresses, messages: u64) -> io::Result<()> {
+    let mut client = Amqp::connect(addresses.amqp)?;
+    client.consume("numbers", true)?;
+    for number in 0..messages {
+        let delivery = client.next_delivery(PATIENCE)?.expect("all are there");
+        assert_eq!(delivery.body, number.to_le_bytes());
+    }
+    client.close()
+}
+
 /// One client of each protocol publishes one message at a time: each confirm needs a write and a sync of its
 /// own, so that one confirm too many can be counted.
 fn no_confirm_follows(call: &str) {

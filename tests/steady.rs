@@ -119,10 +119,9 @@ fn work(load: &Load, broker: &Broker, random: &mut Random, time: Duration) -> Ve
             }
         }
     });
-    let _ = failures
-        .try_iter()
-        .map(|failure| panic!("{failure}\n{}", broker.log()))
-        .next();
+    if let Some(failure) = failures.try_iter().next() {
+        panic!("{failure}\n{}", broker.log());
+    }
     samples
 }
 

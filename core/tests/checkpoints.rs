@@ -365,6 +365,166 @@ impl Storage for SmallDisk {
     }
 }
 
+/// Counts who reads index pages.
+struct WatchedDisk {
+    disk: CrashStorage,
+    read_by: Arc<Mutex<BTreeMap<String, usize>>>,
+}
+
+impl Storage for WatchedDisk {
+    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
+        self.disk.files(area)
+    }
+
+    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.disk.claim(file, size)
+    }
+
+    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write(file, offset, bytes)
+    }
+
+    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if file.area == Area::Pages {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or_default().to_owned();
+            *self.read_by.lock().unwrap().entry(name).or_default() += 1;
+        }
+        self.disk.read(file, offset, buffer)
+    }
+
+    fn sync(&self, file: FileId) -> io::Result<()> {
+        self.disk.sync(file)
+    }
+
+    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
+        self.disk.truncate(file, size)
+    }
+
+    fn remove(&self, file: FileId) -> io::Result<()> {
+        self.disk.remove(file)
+    }
+}
+
+/// Each page of a long queue is read once to let go what it names: none of that by a publisher who comes by, nor by
+/// who asked for it.
+#[test]
+fn emptying_a_long_queue_is_not_the_work_of_whoever_comes_by() {
+    const MESSAGES: usize = 12_000;
+    const PAGES: usize = MESSAGES / 64;
+    let read_by = Arc::new(Mutex::new(BTreeMap::new()));
+    let disk = WatchedDisk {
+        disk: CrashStorage::default(),
+        read_by: Arc::clone(&read_by),
+    };
+    let config = Config {
+        index_cache: 0,
+        ..config()
+    };
+    let harness = Harness {
+        storage: disk.disk.clone(),
+        clock: Arc::new(ManualClock::default()),
+        engine: Engine::open_storage(Arc::new(disk), SEGMENT, config, Arc::new(ManualClock::default())).unwrap(),
+    };
+    let mut client = harness.client();
+    let engine = harness.engine.clone();
+    let maintenance = std::thread::Builder::new().name("maintenance".to_owned());
+    let maintenance = maintenance.spawn(move || engine.run_maintenance()).unwrap();
+    for delete in [false, true] {
+        read_by.lock().unwrap().clear();
+        client.ask(&harness.engine, Request::DeclareQueue(queue("a"))).unwrap();
+        client.ask(&harness.engine, Request::DeclareQueue(queue("b"))).unwrap();
+        for _ in 0..MESSAGES {
+            client.publish(message(Entry::Queue, "a", "", "x"));
+        }
+        let request = if delete {
+            Request::DeleteQueue {
+                name: bytes("a"),
+                if_unused: false,
+                if_empty: false,
+            }
+        } else {
+            Request::PurgeQueue { name: bytes("a") }
+        };
+        let reply = client.ask(&harness.engine, request).unwrap();
+        assert!(
+            matches!(reply, Reply::Count(count) if count == MESSAGES as u64),
+            "{reply:?}"
+        );
+        // Others come by until it is over.
+        let until = std::time::Duration::from_secs(60);
+        let (_sender, receiver) = std::sync::mpsc::channel::<()>();
+        let mut waited = std::time::Duration::ZERO;
+        loop {
+            client.publish(message(Entry::Queue, "b", "", "x"));
+            let read = read_by.lock().unwrap().clone();
+            let own: usize = read
+                .iter()
+                .filter(|(name, _)| *name != "maintenance")
+                .map(|(_, n)| n)
+                .sum();
+            // The last few thousand entries are anybody's.
+            assert!(own <= PAGES / 2, "{own} of {PAGES} pages were read by others: {read:?}");
+            if read.values().sum::<usize>() >= PAGES - 1 {
+                break;
+            }
+            let pause = std::time::Duration::from_millis(1);
+            let _ = receiver.recv_timeout(pause);
+            waited += pause;
+            assert!(waited < until, "the queue is not emptied: {read:?}");
+        }
+    }
+    harness.engine.close();
+    maintenance.join().unwrap();
+}
+
+/// Somebody else's files fill the disk and go away, while the only publisher waits and nobody settles anything.
+#[test]
+fn a_disk_that_is_not_full_any_more_is_noticed_although_nobody_writes() {
+    let disk = SmallDisk {
+        disk: CrashStorage::default(),
+        claimed: Arc::default(),
+        total: 24 * SEGMENT,
+    };
+    let foreign = FileId {
+        area: Area::Reserve,
+        number: 99,
+    };
+    disk.claimed.lock().unwrap().insert(foreign, 16 * SEGMENT);
+    let clock = Arc::new(ManualClock::default());
+    let engine = Engine::open_storage(Arc::new(disk.clone()), SEGMENT, config(), clock.clone()).unwrap();
+    let harness = Harness {
+        engine,
+        storage: disk.disk.clone(),
+        clock,
+    };
+    let mut publisher = harness.client();
+    publisher
+        .ask(&harness.engine, Request::DeclareQueue(queue("a")))
+        .unwrap();
+    let mut publish = || {
+        let token = publisher.publish(message(Entry::Queue, "a", "", &"x".repeat(1000)));
+        harness.engine.sync_once().expect("a full disk is no failure");
+        let fate = publisher.events().into_iter().find_map(|event| match event {
+            Event::Outcome(outcome) if outcome.first == token => Some(outcome.fate),
+            _ => None,
+        });
+        fate.expect("it does not wait")
+    };
+    let refused = (0..100_000).any(|_| publish() == Fate::Rejected(Reject::Shortage(Shortage::Disk)));
+    assert!(refused, "the disk is not full");
+    harness.clock.advance(1_000);
+    harness.engine.maintain().unwrap();
+    assert_eq!(publish(), Fate::Rejected(Reject::Shortage(Shortage::Disk)));
+    disk.claimed.lock().unwrap().remove(&foreign);
+    harness.clock.advance(1_000);
+    harness.engine.maintain().unwrap();
+    assert!(
+        matches!(publish(), Fate::Stored(_)),
+        "it is refused although there is room"
+    );
+}
+
 #[test]
 fn a_full_disk_holds_publishers_back_and_loses_nothing() {
     let disk = SmallDisk {

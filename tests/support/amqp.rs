@@ -16,6 +16,9 @@ pub const BODY: u8 = 3;
 pub const HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xce;
 
+/// A field table: `capabilities: {connection.blocked: true}`.
+const BLOCKED_IS_KNOWN: &[u8] = b"\x0ccapabilitiesF\0\0\0\x15\x12connection.blockedt\x01";
+
 /// Class and method in one number.
 pub const fn id(class: u16, method: u16) -> u32 {
     (class as u32) << 16 | method as u32
@@ -27,6 +30,8 @@ pub const CONNECTION_TUNE: u32 = id(10, 30);
 pub const CONNECTION_TUNE_OK: u32 = id(10, 31);
 pub const CONNECTION_OPEN: u32 = id(10, 40);
 pub const CONNECTION_OPEN_OK: u32 = id(10, 41);
+pub const CONNECTION_BLOCKED: u32 = id(10, 60);
+pub const CONNECTION_UNBLOCKED: u32 = id(10, 61);
 pub const CONNECTION_CLOSE: u32 = id(10, 50);
 pub const CONNECTION_CLOSE_OK: u32 = id(10, 51);
 pub const CHANNEL_OPEN: u32 = id(20, 10);
@@ -225,7 +230,8 @@ impl Amqp {
     pub fn log_in(&mut self, heartbeat: u16) -> io::Result<()> {
         self.wire.send(PROTOCOL_HEADER)?;
         self.wait_for(CONNECTION_START)?;
-        let start_ok = Bytes::method(CONNECTION_START_OK).u32(0).short("PLAIN");
+        // `capabilities: {connection.blocked: true}`: it is told when it has to wait.
+        let start_ok = Bytes::method(CONNECTION_START_OK).long(BLOCKED_IS_KNOWN).short("PLAIN");
         self.send_method(0, start_ok.long(b"\0guest\0guest").short("en_US"))?;
         let tune = self.wait_for(CONNECTION_TUNE)?;
         let mut tune = Reader(&tune);

@@ -23,6 +23,7 @@ const PROGRAM: &str = "ROCKETBRIDGE_PROGRAM";
 pub struct Broker {
     child: Child,
     folder: Arc<Folder>,
+    data_dir: PathBuf,
     /// Listening addresses by the name in the ready line: `amqp`, `mqtt`, `remoting`, `name_server`.
     pub addresses: BTreeMap<String, SocketAddr>,
     log: Arc<Mutex<Vec<String>>>,
@@ -47,6 +48,8 @@ pub struct Options {
     pub mqtt: String,
     /// A program and arguments that run the broker, such as `strace ... `.
     pub wrapper: Vec<String>,
+    /// Its data folder, if it is not to lie in the broker's own folder.
+    pub data_dir: Option<PathBuf>,
 }
 
 impl Broker {
@@ -119,7 +122,7 @@ impl Broker {
             "data_dir = {:?}\n{}\n[amqp]\nlisten = [{:?}]\n[mqtt]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n{}\n\
              [stomp]\nlisten = [{:?}]\nwebsocket_listen = [{:?}]\n\
              [remoting]\nlisten = [{:?}]\nname_server_listen = [{:?}]\n",
-            folder.0.join("data"),
+            data_dir(options, &folder),
             options.config,
             address("amqp"),
             address("mqtt"),
@@ -157,6 +160,7 @@ impl Broker {
         let (lines, reader) = collect(child.stderr.take().expect("it is piped"), Arc::clone(&log));
         let broker = Self {
             child,
+            data_dir: data_dir(options, &folder),
             folder,
             addresses: BTreeMap::new(),
             log,
@@ -191,7 +195,7 @@ impl Broker {
 
     /// Its data folder.
     pub fn data_dir(&self) -> PathBuf {
-        self.folder.0.join("data")
+        self.data_dir.clone()
     }
 
     /// A folder that lives as long as the broker.
@@ -264,6 +268,10 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn data_dir(options: &Options, folder: &Folder) -> PathBuf {
+    options.data_dir.clone().unwrap_or_else(|| folder.0.join("data"))
 }
 
 fn ready_addresses(line: &str) -> BTreeMap<String, SocketAddr> {

@@ -36,6 +36,9 @@ const INTERVAL: Millis = Millis::from_secs(15);
 /// Between two looks at what is to be done.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Between two slices of what takes long, for others to have their turn: the lock goes to whoever comes first.
+const SLICE_PAUSE: Duration = Duration::from_micros(100);
+
 /// When room is short: so much is used, percent, and less than so many bytes are free. A tenth of a large disk
 /// is no reason to stop.
 #[derive(Clone, Copy)]
@@ -79,6 +82,8 @@ pub(crate) struct Maintenance {
     taken_at: Millis,
     /// Little room is left: topics give up messages before their time.
     tight: bool,
+    /// The log says that publishers wait for room.
+    told_full: bool,
     /// Segments that were not to be copied forward.
     stuck: BTreeSet<u64>,
     /// Segments that nothing needs since a checkpoint of that number.
@@ -145,28 +150,52 @@ impl Engine {
         self.remove_segments(&mut maintenance)?;
         let Maintenance { tight, stuck, .. } = &mut *maintenance;
         self.move_forward(*tight, stuck)?;
-        self.set_shortage(full || has_mark(FULL));
+        self.0.writer.look_for_room()?;
+        let full = self.0.writer.full.load(Ordering::Acquire);
+        self.set_shortage(full || has_mark(FULL), &mut maintenance.told_full);
         if !maintenance.tight {
             self.0.storage.claim(RESERVE, self.0.segment_size / 8)?;
         }
         Ok(())
     }
 
-    /// The life of the thread that calls [`maintain`](Self::maintain): returns when the engine is closed.
+    /// The life of the thread that calls [`maintain`](Self::maintain) and does what takes long, such as emptying a
+    /// queue of millions: returns when the engine is closed.
     pub fn run_maintenance(&self) {
+        self.0.has_maintenance.store(true, Ordering::Release);
+        let mut maintained_at = self.0.clock.now().mono;
         let mut closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*closing {
-            let waited = self.0.closed.wait_timeout(closing, PAUSE);
+        loop {
+            let is_called = self.0.maintenance_called.load(Ordering::Acquire);
+            let pause = if is_called { SLICE_PAUSE } else { PAUSE };
+            let waited = self.0.closed.wait_timeout(closing, pause);
             closing = waited.unwrap_or_else(PoisonError::into_inner).0;
             if *closing {
-                return;
+                break;
             }
             drop(closing);
-            if let Err(error) = self.maintain() {
-                tracing::warn!(%error, "the store cannot be kept small just now");
+            if self.0.maintenance_called.swap(false, Ordering::AcqRel) {
+                self.do_long_work();
+            }
+            let now = self.0.clock.now().mono;
+            if now.since(maintained_at).0 >= PAUSE.as_millis() as u64 {
+                maintained_at = now;
+                if let Err(error) = self.maintain() {
+                    tracing::warn!(%error, "the store cannot be kept small just now");
+                }
             }
             closing = self.0.closing.lock().unwrap_or_else(PoisonError::into_inner);
         }
+        self.0.has_maintenance.store(false, Ordering::Release);
+    }
+
+    /// One slice of what takes long. If more is left, the end of the hold calls for it again.
+    fn do_long_work(&self) {
+        self.hold(|state| {
+            if let Some(work) = state.long_work.pop_front() {
+                state.go_on(work);
+            }
+        });
     }
 
     /// Gives up the space that was kept for this.
@@ -178,14 +207,18 @@ impl Engine {
         Ok(is_there)
     }
 
-    fn set_shortage(&self, is_full: bool) {
+    fn set_shortage(&self, is_full: bool, told: &mut bool) {
+        // The writer may have held publishers back already, and says nothing.
+        if std::mem::replace(told, is_full) != is_full {
+            if is_full {
+                tracing::warn!("the disk is nearly full: publishers wait or are refused");
+            } else {
+                tracing::info!("there is room on the disk again: publishing goes on");
+            }
+        }
         let shortage = is_full.then_some(Shortage::Disk);
         if self.lock().shortage == shortage {
             return;
-        }
-        match shortage {
-            Some(_) => tracing::warn!("the disk is nearly full: publishers wait or are refused"),
-            None => tracing::info!("there is room on the disk again: publishing goes on"),
         }
         self.hold(|state| {
             state.shortage = shortage;

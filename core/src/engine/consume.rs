@@ -264,10 +264,11 @@ impl State {
         let Some(queue) = self.queue(id) else { return };
         let durable = queue.spec.durable;
         queue.extra_mut().finishing.push_back(range.clone());
+        let steps = range.end - range.start;
         if durable {
             self.settled_run(id, range);
         }
-        self.put_off(Work::Finish(id));
+        self.put_off_steps(Work::Finish(id), steps);
     }
 
     /// Goes on with what was noted as done with.
@@ -286,7 +287,11 @@ impl State {
             self.steps += count as usize;
             self.done_now(id, slice, false);
         }
-        self.put_off(Work::Finish(id));
+        let finishing = self
+            .queue(id)
+            .and_then(|queue| queue.extra_mut().finishing.front().cloned());
+        let Some(range) = finishing else { return };
+        self.put_off_steps(Work::Finish(id), range.end - range.start);
     }
 
     /// Takes entries off their list.
@@ -552,7 +557,7 @@ impl State {
             self.mark_dirty(queue);
         } else if let Some(state) = self.queue(queue) {
             state.extra_mut().returning.push(subscription.leases.clone());
-            self.put_off(Work::Return(queue));
+            self.put_off_steps(Work::Return(queue), subscription.leases.runs() as u64);
         }
         self.remove_consumer(link, id, subscription.queue);
     }
@@ -572,7 +577,10 @@ impl State {
                 None => drop(returning.pop()),
             }
         }
-        self.put_off(Work::Return(id));
+        let left = self.queue(id).map_or(0, |queue| {
+            queue.extra_mut().returning.last().map_or(0, |leases| leases.runs())
+        });
+        self.put_off_steps(Work::Return(id), left as u64);
     }
 
     /// Ends all subscriptions to a queue that is going away.

@@ -46,6 +46,7 @@ pub use writer::StoreFailed;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -102,6 +103,10 @@ struct Shared {
     maintenance: Mutex<Maintenance>,
     closing: Mutex<bool>,
     closed: Condvar,
+    /// There is a maintenance thread; without one whoever comes by does its work.
+    has_maintenance: AtomicBool,
+    /// It was woken because there is something to do.
+    maintenance_called: AtomicBool,
     clock: Arc<dyn Clock>,
     writer: Writer,
     /// Woken when something is due earlier than was known.
@@ -185,6 +190,8 @@ impl Engine {
             maintenance: Mutex::new(maintenance),
             closing: Mutex::new(false),
             closed: Condvar::new(),
+            has_maintenance: AtomicBool::new(false),
+            maintenance_called: AtomicBool::new(false),
             clock,
             writer,
             alarm: Mutex::new(None),
@@ -207,18 +214,32 @@ impl Engine {
         let mut after = state.finish();
         drop(state);
         loop {
-            let work = after.work;
+            let is_called = after.long_work && self.call_maintenance();
+            let work = after.work || (after.long_work && !is_called);
             self.follow_up(after);
             if !work {
                 return result;
             }
             let mut state = self.lock();
             state.begin(self.0.clock.now());
-            if let Some(work) = state.work.pop_front() {
+            let mut work = state.work.pop_front();
+            if !is_called {
+                work = work.or_else(|| state.long_work.pop_front());
+            }
+            if let Some(work) = work {
                 state.go_on(work);
             }
             after = state.finish();
         }
+    }
+
+    /// Leaves the long work to the maintenance thread; `false` if there is none.
+    fn call_maintenance(&self) -> bool {
+        let has_maintenance = self.0.has_maintenance.load(Ordering::Acquire);
+        if has_maintenance && !self.0.maintenance_called.swap(true, Ordering::AcqRel) {
+            self.0.closed.notify_one();
+        }
+        has_maintenance
     }
 
     fn follow_up(&self, after: After) {

@@ -132,11 +132,12 @@ impl State {
     /// Goes on with what queues that are gone kept.
     pub(crate) fn dispose_slice(&mut self) {
         while let Some(list) = self.disposed.last_mut() {
-            if self.steps >= STEPS_MAX {
-                return self.put_off(Work::Dispose);
-            }
             let head = list.list().head();
-            let count = (list.list().end() - head).min((STEPS_MAX - self.steps) as u64);
+            let left = list.list().end() - head;
+            if self.steps >= STEPS_MAX {
+                return self.put_off_steps(Work::Dispose, left);
+            }
+            let count = left.min((STEPS_MAX - self.steps) as u64);
             let Self { memory, log, .. } = self;
             list.ack(head..head + count, |entry| {
                 let position = entry.position;

@@ -142,6 +142,9 @@ pub(crate) enum Work {
 /// Memory for events that is kept for the next hold.
 const SPARE_EVENTS_MAX: usize = 64;
 
+/// What takes more steps than this is not for whoever comes by.
+const STEPS_LONG: u64 = 4 * STEPS_MAX as u64;
+
 /// Steps of one hold; a longer fan-out goes on in the next.
 pub(crate) const STEPS_MAX: usize = 1024;
 
@@ -194,6 +197,8 @@ pub(crate) struct State {
     /// Message queues that got entries while pulls wait on them.
     pub dirty_topics: Vec<(u32, u32)>,
     pub work: VecDeque<Work>,
+    /// What would take so many holds that nobody is to wait for it: the maintenance thread's, a slice at a time.
+    pub long_work: VecDeque<Work>,
     pub steps: usize,
     /// When the heads of queues expire, on the broker's clock.
     pub heads: BTreeSet<(u64, QueueId)>,
@@ -243,6 +248,8 @@ pub(crate) struct After {
     /// Somebody waits for the disk.
     pub awaited: bool,
     pub work: bool,
+    /// Something is left for the maintenance thread.
+    pub long_work: bool,
     pub deadline_moved: bool,
     pub unsynced: usize,
 }
@@ -285,6 +292,7 @@ impl State {
             dirty_queues: Vec::new(),
             dirty_topics: Vec::new(),
             work: VecDeque::new(),
+            long_work: VecDeque::new(),
             steps: 0,
             heads: BTreeSet::new(),
             unused: BTreeSet::new(),
@@ -713,6 +721,15 @@ impl State {
         }
     }
 
+    /// Leaves something that takes so many more steps.
+    pub(crate) fn put_off_steps(&mut self, work: Work, steps: u64) {
+        if steps <= STEPS_LONG {
+            self.put_off(work);
+        } else if !self.long_work.contains(&work) {
+            self.long_work.push_back(work);
+        }
+    }
+
     /// Ends a hold: hands over what it has to tell.
     pub(crate) fn finish(&mut self) -> After {
         self.act_on_deadlines();
@@ -740,6 +757,7 @@ impl State {
             unwritten: self.log.has_unwritten(),
             awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
             work: !self.work.is_empty(),
+            long_work: !self.long_work.is_empty(),
             deadline_moved: std::mem::take(&mut self.deadline_moved),
             unsynced: self.log.unsynced(),
         }

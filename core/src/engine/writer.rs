@@ -123,6 +123,16 @@ impl Writer {
         signal.closing
     }
 
+    /// Tries once more to make the next segment, for there may be room by now: when publishers wait and nobody
+    /// settles anything, nobody else writes and would look.
+    pub(crate) fn look_for_room(&self) -> io::Result<()> {
+        let mut writing = self.writing();
+        if writing.failed.is_none() && self.full.load(Ordering::Acquire) {
+            self.claim_ahead(&mut writing)?;
+        }
+        Ok(())
+    }
+
     fn write_pieces(&self, writing: &mut Writing) -> io::Result<()> {
         // A segment's end is written only when the next segment exists: recovery relies on it.
         for (position, _) in &writing.pieces {
