@@ -294,6 +294,70 @@ fn a_will_is_published_after_a_kill() {
     watcher.expect(0x32, &publish("will", Some(1), "gone"));
 }
 
+// --- what an operator watches ---------------------------------------------------------------------------
+
+#[test]
+fn sys_topics_tell_of_sessions_retained_stored_and_dropped_messages() {
+    let options = Options {
+        mqtt: "session_messages_max = 10\nsys_interval = \"200ms\"".into(),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let mut away = Client::connect(&broker, Connect::persistent("away"));
+    subscribed(&mut away, "t", 1);
+    drop(away);
+    let mut writer = Client::connect(&broker, Connect::clean("writer"));
+    for id in 1..=30u16 {
+        writer.send(0x32, &publish("t", Some(id), "kept or dropped"));
+        writer.expect(0x40, &id.to_be_bytes());
+    }
+    writer.send(0x33, &publish("last/value", Some(31), "retained"));
+    writer.expect(0x40, &31u16.to_be_bytes());
+    let mut watcher = Client::connect(&broker, Connect::clean("watcher"));
+    subscribed(&mut watcher, "$SYS/#", 0);
+    let mut values = std::collections::BTreeMap::new();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        // Those topics have last values, too.
+        let retained = (values.len() + 1).to_string();
+        let stored = (values.len() + 1 + 10).to_string();
+        let expected = [
+            ("clients/connected", "2"),
+            ("clients/disconnected", "1"),
+            ("clients/inactive", "1"),
+            ("clients/total", "3"),
+            ("clients/maximum", "2"),
+            ("retained messages/count", &retained),
+            ("store/messages/count", &stored),
+            ("messages/stored", &stored),
+            ("publish/messages/dropped", "20"),
+            ("publish/messages/received", "31"),
+            ("subscriptions/count", "1"),
+        ];
+        let value = |name| values.get(&format!("$SYS/broker/{name}")).map(String::as_str);
+        if expected.iter().all(|(name, expected)| value(name) == Some(expected)) {
+            break;
+        }
+        assert!(Instant::now() < until, "{values:#?}");
+        let (first, rest) = watcher.next();
+        assert_eq!(first & 0xF6, 0x30);
+        let topic_len = usize::from(rest[1]);
+        let (topic, value) = (&rest[2..2 + topic_len], &rest[2 + topic_len..]);
+        let as_text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        values.insert(as_text(topic), as_text(value));
+    }
+    for name in [
+        "version",
+        "uptime",
+        "bytes/received",
+        "bytes/sent",
+        "messages/received",
+        "messages/sent",
+    ] {
+        assert!(values.contains_key(&format!("$SYS/broker/{name}")), "{name}");
+    }
+}
+
 // --- limits -------------------------------------------------------------------------------------------
 
 #[test]

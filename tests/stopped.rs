@@ -16,6 +16,7 @@ use support::broker::{Broker, Options};
 use support::measure::{Memory, SetAtEnd, Spread};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
+use support::stomp::Stomp;
 use support::wire::{PATIENCE, is_timeout};
 
 /// What a stopped client may cost, however much is published to it, KiB: the tail of the log that is kept for
@@ -254,6 +255,54 @@ fn an_mqtt_subscriber_of_qos_0_that_stops_costs_bounded_memory() {
 fn an_mqtt_subscriber_of_qos_1_that_stops_costs_bounded_memory() {
     let (broker, consumer) = flooded(1, |broker| mqtt_consumer(broker, 1), |broker, _| mqtt_flood(broker, 1));
     mqtt_reads_on(&broker, consumer);
+}
+
+// --- STOMP, and WebSocket ---------------------------------------------------------------------
+
+fn stomp_consumer(client: io::Result<Stomp>, ack: &str) -> Stomp {
+    let mut consumer = client.expect("it works");
+    let headers = [("id", "1"), ("destination", "/topic/stopped.#"), ("ack", ack)];
+    consumer.call("SUBSCRIBE", &headers, b"").expect("it works");
+    consumer
+}
+
+fn stomp_reads_on(mut consumer: Stomp, ack: bool) {
+    for expected in 0..messages() {
+        let until = Instant::now() + PATIENCE;
+        let frame = consumer.next_frame(until).expect("it works").expect("it comes");
+        assert_eq!(frame.command, "MESSAGE", "{frame:?}");
+        assert_eq!(number_of(&frame.body), expected);
+        if ack && expected % 1000 == 999 {
+            let id = frame.header("ack").expect("it is to be acknowledged");
+            consumer.send("ACK", &[("id", id)], b"").expect("it works");
+        }
+    }
+}
+
+/// All at once: each gets everything, and nobody's memory is another's.
+#[test]
+fn stomp_subscribers_of_every_ack_mode_and_websockets_that_stop_cost_bounded_memory() {
+    let (broker, (auto, client, auto_socket, client_socket, mqtt)) = flooded(
+        5,
+        |broker| {
+            let (plain, socket) = (broker.address("stomp"), broker.address("stomp_websocket"));
+            let auto = stomp_consumer(Stomp::connect(plain), "auto");
+            let client = stomp_consumer(Stomp::connect(plain), "client");
+            let auto_socket = stomp_consumer(Stomp::connect_websocket(socket), "auto");
+            let client_socket = stomp_consumer(Stomp::connect_websocket(socket), "client-individual");
+            let mqtt = Mqtt::connect_websocket(broker.address("mqtt_websocket"), Connect::clean("stopped"));
+            let mut mqtt = mqtt.expect("it works");
+            mqtt.subscribe("stopped/#", 1).expect("it works");
+            (auto, client, auto_socket, client_socket, mqtt)
+        },
+        |broker, _| mqtt_flood(broker, 1),
+    );
+    stomp_reads_on(auto, false);
+    stomp_reads_on(client, true);
+    stomp_reads_on(auto_socket, false);
+    // What is acknowledged one by one is not of interest here: nothing is.
+    stomp_reads_on(client_socket, false);
+    mqtt_reads_on(&broker, mqtt);
 }
 
 // --- remoting ---------------------------------------------------------------------------------

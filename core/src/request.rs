@@ -178,6 +178,8 @@ pub enum Request {
     },
     /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
     View { position: Position },
+    /// How much there is. [`Reply::Totals`].
+    Totals,
 }
 
 /// RocketMQ's delay levels, from the first on.
@@ -830,6 +832,21 @@ pub enum Reply {
     Locked(Vec<(Bytes, u32)>),
     /// One message.
     Message(Message),
+    /// How much there is.
+    Totals(Totals),
+}
+
+/// How much of some things the broker has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Named sessions that wait for their clients.
+    pub waiting_sessions: u64,
+    /// Addresses with a last value.
+    pub last_values: u64,
+    /// Messages that queues and last values keep; one that several keep counts for each.
+    pub kept_messages: u64,
+    /// Messages that full queues have dropped since the start.
+    pub dropped_messages: u64,
 }
 
 /// What a get took.

@@ -10,4 +10,5 @@ pub mod measure;
 pub mod mqtt;
 pub mod random;
 pub mod remoting;
+pub mod stomp;
 pub mod wire;
