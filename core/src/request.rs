@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::address::Pattern;
 use crate::attributes::Attributes;
-use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
+use crate::boundary::{Delivery, Publish, Reject, Settle, Settlement, SubscriptionId};
 use crate::filter::Sql;
 use crate::message::{Entry, Format, Message};
 pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
@@ -328,10 +328,13 @@ pub struct Commit {
     pub publishes: Vec<Publish>,
     /// In their order, behind the publishes.
     pub settlements: Vec<Settlement>,
+    /// Popped messages. One that is not this lease's to settle any more refuses the batch:
+    /// [`Refusal::LeaseEnded`].
+    pub popped: Vec<SettlePopped>,
 }
 
 impl Commit {
-    /// Most publishes and settlements together.
+    /// Most publishes, settlements and popped messages together.
     pub const ITEMS_MAX: usize = 10_000;
     /// Most bytes of bodies and headers together.
     pub const BYTES_MAX: usize = 16 << 20;
@@ -715,6 +718,19 @@ pub struct AckPopped {
     pub topic: Bytes,
     /// At most 1,024.
     pub messages: Vec<Held>,
+}
+
+/// What becomes of popped messages in a [`Commit`].
+#[derive(Clone, Debug)]
+pub struct SettlePopped {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// Each once.
+    pub messages: Vec<Held>,
+    /// Released, they are given back at once; rejected, they go to the group's dead-letter topic.
+    pub action: Settle,
 }
 
 /// Another invisible time for a popped message.

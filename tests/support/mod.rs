@@ -11,4 +11,5 @@ pub mod mqtt;
 pub mod random;
 pub mod remoting;
 pub mod stomp;
+pub mod stomp_raw;
 pub mod wire;
