@@ -17,6 +17,7 @@
 //! # }
 //! ```
 
+mod bell;
 pub mod bench;
 pub mod clock;
 pub mod config;

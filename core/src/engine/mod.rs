@@ -42,7 +42,7 @@ pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use moving::Pinned;
-pub use writer::StoreFailed;
+pub use writer::{StoreFailed, wake_here};
 
 use std::collections::VecDeque;
 use std::io;
@@ -223,9 +223,7 @@ impl Engine {
     }
 
     fn follow_up(&self, after: After) {
-        for waker in after.wakers {
-            waker.wake();
-        }
+        wake_here(after.wakers);
         if after.deadline_moved
             && let Some(alarm) = &*self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner)
         {
