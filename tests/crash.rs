@@ -44,7 +44,7 @@ fn one_data_folder(kills: u64, random: &mut Random) {
         ..Options::default()
     };
     let mut broker = Broker::start_with(&options);
-    load::set_up(&load, &addresses(&broker), random).expect("it works");
+    load::set_up(&load, &Addresses::of(&broker), random).expect("it works");
     let mut slowest_start = Duration::ZERO;
     for _ in 0..kills {
         live_and_die(&load, &mut broker, random);
@@ -57,7 +57,7 @@ fn one_data_folder(kills: u64, random: &mut Random) {
         broker = broker.restart(&options);
         slowest_start = slowest_start.max(started.elapsed());
     }
-    load::drain(&load, &addresses(&broker), random).expect("it works");
+    load::drain(&load, &Addresses::of(&broker), random).expect("it works");
     load.recorder.with(|history| {
         let count = |wanted: fn(&Event) -> bool| history.count(wanted);
         let confirmed = count(|event| matches!(event, Event::Confirmed { .. }));
@@ -77,7 +77,7 @@ fn one_data_folder(kills: u64, random: &mut Random) {
 
 /// All clients at once on a broker that dies at a random moment.
 fn live_and_die(load: &Load, broker: &mut Broker, random: &mut Random) {
-    let addresses = addresses(broker);
+    let addresses = Addresses::of(broker);
     let life = Duration::from_millis(random.between(100, 600));
     let killed = AtomicBool::new(false);
     let (sender, failures) = channel();
@@ -99,14 +99,6 @@ fn live_and_die(load: &Load, broker: &mut Broker, random: &mut Random) {
         assert_eq!(early, Err(RecvTimeoutError::Timeout), "{}", broker.log());
         assert!(alive, "it ended by itself:\n{}", broker.log());
     });
-}
-
-fn addresses(broker: &Broker) -> Addresses {
-    Addresses {
-        amqp: broker.address("amqp"),
-        mqtt: broker.address("mqtt"),
-        remoting: broker.address("remoting"),
-    }
 }
 
 /// Until a moment of no importance.

@@ -18,6 +18,7 @@ use support::measure::{SetAtEnd, Spread, best_of};
 use support::mqtt::{Connect, Mqtt};
 use support::random::Random;
 use support::remoting::{Remoting, SUCCESS, Send};
+use support::stomp::Stomp;
 use support::wire::PATIENCE;
 
 /// What an `fdatasync` takes.
@@ -64,14 +65,6 @@ fn traced(injection: &str) -> (Options, PathBuf, tempfile::TempDir) {
     (options, trace, folder)
 }
 
-fn addresses(broker: &Broker) -> Addresses {
-    Addresses {
-        amqp: broker.address("amqp"),
-        mqtt: broker.address("mqtt"),
-        remoting: broker.address("remoting"),
-    }
-}
-
 /// The threads that made a system call, and how often it was made.
 fn callers(trace: &PathBuf, call: &str) -> (BTreeSet<u32>, usize) {
     let text = std::fs::read_to_string(trace).expect("strace wrote it");
@@ -97,7 +90,7 @@ fn a_slow_disk_delays_only_what_waits_for_it() {
     let mut random = Random::from_environment();
     let (options, trace, _folder) = traced(&format!("fdatasync:delay_enter={}", DELAY.as_micros()));
     let mut broker = Broker::start_with(&options);
-    let addresses = addresses(&broker);
+    let addresses = Addresses::of(&broker);
     let load = Load::default();
     load::set_up(&load, &addresses, &mut random).expect("it works");
     thread::scope(|scope| {
@@ -262,13 +255,13 @@ fn after_a_failed_pwrite_nothing_confirmed_is_missing() {
 /// One client of each protocol publishes one message at a time: each confirm needs a write and a sync of its
 /// own, so that one confirm too many can be counted.
 fn no_confirm_follows(call: &str) {
-    let publishers: [fn(&Recorder, &Addresses) -> io::Result<()>; 3] =
-        [amqp_one_by_one, mqtt_one_by_one, native_one_by_one];
+    let publishers: [fn(&Recorder, &Addresses) -> io::Result<()>; 4] =
+        [amqp_one_by_one, mqtt_one_by_one, stomp_one_by_one, native_one_by_one];
     for publisher in publishers {
         let (options, _trace, _folder) = traced(&format!("{call}:error=EIO:when={FAILING_CALL}"));
         let mut broker = Broker::start_with(&options);
         let recorder = Recorder::default();
-        let result = publisher(&recorder, &addresses(&broker));
+        let result = publisher(&recorder, &Addresses::of(&broker));
         assert!(result.is_err(), "the broker is gone");
         assert_store_failed(&mut broker);
         let confirmed = recorder.with(|history| history.count(|event| matches!(event, Event::Confirmed { .. })));
@@ -326,6 +319,17 @@ fn mqtt_one_by_one(recorder: &Recorder, addresses: &Addresses) -> io::Result<()>
     }
 }
 
+fn stomp_one_by_one(recorder: &Recorder, addresses: &Addresses) -> io::Result<()> {
+    let mut client = Stomp::connect(addresses.stomp)?;
+    let mut sequence = 0;
+    loop {
+        let (message, body) = next(recorder, &mut sequence);
+        client.call("SEND", &[("destination", "/queue/one"), ("persistent", "true")], &body)?;
+        recorder.record(Event::Confirmed { message });
+        assert!(sequence < FAILING_CALL as u64, "a confirm follows the failure");
+    }
+}
+
 fn native_one_by_one(recorder: &Recorder, addresses: &Addresses) -> io::Result<()> {
     let mut client = Remoting::connect(addresses.remoting)?;
     let mut sequence = 0;
@@ -353,7 +357,7 @@ fn nothing_is_missing_after(call: &str) {
     let (options, _trace, _folder) = traced(&format!("{call}:error=EIO:when={FAILING_CALL}"));
     let mut broker = Broker::start_with(&options);
     let load = Load::default();
-    let at = addresses(&broker);
+    let at = Addresses::of(&broker);
     load::set_up(&load, &at, &mut random).expect("that takes fewer calls");
     thread::scope(|scope| {
         for client in CLIENTS {
@@ -365,7 +369,7 @@ fn nothing_is_missing_after(call: &str) {
     assert_store_failed(&mut broker);
     load.recorder.record(Event::Crashed);
     let broker = broker.restart(&Options::default());
-    load::drain(&load, &addresses(&broker), &mut random).expect("it works");
+    load::drain(&load, &Addresses::of(&broker), &mut random).expect("it works");
     load.recorder.with(|history| {
         let confirmed = history.count(|event| matches!(event, Event::Confirmed { .. }));
         assert!(confirmed > 0, "nothing was tested: no confirm came before the failure");

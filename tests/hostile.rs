@@ -1,5 +1,7 @@
 //! What peers send that no honest client would: it costs them their connection, with the protocol's error
-//! where there is one, and the broker neither its life nor memory.
+//! where there is one, and the broker neither its life nor memory, and others are served meanwhile.
+//!
+//! `ROCKETBRIDGE_CONNECTIONS` is how many connections are opened and left (default 300).
 
 mod support;
 
@@ -11,17 +13,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use support::amqp::{self, Amqp, Bytes};
-use support::broker::Broker;
-use support::measure::{Memory, SetAtEnd};
+use support::broker::{Broker, Options};
+use support::measure::{Memory, SetAtEnd, Spread};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
-use support::wire::{PATIENCE, Wire};
+use support::stomp::Stomp;
+use support::wire::{self, PATIENCE, Wire};
 
 /// What everything in here together may cost the broker, KiB.
 const MEMORY_MAX: u64 = 64 << 10;
 
 /// Connections that attack at a time.
 const AT_ONCE: usize = 40;
+
+/// What a round trip of others may take, one of two, meanwhile: served late is served, but held up is not.
+/// Wide, for a machine that does much else; the times themselves are printed.
+const ROUND_TRIP_MAX: Duration = Duration::from_secs(1);
+
+/// What a connection that was opened and left may cost, KiB.
+const LEFT_MAX: u64 = 16;
 
 /// Depth of tables: 18,000 levels were enough to overflow the stack of another broker's parser.
 const TABLE_DEPTH: usize = 18_000;
@@ -44,8 +54,14 @@ enum After {
     Request,
     /// STOMP: CONNECTED came.
     StompLogin,
-    /// WebSocket: the handshake with that path is done.
+    /// WebSocket: the handshake with that path is done, and frames are the attacker's own.
     WebSocket(&'static str),
+    /// WebSocket: the handshake with that path is done, and bytes come in messages.
+    Messages(&'static str),
+    /// MQTT over WebSocket: CONNACK of that version came.
+    MqttMessages(u8),
+    /// STOMP over WebSocket: CONNECTED came.
+    StompMessages,
 }
 
 /// What the broker says before it closes.
@@ -350,6 +366,18 @@ fn websocket_attacks() -> Vec<Attack> {
     }
     let not_text = b"\x81\x81\0\0\0\0\xff".to_vec();
     let after = After::WebSocket("/ws");
+    // What is wrong in the protocol itself is wrong over WebSocket, too.
+    for mut one in mqtt_attacks().into_iter().chain(stomp_attacks()) {
+        let (listener, after) = match one.after {
+            After::MqttLogin(version) => ("mqtt_websocket", After::MqttMessages(version)),
+            After::StompLogin => ("stomp_websocket", After::StompMessages),
+            _ if one.listener == "mqtt" => ("mqtt_websocket", After::Messages("/mqtt")),
+            _ => ("stomp_websocket", After::Messages("/ws")),
+        };
+        one.name = format!("{} over {listener}", one.name);
+        (one.listener, one.after) = (listener, after);
+        attacks.push(one);
+    }
     attacks.push(attack(
         "text that is none",
         "stomp_websocket",
@@ -369,36 +397,19 @@ fn websocket_attacks() -> Vec<Attack> {
     attacks
 }
 
-/// The client's half of a WebSocket handshake.
+/// A WebSocket whose frames are the attacker's own.
 fn upgrade(address: SocketAddr, path: &str) -> std::io::Result<Wire> {
     let mut wire = Wire::connect(address)?;
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    );
-    wire.send(request.as_bytes())?;
-    let head = until(&mut wire, b"\r\n\r\n")?;
-    assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", head.escape_ascii());
-    Ok(wire)
-}
-
-fn stomp_login(address: SocketAddr) -> std::io::Result<Wire> {
-    let mut wire = Wire::connect(address)?;
-    wire.send(b"CONNECT\naccept-version:1.2\nlogin:guest\npasscode:guest\n\n\0")?;
-    let connected = until(&mut wire, b"\0\n")?;
-    assert!(connected.starts_with(b"CONNECTED\n"), "{}", connected.escape_ascii());
-    Ok(wire)
-}
-
-/// Takes what comes up to and with `end`.
-fn until(wire: &mut Wire, end: &[u8]) -> std::io::Result<Vec<u8>> {
+    wire.send(wire::upgrade_request(path).as_bytes())?;
     let patience = Instant::now() + PATIENCE;
     loop {
-        if let Some(at) = wire.buffered().windows(end.len()).position(|window| window == end) {
-            return Ok(wire.take(at + end.len()));
+        if let Some(at) = wire.buffered().windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = wire.take(at + 4);
+            assert!(head.starts_with(b"HTTP/1.1 101 "), "{}", head.escape_ascii());
+            return Ok(wire);
         }
         if !wire.fill(patience)? {
-            return support::wire::unexpected("the end of the connection");
+            return wire::unexpected("silence");
         }
     }
 }
@@ -438,8 +449,18 @@ impl Attacker {
                 };
                 Mqtt::connect(address, connect).map(|client| Self::Mqtt(Box::new(client)))
             }
-            After::StompLogin => stomp_login(address).map(Self::Plain),
+            After::StompLogin => Stomp::connect(address).map(|client| Self::Plain(client.wire)),
             After::WebSocket(path) => upgrade(address, path).map(Self::Plain),
+            After::Messages(path) => Wire::upgraded(address, path).map(Self::Plain),
+            After::MqttMessages(version) => {
+                let client_id = format!("attacker-{:?}", thread::current().id());
+                let connect = Connect {
+                    version,
+                    ..Connect::clean(&client_id)
+                };
+                Mqtt::connect_websocket(address, connect).map(|client| Self::Mqtt(Box::new(client)))
+            }
+            After::StompMessages => Stomp::connect_websocket(address).map(|client| Self::Plain(client.wire)),
             After::Request => Remoting::connect(address).and_then(|mut client| {
                 client.call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)?;
                 Ok(Self::Remoting(Box::new(client)))
@@ -483,7 +504,8 @@ impl Attacker {
                 Ok(other) => panic!("{other:?}"),
             };
         }
-        match &self.wire().read_to_end()[..] {
+        // STOMP ends frames with a line of their own.
+        match self.wire().read_to_end().trim_ascii_start() {
             b"" => Answer::Silence,
             [0xe0, _, reason, ..] => Answer::MqttDisconnect(*reason),
             amqp::PROTOCOL_HEADER => Answer::AmqpHeader,
@@ -505,10 +527,7 @@ fn what_cannot_be_costs_its_sender_the_connection_and_the_broker_little() {
     let broker = Broker::start();
     let attacks = all_attacks();
     let memory = Memory::watch(&broker);
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let honest = scope.spawn(|| honest_conversations(&broker, &done));
-        let end = SetAtEnd(&done);
+    others_are_served(&broker, || {
         for attack in &attacks {
             let address = broker.address(attack.listener);
             let mut one = Attacker::open(address, attack.after);
@@ -534,28 +553,84 @@ fn what_cannot_be_costs_its_sender_the_connection_and_the_broker_little() {
                 assert_eq!(attacker.answer(), attack.answer, "many at once: {}", attack.name);
             }
         }
-        drop(end);
-        assert!(honest.join().expect("it does not panic") > 0, "nobody else was served");
     });
     memory.assert_growth_below(MEMORY_MAX);
     assert!(!broker.log().contains("panic"), "{}", broker.log());
 }
 
-/// Clients of all protocols that go on talking meanwhile; gives how often all were answered.
-fn honest_conversations(broker: &Broker, done: &AtomicBool) -> usize {
-    let mut amqp = Amqp::connect(broker.address("amqp")).expect("it works");
-    let mut mqtt = Mqtt::connect(broker.address("mqtt"), Connect::clean("honest")).expect("it works");
-    let mut native = Remoting::connect(broker.address("remoting")).expect("it works");
-    let mut rounds = 0;
-    while !done.load(Ordering::Relaxed) {
-        amqp.declare_queue("honest", false).expect("it works");
-        mqtt.ping().expect("it works");
-        native
-            .call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT)
-            .expect("it works");
-        rounds += 1;
+/// Clients of all protocols talk before and while something happens, and are not held up.
+fn others_are_served<T>(broker: &Broker, meanwhile: impl FnOnce() -> T) -> T {
+    let mut others = Others::connect(broker);
+    let mut usual = Spread::default();
+    for _ in 0..20 {
+        others.talk(&mut usual);
     }
-    rounds
+    let done = AtomicBool::new(false);
+    let (result, times) = thread::scope(|scope| {
+        let talking = scope.spawn(|| {
+            let mut times = Spread::default();
+            while times.len() == 0 || !done.load(Ordering::Relaxed) {
+                others.talk(&mut times);
+            }
+            times
+        });
+        let end = SetAtEnd(&done);
+        let result = meanwhile();
+        drop(end);
+        (result, talking.join().expect("it does not panic"))
+    });
+    let [before, median, p99] = [usual.percentile(50), times.percentile(50), times.percentile(99)];
+    println!(
+        "others: median {before:?} before; median {median:?}, p99 {p99:?} of {} meanwhile",
+        times.len()
+    );
+    assert!(
+        median <= ROUND_TRIP_MAX,
+        "others took {median:?}, and {before:?} before"
+    );
+    result
+}
+
+/// A client of each protocol.
+struct Others {
+    amqp: Amqp,
+    mqtt: Mqtt,
+    mqtt_websocket: Mqtt,
+    stomp: Stomp,
+    native: Remoting,
+}
+
+impl Others {
+    fn connect(broker: &Broker) -> Self {
+        let socket = broker.address("mqtt_websocket");
+        Self {
+            amqp: Amqp::connect(broker.address("amqp")).expect("it works"),
+            mqtt: Mqtt::connect(broker.address("mqtt"), Connect::clean("honest")).expect("it works"),
+            mqtt_websocket: Mqtt::connect_websocket(socket, Connect::clean("honest-websocket")).expect("it works"),
+            stomp: Stomp::connect(broker.address("stomp")).expect("it works"),
+            native: Remoting::connect(broker.address("remoting")).expect("it works"),
+        }
+    }
+
+    /// A round trip of each.
+    fn talk(&mut self, times: &mut Spread) {
+        let mut timed = |act: &mut dyn FnMut()| {
+            let start = Instant::now();
+            act();
+            times.add(start.elapsed());
+        };
+        timed(&mut || drop(self.amqp.declare_queue("honest", false).expect("it works")));
+        timed(&mut || self.mqtt.ping().expect("it works"));
+        timed(&mut || self.mqtt_websocket.ping().expect("it works"));
+        timed(&mut || {
+            let headers = [("destination", "/topic/honest.stomp")];
+            self.stomp.call("SEND", &headers, b"honest").expect("it works");
+        });
+        timed(&mut || {
+            let beat = self.native.call(remoting::HEART_BEAT, json!({}), EMPTY_HEARTBEAT);
+            beat.expect("it works");
+        });
+    }
 }
 
 /// Bodies are not part of the frame: what is wrong in one is answered, and the connection goes on.
@@ -619,6 +694,19 @@ fn a_claim_within_the_limits_costs_no_memory() {
         head.extend(1000_u32.to_be_bytes());
         native.send(&head);
         open.push(native);
+
+        let stomp = Stomp::connect(broker.address("stomp")).expect("it works");
+        let mut stomp = Attacker::Plain(stomp.wire);
+        stomp.send(b"SEND\ndestination:/queue/q\ncontent-length:16777216\n\nx");
+        open.push(stomp);
+
+        // A message of 2^62 bytes, and in it the same PUBLISH.
+        let mut socket = Attacker::open(broker.address("mqtt_websocket"), After::WebSocket("/mqtt"));
+        let mut bytes = wire::message(&Connect::clean(&format!("{client_id}-socket")).packet());
+        bytes.extend(b"\x82\xff\x40\0\0\0\0\0\0\0\0\0\0\0");
+        bytes.extend([0x30, 0x80, 0xff, 0xff, 0x07, 0, 1, b't']);
+        socket.send(&bytes);
+        open.push(socket);
     }
     // All of it was read when a connection opened later is served.
     Amqp::connect(broker.address("amqp")).expect("it works");
@@ -686,43 +774,112 @@ fn a_client_that_sends_a_byte_a_time_is_served_like_any_other() {
     );
 }
 
-/// Who never gets as far as a login does not keep the connection, however busy it looks.
+/// Who never gets as far as a login does not keep the connection, however busy it looks, and holds nobody up.
 #[test]
 fn a_login_that_never_ends_is_ended() {
     /// The front-ends allow 10 s.
     const LOGIN_MAX: Duration = Duration::from_secs(20);
     let broker = Broker::start();
-    let start_ok = start_ok_with(&[]);
-    let connect = Connect::clean("a-client-that-never-gets-as-far-as-that").packet();
+    let amqp = [amqp::PROTOCOL_HEADER, &start_ok_with(&[])].concat();
+    let mqtt = Connect::clean("a-client-that-never-gets-as-far-as-that").packet();
+    let stomp = b"CONNECT\naccept-version:1.2\nlogin:guest\npasscode:guest\n\n\0".to_vec();
+    // A listener, what is done before as it should be, the bytes, and how many come at once.
     let scripts = [
-        (
-            "amqp",
-            [amqp::PROTOCOL_HEADER, &start_ok].concat(),
-            amqp::PROTOCOL_HEADER.len() + 20,
-        ),
-        ("mqtt", connect, 10),
+        ("amqp", None, amqp, amqp::PROTOCOL_HEADER.len() + 20),
+        ("mqtt", None, mqtt.clone(), 10),
+        ("stomp", None, stomp.clone(), 10),
+        ("mqtt_websocket", None, wire::upgrade_request("/mqtt").into_bytes(), 20),
+        ("stomp_websocket", None, wire::upgrade_request("/ws").into_bytes(), 20),
+        ("mqtt_websocket", Some("/mqtt"), wire::message(&mqtt), 10),
+        ("stomp_websocket", Some("/ws"), wire::message(&stomp), 10),
     ];
-    thread::scope(|scope| {
-        for (listener, script, at_once) in scripts {
-            let mut wire = Wire::connect(broker.address(listener)).expect("it works");
-            scope.spawn(move || {
-                let start = Instant::now();
-                wire.send(&script[..at_once]).expect("it works");
-                for byte in &script[at_once..] {
-                    let next = Instant::now() + Duration::from_secs(1);
-                    // Reading is the clock: an answer does not end the wait, an end does.
-                    loop {
-                        match wire.fill(next) {
-                            Ok(true) => {}
-                            Ok(false) => break,
-                            Err(_) => return,
+    others_are_served(&broker, || {
+        thread::scope(|scope| {
+            for (listener, path, script, at_once) in scripts {
+                let address = broker.address(listener);
+                let wire = match path {
+                    None => Wire::connect(address),
+                    Some(path) => Wire::upgraded(address, path),
+                };
+                let mut wire = wire.expect("it works");
+                scope.spawn(move || {
+                    let start = Instant::now();
+                    wire.send_raw(&script[..at_once]).expect("it works");
+                    for byte in &script[at_once..] {
+                        let next = Instant::now() + Duration::from_secs(1);
+                        // Reading is the clock: an answer does not end the wait, an end does.
+                        loop {
+                            match wire.fill(next) {
+                                Ok(true) => {}
+                                Ok(false) => break,
+                                Err(_) => return,
+                            }
                         }
+                        let _ = wire.send_raw(&[*byte]);
+                        assert!(start.elapsed() < LOGIN_MAX, "{listener}, {path:?}: still open");
                     }
-                    let _ = wire.send(&[*byte]);
-                    assert!(start.elapsed() < LOGIN_MAX, "{listener}: still open");
+                    panic!("{listener}, {path:?}: the script was too short");
+                });
+            }
+        });
+    });
+}
+
+/// Opened and left: before anything was said, in the middle of a WebSocket's handshake, after it, and after the login.
+#[test]
+fn connections_opened_and_left_cost_little_and_those_without_a_login_are_closed() {
+    let count = std::env::var("ROCKETBRIDGE_CONNECTIONS").map_or(300, |text| text.parse().expect("a number"));
+    raise_open_files_limit();
+    let options = Options {
+        config: format!("[limits]\nconnections_max = {}\n", count + 100),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let kinds = [
+        ("amqp", After::Connecting),
+        ("mqtt", After::Connecting),
+        ("stomp", After::Connecting),
+        ("mqtt_websocket", After::Connecting),
+        ("stomp_websocket", After::WebSocket("/ws")),
+        ("mqtt_websocket", After::WebSocket("/mqtt")),
+        ("mqtt", After::MqttLogin(mqtt::V5)),
+        ("stomp", After::StompLogin),
+    ];
+    let memory = Memory::watch(&broker);
+    let mut left = others_are_served(&broker, || {
+        let mut left = Vec::new();
+        for number in 0..count {
+            let (listener, after) = kinds[number % kinds.len()];
+            let address = broker.address(listener);
+            left.push(match after {
+                After::MqttLogin(_) => {
+                    let client = Mqtt::connect(address, Connect::clean(&format!("left-{number}")));
+                    Attacker::Mqtt(Box::new(client.expect("it works")))
                 }
-                panic!("{listener}: the script was too short");
+                _ => Attacker::open(address, after),
             });
         }
+        left
     });
+    memory.assert_growth_below(count as u64 * LEFT_MAX + (8 << 10));
+    for (number, attacker) in left.iter_mut().enumerate() {
+        match kinds[number % kinds.len()].1 {
+            After::MqttLogin(_) | After::StompLogin => {}
+            _ => drop(attacker.wire().read_to_end()),
+        }
+    }
+    // Who logged in stays.
+    for attacker in &mut left {
+        if let Attacker::Mqtt(client) = attacker {
+            client.ping().expect("it works");
+        }
+    }
+}
+
+/// This process has the other ends of all connections.
+fn raise_open_files_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -54,7 +54,7 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 34);
+    run(Language::Go, "across", 41);
 }
 
 #[test]
@@ -85,6 +85,11 @@ fn java_rocketmq_later_5_3_3() {
 #[test]
 fn java_rocketmq_5_3_3() {
     run(Language::Java("5.3.3"), "rocketmq", 24);
+}
+
+#[test]
+fn java_spring_stomp() {
+    run(Language::Spring, "stomp", 21);
 }
 
 #[test]

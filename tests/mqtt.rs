@@ -294,6 +294,213 @@ fn a_will_is_published_after_a_kill() {
     watcher.expect(0x32, &publish("will", Some(1), "gone"));
 }
 
+// --- shared subscriptions -----------------------------------------------------------------------------
+
+/// 5.0, 4.8.2: what a member that is lost has not acknowledged goes to another at once, whatever its session.
+#[test]
+fn what_a_lost_member_of_a_shared_subscription_had_goes_to_another_at_once() {
+    const MESSAGES: u16 = 20;
+    for connect in [Connect::clean("lost"), Connect::persistent("lost")] {
+        let broker = Broker::start();
+        let mut lost = Client::connect(&broker, connect);
+        subscribed(&mut lost, "$share/g/t/#", 1);
+        let mut stays = Client::connect(&broker, Connect::clean("stays"));
+        subscribed(&mut stays, "$share/g/t/#", 1);
+        let mut writer = Client::connect(&broker, Connect::clean("writer"));
+        for id in 1..=MESSAGES {
+            writer.send(0x32, &publish("t/x", Some(id), &format!("{id:02}")));
+            writer.expect(0x40, &id.to_be_bytes());
+        }
+        let body_of = |rest: &[u8]| String::from_utf8(rest[7..].to_vec()).expect("digits");
+        let mut got: Vec<String> = Vec::new();
+        let take = |got: &mut Vec<String>, stays: &mut Client| {
+            let (first, rest) = stays.next();
+            assert_eq!(first & 0xF6, 0x32);
+            stays.send(0x40, &rest[5..7]);
+            got.push(body_of(&rest));
+        };
+        // It has some that it does not acknowledge, and the other one has the rest.
+        let (_, rest) = lost.next();
+        let first_of_lost = body_of(&rest);
+        while lost.read(Duration::ZERO).expect("the connection lives").is_some() {}
+        drop(lost);
+        while got.len() < usize::from(MESSAGES) {
+            take(&mut got, &mut stays);
+        }
+        stays.expect_nothing();
+        assert!(got.contains(&first_of_lost));
+        got.sort();
+        let expected: Vec<_> = (1..=MESSAGES).map(|id| format!("{id:02}")).collect();
+        assert_eq!(got, expected);
+    }
+}
+
+// --- what a client and the broker agree on in CONNECT and CONNACK ---------------------------------------
+
+/// Connects with 5.0 and these properties; gives those of CONNACK.
+fn connect_5(broker: &Broker, id: &str, properties: &[u8]) -> (Client, Vec<u8>) {
+    let mut client = Client::raw(broker, 5);
+    let mut rest = text("MQTT");
+    rest.extend([5, 2, 0, 0, properties.len() as u8]);
+    rest.extend(properties);
+    rest.extend(text(id));
+    client.send(0x10, &rest);
+    let (first, connack) = client.next();
+    assert_eq!((first, &connack[..2]), (0x20, &b"\0\0"[..]));
+    (client, connack[3..].to_vec())
+}
+
+fn tells(properties: &[u8], property: &[u8]) -> bool {
+    properties.windows(property.len()).any(|part| part == property)
+}
+
+/// PUBLISH of 5.0.
+fn publish_5(topic: &str, packet_id: Option<u16>, properties: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut rest = publish(topic, packet_id, "");
+    rest.push(properties.len() as u8);
+    rest.extend(properties);
+    rest.extend(body);
+    rest
+}
+
+/// 5.0, 3.3.2.3.4
+#[test]
+fn topic_aliases_are_used_both_ways() {
+    let broker = Broker::start();
+    let (mut client, told) = connect_5(&broker, "c", b"\x22\0\x01");
+    assert!(tells(&told, b"\x22\0\x0A"), "{}", told.escape_ascii());
+    subscribed(&mut client, "t/#", 0);
+    client.send(0x30, &publish_5("t/a", None, b"\x23\0\x0A", b"1"));
+    client.send(0x30, &publish_5("", None, b"\x23\0\x0A", b"2"));
+    client.send(0x30, &publish_5("t/b", None, b"", b"3"));
+    client.send(0x30, &publish_5("", None, b"\x23\0\x0A", b"4"));
+    client.expect(0x30, &publish_5("t/a", None, b"\x23\0\x01", b"1"));
+    client.expect(0x30, &publish_5("", None, b"\x23\0\x01", b"2"));
+    // It takes one alias only.
+    client.expect(0x30, &publish_5("t/b", None, b"", b"3"));
+    client.expect(0x30, &publish_5("", None, b"\x23\0\x01", b"4"));
+    client.send(0x30, &publish_5("t/c", None, b"\x23\0\x0B", b"5"));
+    client.expect(0xE0, b"\x94");
+}
+
+/// 5.0, 3.1.2.11.3 and 3.2.2.3.3
+#[test]
+fn the_receive_maximum_holds_both_ways() {
+    let options = Options {
+        mqtt: "receive_maximum = 2".into(),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let (mut reader, told) = connect_5(&broker, "reader", b"\x21\0\x02");
+    assert!(tells(&told, b"\x21\0\x02"), "{}", told.escape_ascii());
+    subscribed(&mut reader, "t", 1);
+    let (mut writer, _) = connect_5(&broker, "writer", b"");
+    for id in 1..=4u16 {
+        writer.send(0x32, &publish_5("t", Some(id), b"", b"m"));
+        assert_eq!(writer.next().0, 0x40);
+    }
+    reader.expect(0x32, &publish_5("t", Some(1), b"", b"m"));
+    reader.expect(0x32, &publish_5("t", Some(2), b"", b"m"));
+    reader.expect_nothing();
+    reader.send(0x40, b"\0\x01");
+    reader.expect(0x32, &publish_5("t", Some(3), b"", b"m"));
+    reader.expect_nothing();
+    // Two exchanges may be open towards the broker, and not three.
+    for id in 11..=12u16 {
+        writer.send(0x34, &publish_5("t", Some(id), b"", b"m"));
+        assert_eq!(writer.next().0, 0x50);
+    }
+    writer.send(0x34, &publish_5("t", Some(13), b"", b"m"));
+    writer.expect(0xE0, b"\x93");
+}
+
+/// 5.0, 3.1.2.11.4 and 3.2.2.3.6
+#[test]
+fn the_maximum_packet_size_holds_both_ways() {
+    let options = Options {
+        mqtt: "packet_size_max = 1000".into(),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let (mut reader, told) = connect_5(&broker, "reader", b"\x27\0\0\0\x64");
+    assert!(tells(&told, b"\x27\0\0\x03\xE8"), "{}", told.escape_ascii());
+    subscribed(&mut reader, "t", 1);
+    let (mut writer, _) = connect_5(&broker, "writer", b"");
+    for (id, len) in [(1u16, 200), (2, 5)] {
+        writer.send(0x32, &publish_5("t", Some(id), b"", &vec![b'x'; len]));
+        assert_eq!(writer.next().0, 0x40);
+    }
+    // What is too large is done with, and the next one comes.
+    let (first, rest) = reader.next();
+    assert_eq!((first, rest.len()), (0x32, 3 + 2 + 1 + 5));
+    writer.send(0x30, &publish_5("t", None, b"", &[b'x'; 1000]));
+    writer.expect(0xE0, b"\x95");
+}
+
+// --- what an operator watches ---------------------------------------------------------------------------
+
+#[test]
+fn sys_topics_tell_of_sessions_retained_stored_and_dropped_messages() {
+    let options = Options {
+        mqtt: "session_messages_max = 10\nsys_interval = \"200ms\"".into(),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let mut away = Client::connect(&broker, Connect::persistent("away"));
+    subscribed(&mut away, "t", 1);
+    drop(away);
+    let mut writer = Client::connect(&broker, Connect::clean("writer"));
+    for id in 1..=30u16 {
+        writer.send(0x32, &publish("t", Some(id), "kept or dropped"));
+        writer.expect(0x40, &id.to_be_bytes());
+    }
+    writer.send(0x33, &publish("last/value", Some(31), "retained"));
+    writer.expect(0x40, &31u16.to_be_bytes());
+    let mut watcher = Client::connect(&broker, Connect::clean("watcher"));
+    subscribed(&mut watcher, "$SYS/#", 0);
+    let mut values = std::collections::BTreeMap::new();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        // Those topics have last values, too.
+        let retained = (values.len() + 1).to_string();
+        let stored = (values.len() + 1 + 10).to_string();
+        let expected = [
+            ("clients/connected", "2"),
+            ("clients/disconnected", "1"),
+            ("clients/inactive", "1"),
+            ("clients/total", "3"),
+            ("clients/maximum", "2"),
+            ("retained messages/count", &retained),
+            ("store/messages/count", &stored),
+            ("messages/stored", &stored),
+            ("publish/messages/dropped", "20"),
+            ("publish/messages/received", "31"),
+            ("subscriptions/count", "1"),
+        ];
+        let value = |name| values.get(&format!("$SYS/broker/{name}")).map(String::as_str);
+        if expected.iter().all(|(name, expected)| value(name) == Some(expected)) {
+            break;
+        }
+        assert!(Instant::now() < until, "{values:#?}");
+        let (first, rest) = watcher.next();
+        assert_eq!(first & 0xF6, 0x30);
+        let topic_len = usize::from(rest[1]);
+        let (topic, value) = (&rest[2..2 + topic_len], &rest[2 + topic_len..]);
+        let as_text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        values.insert(as_text(topic), as_text(value));
+    }
+    for name in [
+        "version",
+        "uptime",
+        "bytes/received",
+        "bytes/sent",
+        "messages/received",
+        "messages/sent",
+    ] {
+        assert!(values.contains_key(&format!("$SYS/broker/{name}")), "{name}");
+    }
+}
+
 // --- limits -------------------------------------------------------------------------------------------
 
 #[test]

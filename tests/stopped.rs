@@ -16,6 +16,7 @@ use support::broker::{Broker, Options};
 use support::measure::{Memory, SetAtEnd, Spread};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
+use support::stomp::Stomp;
 use support::wire::{PATIENCE, is_timeout};
 
 /// What a stopped client may cost, however much is published to it, KiB: the tail of the log that is kept for
@@ -63,7 +64,16 @@ fn flooded<T>(
     set_up: impl FnOnce(&Broker) -> T,
     flood: impl FnOnce(&Broker, &mut T),
 ) -> (Broker, T) {
-    let broker = Broker::start_with(&Options::default());
+    flooded_with(&Options::default(), stopped_clients, set_up, flood)
+}
+
+fn flooded_with<T>(
+    options: &Options,
+    stopped_clients: usize,
+    set_up: impl FnOnce(&Broker) -> T,
+    flood: impl FnOnce(&Broker, &mut T),
+) -> (Broker, T) {
+    let broker = Broker::start_with(options);
     let memory = Memory::watch(&broker);
     let mut stopped = set_up(&broker);
     let done = AtomicBool::new(false);
@@ -254,6 +264,72 @@ fn an_mqtt_subscriber_of_qos_0_that_stops_costs_bounded_memory() {
 fn an_mqtt_subscriber_of_qos_1_that_stops_costs_bounded_memory() {
     let (broker, consumer) = flooded(1, |broker| mqtt_consumer(broker, 1), |broker, _| mqtt_flood(broker, 1));
     mqtt_reads_on(&broker, consumer);
+}
+
+// --- STOMP, and WebSocket ---------------------------------------------------------------------
+
+fn stomp_consumer(client: io::Result<Stomp>, ack: &str) -> Stomp {
+    let mut consumer = client.expect("it works");
+    let headers = [("id", "1"), ("destination", "/topic/stopped.#"), ("ack", ack)];
+    consumer.call("SUBSCRIBE", &headers, b"").expect("it works");
+    consumer
+}
+
+/// Reads the first so many.
+fn stomp_reads_on(mut consumer: Stomp, ack: bool, count: u64) {
+    for expected in 0..count {
+        let until = Instant::now() + PATIENCE;
+        let frame = consumer.next_frame(until).expect("it works").expect("it comes");
+        assert_eq!(frame.command, "MESSAGE", "{frame:?}");
+        assert_eq!(number_of(&frame.body), expected);
+        if ack && expected % 1000 == 999 {
+            let id = frame.header("ack").expect("it is to be acknowledged");
+            consumer.send("ACK", &[("id", id)], b"").expect("it works");
+        }
+    }
+}
+
+/// All at once: each gets everything, and nobody's memory is another's. The MQTT session has no limit here: what it
+/// does not read costs disk.
+#[test]
+fn stomp_subscribers_of_every_ack_mode_and_websockets_that_stop_cost_disk_and_bounded_memory() {
+    let options = Options {
+        mqtt: "session_messages_max = 0\nsession_bytes_max = 0".into(),
+        ..Options::default()
+    };
+    let (broker, (auto, client, auto_socket, client_socket, mut mqtt)) = flooded_with(
+        &options,
+        5,
+        |broker| {
+            let (plain, socket) = (broker.address("stomp"), broker.address("stomp_websocket"));
+            let auto = stomp_consumer(Stomp::connect(plain), "auto");
+            let client = stomp_consumer(Stomp::connect(plain), "client");
+            let auto_socket = stomp_consumer(Stomp::connect_websocket(socket), "auto");
+            let client_socket = stomp_consumer(Stomp::connect_websocket(socket), "client-individual");
+            let mqtt = Mqtt::connect_websocket(broker.address("mqtt_websocket"), Connect::clean("stopped"));
+            let mut mqtt = mqtt.expect("it works");
+            mqtt.subscribe("stopped/#", 1).expect("it works");
+            (auto, client, auto_socket, client_socket, mqtt)
+        },
+        |broker, _| mqtt_flood(broker, 1),
+    );
+    stomp_reads_on(client, true, messages());
+    // More than sockets and inboxes hold: some of it comes back from the disk.
+    let some = messages().min(8192);
+    stomp_reads_on(auto, false, some);
+    stomp_reads_on(auto_socket, false, some);
+    stomp_reads_on(client_socket, false, some);
+    let mut acks = Vec::new();
+    for expected in 0..messages() {
+        let message = mqtt.next_message(PATIENCE).expect("it works").expect("it comes");
+        assert_eq!(number_of(&message.body), expected);
+        let [high, low] = message.packet_id.to_be_bytes();
+        acks.extend([mqtt::PUBACK << 4, 2, high, low]);
+        if expected % 256 == 255 {
+            mqtt.wire.send(&std::mem::take(&mut acks)).expect("it works");
+        }
+    }
+    drop(broker);
 }
 
 // --- remoting ---------------------------------------------------------------------------------

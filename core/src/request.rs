@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::address::Pattern;
 use crate::attributes::Attributes;
-use crate::boundary::{Delivery, Publish, Reject, Settlement, SubscriptionId};
+use crate::boundary::{Delivery, Publish, Reject, Settle, Settlement, SubscriptionId};
 use crate::filter::Sql;
 use crate::message::{Entry, Format, Message};
 pub use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
@@ -178,6 +178,8 @@ pub enum Request {
     },
     /// The message at a position. [`Reply::Message`], or [`Refusal::NotFound`].
     View { position: Position },
+    /// How much there is. [`Reply::Totals`].
+    Totals,
 }
 
 /// RocketMQ's delay levels, from the first on.
@@ -326,10 +328,13 @@ pub struct Commit {
     pub publishes: Vec<Publish>,
     /// In their order, behind the publishes.
     pub settlements: Vec<Settlement>,
+    /// Popped messages. One that is not this lease's to settle any more refuses the batch:
+    /// [`Refusal::LeaseEnded`].
+    pub popped: Vec<SettlePopped>,
 }
 
 impl Commit {
-    /// Most publishes and settlements together.
+    /// Most publishes, settlements and popped messages together.
     pub const ITEMS_MAX: usize = 10_000;
     /// Most bytes of bodies and headers together.
     pub const BYTES_MAX: usize = 16 << 20;
@@ -715,6 +720,19 @@ pub struct AckPopped {
     pub messages: Vec<Held>,
 }
 
+/// What becomes of popped messages in a [`Commit`].
+#[derive(Clone, Debug)]
+pub struct SettlePopped {
+    /// The consumer group.
+    pub group: Bytes,
+    /// The topic.
+    pub topic: Bytes,
+    /// Each once.
+    pub messages: Vec<Held>,
+    /// Released, they are given back at once; rejected, they go to the group's dead-letter topic.
+    pub action: Settle,
+}
+
 /// Another invisible time for a popped message.
 #[derive(Clone, Debug)]
 pub struct ChangeInvisible {
@@ -830,6 +848,21 @@ pub enum Reply {
     Locked(Vec<(Bytes, u32)>),
     /// One message.
     Message(Message),
+    /// How much there is.
+    Totals(Totals),
+}
+
+/// How much of some things the broker has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Named sessions that wait for their clients.
+    pub waiting_sessions: u64,
+    /// Addresses with a last value.
+    pub last_values: u64,
+    /// Messages that queues and last values keep; one that several keep counts for each.
+    pub kept_messages: u64,
+    /// Messages that full queues have dropped since the start.
+    pub dropped_messages: u64,
 }
 
 /// What a get took.

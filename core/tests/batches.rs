@@ -5,8 +5,9 @@ mod support;
 use std::collections::VecDeque;
 
 use rocketbridge_core::boundary::*;
-use rocketbridge_core::message::Entry;
+use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
+use rocketbridge_core::time::Millis;
 use support::*;
 
 fn to_queue(name: &str, body: &str) -> Publish {
@@ -14,7 +15,11 @@ fn to_queue(name: &str, body: &str) -> Publish {
 }
 
 fn commit(publishes: Vec<Publish>, settlements: Vec<Settlement>) -> Request {
-    Request::Commit(Commit { publishes, settlements })
+    Request::Commit(Commit {
+        publishes,
+        settlements,
+        ..Commit::default()
+    })
 }
 
 fn ready(client: &mut Client, harness: &Harness, name: &str) -> u64 {
@@ -171,4 +176,149 @@ fn a_batch_gives_back_what_nobody_is_there_for() {
         ),
         "{events:?}"
     );
+}
+
+fn native_to(topic: &str, body: &str) -> Publish {
+    Publish {
+        format: Format::NATIVE,
+        native: Some(Box::new(Native {
+            queue_id: Some(0),
+            topic_queues: 1,
+            ..Native::default()
+        })),
+        ..message(Entry::Native, topic, "", body)
+    }
+}
+
+fn pop(client: &mut Client, harness: &Harness, topic: &str) -> Vec<PoppedMessage> {
+    let pop = Pop {
+        group: bytes("g"),
+        topic: bytes(topic),
+        queue_id: Some(0),
+        messages_max: 10,
+        bytes_max: 1 << 20,
+        invisible: Millis(60_000),
+        filter: None,
+        from: PopFrom::Begin,
+        in_order: false,
+        attempt: bytes(""),
+        hold: false,
+    };
+    match client.ask(&harness.engine, Request::Pop(pop)) {
+        Ok(Reply::Popped(popped)) => popped.messages,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn popped_bodies(messages: &[PoppedMessage]) -> Vec<String> {
+    let text = |message: &PoppedMessage| String::from_utf8(message.message.body().to_vec()).unwrap();
+    messages.iter().map(text).collect()
+}
+
+fn settling(messages: &[PoppedMessage], action: Settle) -> SettlePopped {
+    let held = |message: &PoppedMessage| Held {
+        queue_id: message.queue_id,
+        offset: message.offset,
+        lease: message.lease,
+    };
+    SettlePopped {
+        group: bytes("g"),
+        topic: bytes("t"),
+        messages: messages.iter().map(held).collect(),
+        action,
+    }
+}
+
+fn with_popped(publishes: Vec<Publish>, popped: Vec<SettlePopped>) -> Request {
+    Request::Commit(Commit {
+        publishes,
+        popped,
+        ..Commit::default()
+    })
+}
+
+#[test]
+fn a_batch_settles_popped_messages_with_its_publishes_or_none_of_them() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    declare(&mut client, &harness, &["q"]);
+    for body in ["a", "b", "c", "d"] {
+        client.publish(native_to("t", body));
+    }
+    let first = pop(&mut client, &harness, "t");
+    assert_eq!(popped_bodies(&first), ["a", "b", "c", "d"]);
+    // A publish that cannot be: nothing is settled.
+    let nowhere = message(Entry::Exchange, "no-such-exchange", "k", "x");
+    let ack = settling(&first[..1], Settle::Ack);
+    let refused = client.ask(
+        &harness.engine,
+        with_popped(vec![to_queue("q", "one"), nowhere], vec![ack.clone()]),
+    );
+    assert!(
+        matches!(refused, Err(Refusal::Rejected { index: 1, .. })),
+        "{refused:?}"
+    );
+    // A message that is settled twice, or is of an unknown lease: nothing is published, nothing settled.
+    let stranger = SettlePopped {
+        messages: vec![Held {
+            lease: u64::MAX,
+            ..ack.messages[0]
+        }],
+        ..ack.clone()
+    };
+    for more in [ack.clone(), stranger] {
+        let batch = with_popped(vec![to_queue("q", "one")], vec![ack.clone(), more]);
+        let refused = client.ask(&harness.engine, batch);
+        assert!(matches!(refused, Err(Refusal::LeaseEnded)), "{refused:?}");
+    }
+    assert_eq!(ready(&mut client, &harness, "q"), 0);
+
+    let parts = vec![
+        ack,
+        settling(&first[1..2], Settle::Release),
+        settling(&first[2..3], Settle::Reject),
+    ];
+    let reply = client.ask(&harness.engine, with_popped(vec![to_queue("q", "one")], parts));
+    assert!(matches!(reply, Ok(Reply::Done)), "{reply:?}");
+    assert_eq!(ready(&mut client, &harness, "q"), 1);
+    let again = pop(&mut client, &harness, "t");
+    assert_eq!(popped_bodies(&again), ["b"], "only what was given back");
+    assert_eq!(again[0].attempts, 1);
+    assert_eq!(popped_bodies(&pop(&mut client, &harness, "%DLQ%g")), ["c"]);
+    // A lease whose time is over and whose message another one has is not settled any more.
+    harness.clock.advance(60_000);
+    assert_eq!(popped_bodies(&pop(&mut client, &harness, "t")), ["b", "d"]);
+    let late = settling(&first[3..], Settle::Ack);
+    let refused = client.ask(&harness.engine, with_popped(vec![to_queue("q", "late")], vec![late]));
+    assert!(matches!(refused, Err(Refusal::LeaseEnded)), "{refused:?}");
+    assert_eq!(ready(&mut client, &harness, "q"), 1);
+}
+
+#[test]
+fn a_power_cut_leaves_popped_messages_and_publishes_of_a_batch_together() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let harness = Harness::new();
+        let mut client = harness.client();
+        declare(&mut client, &harness, &["q"]);
+        client.publish(native_to("t", "work"));
+        harness.engine.sync_once().unwrap();
+        let work = pop(&mut client, &harness, "t");
+        let parts = vec![settling(&work, Settle::Ack)];
+        client.request(with_popped(vec![to_queue("q", "result")], parts));
+        harness.storage.fail_after(random.below(4));
+        let _ = harness.engine.sync_once();
+        let disk = harness.storage.after_power_cut(&mut random);
+        let harness = Harness::on(disk, Default::default()).unwrap();
+        let mut client = harness.client();
+        let results = ready(&mut client, &harness, "q");
+        // Leases of an earlier life are over.
+        harness.clock.advance(60_000);
+        let works = pop(&mut client, &harness, "t").len() as u64;
+        assert_eq!(
+            results + works,
+            1,
+            "seed {seed}: {results} results, {works} messages to do"
+        );
+    }
 }

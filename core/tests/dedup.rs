@@ -379,7 +379,7 @@ fn a_copy_within_an_atomic_batch_is_left_out() {
     assert_eq!(copies(&mut client, &harness, vec![to_exchange("a", "a1")]), [false]);
     let commit = Commit {
         publishes: vec![to_exchange("a", "a2"), to_exchange("b", "b1"), to_exchange("b", "b2")],
-        settlements: Vec::new(),
+        ..Commit::default()
     };
     client.ask(&harness.engine, Request::Commit(commit)).unwrap();
     assert_eq!(bodies_of(&mut client, &harness, "q"), ["a1", "b1"]);

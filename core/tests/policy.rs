@@ -339,7 +339,7 @@ fn a_batch_for_a_full_queue_that_refuses_is_refused_whole() {
             message(Entry::Queue, "other", "", "1"),
             message(Entry::Queue, "full", "", "1"),
         ],
-        settlements: Vec::new(),
+        ..Commit::default()
     };
     let reply = broker.client.ask(&broker.harness.engine, Request::Commit(commit));
     let refused = Refusal::Rejected {

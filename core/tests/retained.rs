@@ -109,7 +109,7 @@ fn the_last_value_of_an_address_comes_to_those_who_ask_later_and_an_empty_one_cl
     client.publish(retained("b.c", ""));
     client.publish(message(Entry::Topic, "t", "b.d", ""));
     assert_eq!(last_values(&harness, "t.b.*"), ["4"]);
-    assert_eq!(harness.engine.retained_count(), 4);
+    assert_eq!(harness.engine.totals().last_values, 4);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_last_value_that_has_expired_comes_to_nobody_and_is_given_up() {
     harness.clock.advance(1001);
     assert_eq!(last_values(&harness, "#"), ["long"]);
     harness.engine.tick();
-    assert_eq!(harness.engine.retained_count(), 1);
+    assert_eq!(harness.engine.totals().last_values, 1);
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn there_are_no_more_last_values_than_the_limit_says() {
         })
         .collect();
     assert_eq!(fates.iter().filter(|refused| **refused).count(), 1);
-    assert_eq!(harness.engine.retained_count(), 2);
+    assert_eq!(harness.engine.totals().last_values, 2);
 }
 
 #[test]
@@ -512,10 +512,12 @@ fn sessions_wills_notes_and_last_values_survive_in_a_checkpoint() {
     harness.engine.checkpoint().unwrap();
     std::mem::forget((kept, publisher, brief));
     let harness = harness.kill();
-    assert_eq!(harness.engine.retained_count(), 2999);
+    let totals = harness.engine.totals();
+    assert_eq!((totals.last_values, totals.waiting_sessions), (2999, 1));
     assert_eq!(last_values(&harness, "#").len(), 2999);
     let (mut kept, present, shares) = device(&harness, session("kept", 10_000));
     assert!(present);
+    assert_eq!(harness.engine.totals().waiting_sessions, 0);
     assert_eq!(shares.len(), 1);
     harness.engine.tick();
     kept.subscribe("\0kept", None);

@@ -331,7 +331,11 @@ fn a_batch_may_hold_timed_messages() {
     let mut client = consumer(&harness, "q");
     let publishes = vec![later("q", "later", after(500)), later("q", "now", Deliver::Now)];
     let settlements = Vec::new();
-    client.request(Request::Commit(Commit { publishes, settlements }));
+    client.request(Request::Commit(Commit {
+        publishes,
+        settlements,
+        ..Commit::default()
+    }));
     harness.engine.sync_once().unwrap();
     assert_eq!(client.bodies(), ["now"]);
     assert_eq!(run(&harness, &mut client, 600), [(500, "later".into())]);

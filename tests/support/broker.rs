@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 /// How long a broker may take to be ready; far longer than it should, for a busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
+/// Names another program than the one that was built with the tests, such as a release build.
+const PROGRAM: &str = "ROCKETBRIDGE_PROGRAM";
+
 /// A running broker. Dropping it kills it and removes its folder.
 pub struct Broker {
     child: Child,
@@ -114,7 +117,7 @@ impl Broker {
         std::fs::write(&file, config).expect("the configuration is written");
         let mut words = options.wrapper.clone();
         words.extend([
-            env!("CARGO_BIN_EXE_rocketbridge").to_owned(),
+            std::env::var(PROGRAM).unwrap_or_else(|_| env!("CARGO_BIN_EXE_rocketbridge").to_owned()),
             "serve".to_owned(),
             "--config".to_owned(),
         ]);

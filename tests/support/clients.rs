@@ -25,6 +25,8 @@ pub enum Language {
     Node,
     /// With the RocketMQ client of that version.
     Java(&'static str),
+    /// Java with Spring's STOMP clients.
+    Spring,
 }
 
 impl Language {
@@ -33,7 +35,7 @@ impl Language {
             Self::Go => "go",
             Self::Python => "python",
             Self::Node => "node",
-            Self::Java(_) => "java",
+            Self::Java(_) | Self::Spring => "java",
         }
     }
 
@@ -52,21 +54,25 @@ impl Language {
                 command.arg(folder.join("package/interop.js"));
                 command
             }
-            Self::Java(version) => {
-                let mut command = Command::new("java");
-                let (classes, jars) = (folder.join(version).join("classes"), folder.join(version).join("lib/*"));
-                command.args(["-Xmx512m", "-Djava.net.preferIPv4Stack=true"]);
-                command.arg(format!("-Duser.home={}", home.display()));
-                command
-                    .arg("-cp")
-                    .arg(format!("{}:{}", classes.display(), jars.display()));
-                command.arg("rocketbridge.interop.Main");
-                command
-            }
+            Self::Java(version) => java(&folder.join(version), home, "rocketbridge.interop.Main"),
+            Self::Spring => java(&folder.join("spring"), home, "rocketbridge.interop.Spring"),
         };
         command.env("HOME", home).env("PYTHONDONTWRITEBYTECODE", "1");
         command
     }
+}
+
+/// A Java program of the classes and libraries in `build`.
+fn java(build: &Path, home: &Path, main: &str) -> Command {
+    let mut command = Command::new("java");
+    command.args(["-Xmx512m", "-Djava.net.preferIPv4Stack=true"]);
+    command.arg(format!("-Duser.home={}", home.display()));
+    let (classes, jars) = (build.join("classes"), build.join("lib/*"));
+    command
+        .arg("-cp")
+        .arg(format!("{}:{}", classes.display(), jars.display()));
+    command.arg(main);
+    command
 }
 
 /// Where the clients of that language are built; builds them if need be.

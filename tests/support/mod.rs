@@ -10,4 +10,6 @@ pub mod measure;
 pub mod mqtt;
 pub mod random;
 pub mod remoting;
+pub mod stomp;
+pub mod stomp_raw;
 pub mod wire;

@@ -99,13 +99,24 @@ impl Mqtt {
 
     /// A connection that has said nothing yet.
     pub fn raw(address: SocketAddr, version: u8) -> io::Result<Self> {
-        Ok(Self {
-            wire: Wire::connect(address)?,
+        Wire::connect(address).map(|wire| Self::over(wire, version))
+    }
+
+    /// Over WebSocket.
+    pub fn connect_websocket(address: SocketAddr, connect: Connect<'_>) -> io::Result<Self> {
+        let mut client = Self::over(Wire::upgraded(address, "/mqtt")?, connect.version);
+        client.log_in(connect)?;
+        Ok(client)
+    }
+
+    fn over(wire: Wire, version: u8) -> Self {
+        Self {
+            wire,
             version,
             packet_id: 0,
             session_present: false,
             kept: VecDeque::new(),
-        })
+        }
     }
 
     /// CONNECT and CONNACK.

@@ -1,4 +1,5 @@
-//! A blocking connection with a read buffer and deadlines: what the raw clients stand on.
+//! A blocking connection with a read buffer and deadlines: what the raw clients stand on. It may be a WebSocket:
+//! then what is sent goes out as a message, and what comes in is what messages hold.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -14,6 +15,8 @@ pub struct Wire {
     /// Bytes of `input` that were taken.
     taken: usize,
     byte_by_byte: bool,
+    /// Of a WebSocket: what was read and is no whole frame.
+    frames: Option<Vec<u8>>,
 }
 
 impl Wire {
@@ -26,12 +29,41 @@ impl Wire {
             input: Vec::new(),
             taken: 0,
             byte_by_byte: false,
+            frames: None,
         })
+    }
+
+    /// A WebSocket at that path.
+    pub fn upgraded(address: SocketAddr, path: &str) -> io::Result<Self> {
+        let mut wire = Self::connect(address)?;
+        wire.send(upgrade_request(path).as_bytes())?;
+        let until = Instant::now() + PATIENCE;
+        let head = loop {
+            if let Some(at) = wire.buffered().windows(4).position(|window| window == b"\r\n\r\n") {
+                break wire.take(at + 4);
+            }
+            if !wire.fill(until)? {
+                return timed_out("answer to the WebSocket handshake");
+            }
+        };
+        if !head.starts_with(b"HTTP/1.1 101 ") {
+            return unexpected(head.escape_ascii().to_string());
+        }
+        wire.frames = Some(wire.take(wire.buffered().len()));
+        Ok(wire)
+    }
+
+    /// What is sent from now on goes out as it is, though it is a WebSocket.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
     }
 
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.byte_by_byte {
             return bytes.iter().try_for_each(|byte| self.stream.write_all(&[*byte]));
+        }
+        if self.frames.is_some() {
+            return self.stream.write_all(&message(bytes));
         }
         self.stream.write_all(bytes)
     }
@@ -77,7 +109,13 @@ impl Wire {
         match self.stream.read(&mut buffer) {
             Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
-                self.input.extend_from_slice(&buffer[..count]);
+                match &mut self.frames {
+                    None => self.input.extend_from_slice(&buffer[..count]),
+                    Some(frames) => {
+                        frames.extend_from_slice(&buffer[..count]);
+                        take_messages(frames, &mut self.input);
+                    }
+                }
                 Ok(true)
             }
             // A machine that was suspended interrupts what waited.
@@ -103,6 +141,59 @@ impl Wire {
     pub fn end(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
+}
+
+/// The client's half of a WebSocket handshake.
+pub fn upgrade_request(path: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+}
+
+/// A WebSocket's binary message, masked with zeros.
+pub fn message(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(payload.len() + 14);
+    bytes.push(0x82);
+    match payload.len() {
+        length @ 0..=125 => bytes.push(0x80 | length as u8),
+        length @ 126..=0xFFFF => {
+            bytes.push(0x80 | 126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            bytes.push(0x80 | 127);
+            bytes.extend((length as u64).to_be_bytes());
+        }
+    }
+    bytes.extend([0; 4]);
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Moves the payload of whole frames of messages to `input`; control frames only go.
+fn take_messages(frames: &mut Vec<u8>, input: &mut Vec<u8>) {
+    let mut at = 0;
+    while let [first, second, rest @ ..] = &frames[at..] {
+        let digits = match second {
+            126 => 2,
+            127 => 8,
+            _ => 0,
+        };
+        let Some((digits, rest)) = rest.split_at_checked(digits) else {
+            break;
+        };
+        let length = match digits {
+            [] => usize::from(*second),
+            digits => digits.iter().fold(0, |number, digit| number << 8 | usize::from(*digit)),
+        };
+        let Some(payload) = rest.get(..length) else { break };
+        if first & 0x0F < 8 {
+            input.extend_from_slice(payload);
+        }
+        at = frames.len() - rest.len() + length;
+    }
+    frames.drain(..at);
 }
 
 pub fn is_timeout(error: &io::Error) -> bool {

@@ -1,4 +1,4 @@
-//! Atomic batches: publishes and settlements of one link that take effect together.
+//! Atomic batches: publishes and settlements of one link that take effect together, and what it has popped.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,8 @@ use crate::request::{Commit, Refusal, Reply};
 impl State {
     /// All of it or nothing: every publish is checked before the first takes effect.
     pub(crate) fn commit(&mut self, link: LinkId, commit: Commit) -> Result<Reply, Refusal> {
-        if commit.publishes.len() + commit.settlements.len() > Commit::ITEMS_MAX {
+        let popped: usize = commit.popped.iter().map(|popped| popped.messages.len()).sum();
+        if commit.publishes.len() + commit.settlements.len() + popped > Commit::ITEMS_MAX {
             return Err(limit("publishes and settlements in one batch", Commit::ITEMS_MAX));
         }
         if commit.publishes.iter().map(Commit::size_of).sum::<usize>() > Commit::BYTES_MAX {
@@ -25,7 +26,8 @@ impl State {
             self.check_part(link, publish, &mut new_topics)
                 .map_err(|reject| Refusal::Rejected { index, reject })?;
         }
-        if commit.publishes.is_empty() && commit.settlements.is_empty() {
+        self.check_popped(&commit.popped)?;
+        if commit.publishes.is_empty() && commit.settlements.is_empty() && popped == 0 {
             return Ok(Reply::Done);
         }
         self.begin_batch();
@@ -59,6 +61,9 @@ impl State {
         self.destinations = destinations;
         for settlement in commit.settlements {
             self.settle_one(link, settlement);
+        }
+        for popped in &commit.popped {
+            self.settle_popped(popped);
         }
         self.end_batch();
         self.changed = true;

@@ -17,7 +17,6 @@ mod holder;
 mod moving;
 mod offsets;
 mod policy;
-mod policy_codec;
 mod pop;
 mod progress;
 mod publish;
@@ -56,7 +55,7 @@ use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
 use crate::inbox::Inbox;
-use crate::request::{Commit, Credentials, Refusal, Reply, Request};
+use crate::request::{Commit, Credentials, Refusal, Reply, Request, Totals};
 use crate::store::log::Log;
 use crate::store::pages::{PAGE_LEN, Pages};
 use crate::store::record::Position;
@@ -284,14 +283,9 @@ impl Engine {
         self.lock().halves.len()
     }
 
-    /// How many messages full queues have dropped since the start.
-    pub fn dropped_count(&self) -> u64 {
-        self.lock().dropped
-    }
-
-    /// How many addresses have a last value.
-    pub fn retained_count(&self) -> usize {
-        self.lock().retained.len()
+    /// How much there is.
+    pub fn totals(&self) -> Totals {
+        self.lock().totals()
     }
 
     /// Stops taking messages and notes what was delivered; [`run_sync`](Self::run_sync) makes everything
@@ -543,11 +537,21 @@ impl State {
                 Ok(Reply::Done)
             }
             Request::View { position } => self.view(position),
+            Request::Totals => Ok(Reply::Totals(self.totals())),
         };
         if makes && result.as_ref().is_ok_and(is_of_something_durable) {
             self.rests_on_changes();
         }
         self.reply(link, id, result);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            waiting_sessions: self.holder_ends.len() as u64,
+            last_values: self.retained.len() as u64,
+            kept_messages: self.log.pins() + self.memory.entries(),
+            dropped_messages: self.dropped,
+        }
     }
 
     fn login(&mut self, link: LinkId, credentials: &Credentials) -> Result<Reply, Refusal> {

@@ -6,14 +6,14 @@
 //! In order means by message group: of messages with one ordering key none is handed out while an earlier one is
 //! leased, so those of a lease come again before any that follow.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use crate::address::fnv1a;
 use crate::attributes::{Attribute, Name, Value};
-use crate::boundary::RequestId;
+use crate::boundary::{RequestId, Settle};
 use crate::engine::change::Change;
 use crate::engine::group::{limit, takes};
 use crate::engine::progress::Entry;
@@ -23,7 +23,9 @@ use crate::engine::retry::DEAD_LETTER_PREFIX;
 use crate::engine::state::{LinkId, STEPS_MAX, State};
 use crate::engine::trie::Map;
 use crate::message::Message;
-use crate::request::{AckPopped, ChangeInvisible, Filter, Pop, PopFrom, Popped, PoppedMessage, Refusal, Reply};
+use crate::request::{
+    AckPopped, ChangeInvisible, Filter, Held, Pop, PopFrom, Popped, PoppedMessage, Refusal, Reply, SettlePopped,
+};
 use crate::time::Millis;
 
 /// Messages that one pop looks at in one message queue.
@@ -632,7 +634,7 @@ impl State {
         let mut done: BTreeMap<u32, Ranges> = BTreeMap::new();
         let mut settled = Vec::with_capacity(ack.messages.len());
         for held in &ack.messages {
-            let id = self.pops.ids.get(&(ack.group.clone(), topic, held.queue_id)).copied();
+            let id = self.progress_of(&ack.group, topic, *held);
             let is_held = id.is_some_and(|id| self.take_held(id, held.offset, held.lease));
             settled.push(is_held);
             if let Some(id) = id.filter(|_| is_held) {
@@ -640,36 +642,112 @@ impl State {
                 done.entry(id).or_default().insert(held.offset..held.offset + 1);
             }
         }
-        for (id, ranges) in done {
-            let place = self.pop_place(id);
-            let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
-            let ranges = ranges.collect();
-            // As lazily durable as an offset: a lost one means a message twice.
-            self.change_quietly(&Change::PopAcked { place, ranges });
-        }
+        // As lazily durable as an offset: a lost one means a message twice.
+        self.write_popped(done);
         self.pops.wake(topic);
         Ok(Reply::Settled(settled))
     }
 
-    /// Takes a message out of the lease of that number. Also one whose lease ended, if nobody else has it yet.
-    fn take_held(&mut self, id: u32, offset: u64, lease: u64) -> bool {
+    /// Whether a message is in the lease of that number. Also one whose lease ended, if nobody else has it yet.
+    fn is_held(&self, id: u32, offset: u64, lease: u64) -> bool {
         let progress = &self.pops.list[id as usize];
         if let Some((_, current)) = progress.lease_of(offset) {
-            return current.id == lease && self.pops.take_from_lease(id, offset).is_some();
+            return current.id == lease;
         }
         let came_back = progress.attempts.contains_key(&offset) && progress.ready.contains(offset);
-        let of_an_earlier_life = lease >> 32 < self.pops.last_id >> 32
+        came_back || self.is_of_an_earlier_life(progress, offset, lease)
+    }
+
+    fn is_of_an_earlier_life(&self, progress: &Progress, offset: u64, lease: u64) -> bool {
+        lease >> 32 < self.pops.last_id >> 32
             && offset < progress.suspect_below
             && offset >= progress.head
-            && !progress.acked.contains(offset);
-        if of_an_earlier_life && offset >= progress.next {
+            && !progress.acked.contains(offset)
+    }
+
+    /// Takes a message that is held out of its lease.
+    fn take_held(&mut self, id: u32, offset: u64, lease: u64) -> bool {
+        if !self.is_held(id, offset, lease) {
+            return false;
+        }
+        let progress = &self.pops.list[id as usize];
+        if progress.lease_of(offset).is_some() {
+            return self.pops.take_from_lease(id, offset).is_some();
+        }
+        if self.is_of_an_earlier_life(progress, offset, lease) && offset >= progress.next {
             // It was handed out before the broker came back.
             let progress = &mut self.pops.list[id as usize];
             let before = progress.next..offset;
             progress.ready.insert(before);
             progress.next = offset + 1;
         }
-        came_back || of_an_earlier_life
+        true
+    }
+
+    fn progress_of(&self, group: &Bytes, topic: u32, held: Held) -> Option<u32> {
+        self.pops.ids.get(&(group.clone(), topic, held.queue_id)).copied()
+    }
+
+    /// Whether all of a batch can be settled. Ends leases whose time is over, and changes nothing else.
+    pub(crate) fn check_popped(&mut self, batch: &[SettlePopped]) -> Result<(), Refusal> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.end_leases();
+        let mut seen = HashSet::new();
+        for popped in batch {
+            let topic = self.topic_id(&popped.topic)?;
+            for held in &popped.messages {
+                let id = self.progress_of(&popped.group, topic, *held);
+                let is_held = id.is_some_and(|id| self.is_held(id, held.offset, held.lease));
+                if !is_held || !seen.insert((id, held.offset)) {
+                    return Err(Refusal::LeaseEnded);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles a part of a batch that was checked.
+    pub(crate) fn settle_popped(&mut self, popped: &SettlePopped) {
+        let Ok(topic) = self.topic_id(&popped.topic) else {
+            return;
+        };
+        let mut done: BTreeMap<u32, Ranges> = BTreeMap::new();
+        for held in &popped.messages {
+            let Some(id) = self.progress_of(&popped.group, topic, *held) else {
+                continue;
+            };
+            let only = held.offset..held.offset + 1;
+            if !self.take_held(id, held.offset, held.lease) {
+                continue;
+            }
+            match popped.action {
+                Settle::Ack => {
+                    self.pops.list[id as usize].ack(only.clone());
+                    done.entry(id).or_default().insert(only);
+                }
+                Settle::Release => self.give_back_popped(id, only),
+                Settle::Reject => {
+                    if !self.dead_letter_popped(id, held.offset) {
+                        // Not lost: it comes again.
+                        self.give_back_popped(id, only);
+                    }
+                }
+            }
+        }
+        self.write_popped(done);
+        self.pops.wake(topic);
+    }
+
+    /// Notes for the log that messages are done with.
+    fn write_popped(&mut self, done: BTreeMap<u32, Ranges>) {
+        for (id, ranges) in done {
+            let place = self.pop_place(id);
+            let ranges = ranges.iter().map(|range| (range.start, range.end - range.start));
+            let ranges = ranges.collect();
+            self.change_quietly(&Change::PopAcked { place, ranges });
+        }
     }
 
     /// A leased message stays invisible for another time, from now on. The lease gets another number.
@@ -677,11 +755,7 @@ impl State {
         let topic = self.topic_id(&change.topic)?;
         self.end_leases();
         let held = change.message;
-        let id = self
-            .pops
-            .ids
-            .get(&(change.group.clone(), topic, held.queue_id))
-            .copied();
+        let id = self.progress_of(&change.group, topic, held);
         let id = id.ok_or(Refusal::LeaseEnded)?;
         match self.pops.list[id as usize].lease_of(held.offset) {
             Some((_, lease)) if lease.id == held.lease => {}

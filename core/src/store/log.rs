@@ -173,6 +173,12 @@ impl Log {
         self.segments.unpin(position.0 / self.segment_size);
     }
 
+    /// How many entries need a record of the log.
+    pub(crate) fn pins(&self) -> u64 {
+        let pins = self.segments.iter().map(|(_, segment)| segment.pins.max(0));
+        pins.map(i64::unsigned_abs).sum()
+    }
+
     /// A topic wants the record until then.
     pub(crate) fn keep_until(&mut self, position: Position, until: Millis) {
         let segment = self.segments.at(position.0 / self.segment_size);

@@ -40,6 +40,11 @@ impl Memory {
         self.held
     }
 
+    /// How many queue entries point into it.
+    pub(crate) fn entries(&self) -> u64 {
+        self.blocks.iter().flatten().map(|block| u64::from(block.live)).sum()
+    }
+
     /// Appends a record of `len` bytes that `fill` writes.
     pub(crate) fn append(&mut self, len: usize, fill: impl FnOnce(&mut [u8], Position)) -> (Position, Slice) {
         let fits = matches!(self.blocks.back(), Some(Some(block)) if block.writer.room() >= len);
@@ -142,12 +147,13 @@ mod tests {
         let after = put(&mut memory, 8, 4);
         memory.hold(after);
         assert_eq!(memory.held(), BLOCK + 3 * BLOCK + BLOCK);
+        assert_eq!(memory.entries(), 3);
         assert_eq!(memory.get(kept, 1000).unwrap()[..], [1; 1000]);
         assert_eq!(memory.get(long, 3 * BLOCK).unwrap()[2 * BLOCK], 3);
         assert_eq!(memory.get(after, 8).unwrap()[..], [4; 8]);
         memory.release(kept);
         memory.release(long);
-        assert_eq!(memory.held(), BLOCK);
+        assert_eq!((memory.held(), memory.entries()), (BLOCK, 1));
         assert!(memory.get(kept, 1000).is_none());
         assert!(after.is_memory() && kept < long && long < after);
     }

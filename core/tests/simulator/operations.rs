@@ -223,6 +223,7 @@ impl World {
         let request = Request::Commit(Commit {
             publishes,
             settlements: settlements.clone(),
+            ..Commit::default()
         });
         let refused = described.iter().enumerate().find_map(|(index, publish)| {
             let refused = self.live.route(publish.entry, &publish.topic, &publish.key).err()?;

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use rocketbridge_core::request::Totals;
 use rocketbridge_core::time::Millis;
 
 /// Counters of all connections.
@@ -112,7 +113,7 @@ impl Stats {
 
     /// Calls `each` with every `$SYS` topic and its value, in Mosquitto's words. The monotonic clock begins
     /// with the broker.
-    pub(crate) fn each_sys(&self, now: Millis, mut each: impl FnMut(&'static str, &str)) {
+    pub(crate) fn each_sys(&self, now: Millis, totals: &Totals, mut each: impl FnMut(&'static str, &str)) {
         each(
             "$SYS/broker/version",
             concat!("rocketbridge version ", env!("CARGO_PKG_VERSION")),
@@ -125,24 +126,33 @@ impl Stats {
             each(topic, &text);
         };
         put("$SYS/broker/uptime", format_args!("{} seconds", now.0 / 1000));
-        for (topic, counter) in [
-            ("$SYS/broker/clients/connected", &self.clients),
-            ("$SYS/broker/clients/active", &self.clients),
-            ("$SYS/broker/clients/maximum", &self.clients_max),
-            ("$SYS/broker/connections/count", &self.connects),
-            ("$SYS/broker/messages/received", &self.packets_in),
-            ("$SYS/broker/publish/messages/received", &self.publishes_in),
-            ("$SYS/broker/publish/messages/sent", &self.publishes_out),
-            ("$SYS/broker/publish/messages/dropped", &self.dropped),
-            ("$SYS/broker/bytes/received", &self.bytes_in),
-            ("$SYS/broker/bytes/sent", &self.bytes_out),
-            ("$SYS/broker/subscriptions/count", &self.subscriptions),
+        let counted = |counter: &AtomicU64| counter.load(Relaxed);
+        let (connected, waiting) = (counted(&self.clients), totals.waiting_sessions);
+        let publishes_out = counted(&self.publishes_out);
+        for (topic, count) in [
+            ("$SYS/broker/clients/connected", connected),
+            ("$SYS/broker/clients/active", connected),
+            ("$SYS/broker/clients/disconnected", waiting),
+            ("$SYS/broker/clients/inactive", waiting),
+            ("$SYS/broker/clients/total", connected + waiting),
+            ("$SYS/broker/clients/maximum", counted(&self.clients_max)),
+            ("$SYS/broker/connections/count", counted(&self.connects)),
+            ("$SYS/broker/messages/received", counted(&self.packets_in)),
+            ("$SYS/broker/messages/sent", publishes_out),
+            ("$SYS/broker/messages/stored", totals.kept_messages),
+            ("$SYS/broker/store/messages/count", totals.kept_messages),
+            ("$SYS/broker/retained messages/count", totals.last_values),
+            ("$SYS/broker/publish/messages/received", counted(&self.publishes_in)),
+            ("$SYS/broker/publish/messages/sent", publishes_out),
+            (
+                "$SYS/broker/publish/messages/dropped",
+                counted(&self.dropped) + totals.dropped_messages,
+            ),
+            ("$SYS/broker/bytes/received", counted(&self.bytes_in)),
+            ("$SYS/broker/bytes/sent", counted(&self.bytes_out)),
+            ("$SYS/broker/subscriptions/count", counted(&self.subscriptions)),
         ] {
-            put(topic, format_args!("{}", counter.load(Relaxed)));
+            put(topic, format_args!("{count}"));
         }
-        put(
-            "$SYS/broker/messages/sent",
-            format_args!("{}", self.publishes_out.load(Relaxed)),
-        );
     }
 }

@@ -4,13 +4,14 @@
 //! granted QoS, the subscription identifiers) is found here, once for each topic.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::SubscriptionOptions;
 use crate::codec::properties::{PropertyId, put_number};
-use crate::codec::text::{filter_matches, has_wildcard};
+use crate::codec::text::{LEVEL, has_wildcard};
 
 /// Topics remembered with what they match.
 const CACHED_MAX: usize = 256;
@@ -140,21 +141,91 @@ impl Subscriptions {
     fn find(&self, topic: &[u8], is_own: bool) -> Matched {
         let mut matched = Matched::default();
         let mut identifiers = BytesMut::new();
-        let exact = self.exact.get(topic).into_iter();
-        let wild = self
-            .wild
-            .iter()
-            .filter(|(filter, _)| filter_matches(filter, topic))
-            .map(|(_, subscription)| subscription);
-        for subscription in exact.chain(wild) {
+        let mut found = |subscription: &Subscription| {
             matched.no_local |= subscription.options.no_local();
-            if is_own && subscription.options.no_local() {
-                continue;
+            if !is_own || !subscription.options.no_local() {
+                matched.add(*subscription, &mut identifiers);
             }
-            matched.add(*subscription, &mut identifiers);
+        };
+        if let Some(subscription) = self.exact.get(topic) {
+            found(subscription);
+        }
+        if !self.wild.is_empty() {
+            Walk::new(&self.wild, topic, &mut found).run();
         }
         matched.identifiers = identifiers.freeze();
         matched
+    }
+}
+
+/// The way through sorted filters to those that match a topic: level by level, only where filters begin so. What
+/// does not match costs nothing, however many filters that is.
+struct Walk<'a, F> {
+    filters: &'a BTreeMap<Box<[u8]>, Subscription>,
+    levels: Vec<&'a [u8]>,
+    /// What the filters looked at now begin with: levels, each with a separator behind it.
+    prefix: Vec<u8>,
+    found: F,
+    /// How often the filters were looked into.
+    steps: u64,
+}
+
+impl<'a, F: FnMut(&Subscription)> Walk<'a, F> {
+    fn new(filters: &'a BTreeMap<Box<[u8]>, Subscription>, topic: &'a [u8], found: F) -> Self {
+        Self {
+            filters,
+            levels: topic.split(|b| *b == LEVEL).collect(),
+            prefix: Vec::with_capacity(topic.len() + 2),
+            found,
+            steps: 0,
+        }
+    }
+
+    /// Wildcards in front spare names that begin with `$`. [MQTT-4.7.2-1]
+    fn run(&mut self) {
+        let spare = self.levels[0].starts_with(b"$");
+        if !spare {
+            self.visit(0);
+        } else {
+            self.take(0, self.levels[0]);
+        }
+    }
+
+    /// What follows the first `depth` levels.
+    fn visit(&mut self, depth: usize) {
+        self.report(b"#");
+        if let Some(level) = self.levels.get(depth).copied() {
+            self.take(depth, b"+");
+            self.take(depth, level);
+        }
+    }
+
+    /// Goes on behind one level more, if there are filters.
+    fn take(&mut self, depth: usize, level: &[u8]) {
+        if depth + 1 == self.levels.len() {
+            self.report(level);
+        }
+        let length = self.prefix.len();
+        self.prefix.extend_from_slice(level);
+        self.prefix.push(LEVEL);
+        self.steps += 1;
+        let from = (Bound::Included(&self.prefix[..]), Bound::Unbounded);
+        let next = self.filters.range::<[u8], _>(from).next();
+        if next.is_some_and(|(filter, _)| filter.starts_with(&self.prefix)) {
+            self.visit(depth + 1);
+        }
+        self.prefix.truncate(length);
+    }
+
+    /// The filter that ends with this level.
+    fn report(&mut self, last: &[u8]) {
+        let length = self.prefix.len();
+        self.prefix.extend_from_slice(last);
+        self.steps += 1;
+        if let Some(subscription) = self.filters.get(&self.prefix[..]) {
+            (self.found)(subscription);
+        }
+        self.prefix.truncate(length);
     }
 }
 
@@ -199,6 +270,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::text::filter_matches;
 
     fn subscription(options: u8, identifier: u32) -> Subscription {
         Subscription {
@@ -225,6 +297,70 @@ mod tests {
         all.remove(b"a/+");
         assert_eq!(all.matched(b"a/b").qos, Some(0));
         assert_eq!(all.len(), 3);
+    }
+
+    #[test]
+    fn exactly_the_filters_that_match_are_found() {
+        let mut seed = 7u64;
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize % below
+        };
+        let levels = ["a", "b", "", "$a", "a!", "a0"];
+        for _ in 0..300 {
+            let mut all = Subscriptions::default();
+            let mut filters = std::collections::BTreeSet::new();
+            for _ in 0..=random(40) {
+                let mut filter: Vec<&str> = (0..=random(4))
+                    .map(|_| if random(3) == 0 { "+" } else { levels[random(6)] })
+                    .collect();
+                if random(3) == 0 {
+                    filter.push("#");
+                }
+                filters.insert(filter.join("/"));
+            }
+            for (filter, identifier) in filters.iter().zip(1..) {
+                all.insert(filter.as_bytes(), subscription(1, identifier));
+            }
+            for _ in 0..20 {
+                let topic: Vec<&str> = (0..=random(4)).map(|_| levels[random(6)]).collect();
+                let topic = topic.join("/");
+                let matches = filters
+                    .iter()
+                    .zip(1u8..)
+                    .filter(|(filter, _)| filter_matches(filter.as_bytes(), topic.as_bytes()));
+                let expected: Vec<u8> = matches.map(|(_, identifier)| identifier).collect();
+                let matched = all.matched(topic.as_bytes());
+                let mut found: Vec<u8> = matched.identifiers.chunks(2).map(|property| property[1]).collect();
+                found.sort_unstable();
+                assert_eq!(found, expected, "{topic} in {filters:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn filters_that_do_not_match_cost_nothing() {
+        let steps = |others: u32| {
+            let mut all = Subscriptions::default();
+            for number in 0..others {
+                for filter in [
+                    format!("t/{number}/+"),
+                    format!("u/{number}/#"),
+                    format!("+/n{number}"),
+                    format!("t/x/y{number}/+"),
+                ] {
+                    all.insert(filter.as_bytes(), subscription(1, 0));
+                }
+            }
+            all.insert(b"t/+/y", subscription(1, 7));
+            let mut found = 0;
+            let mut walk = Walk::new(&all.wild, b"t/x/y", |_: &Subscription| found += 1);
+            walk.run();
+            let steps = walk.steps;
+            assert_eq!(found, 1);
+            steps
+        };
+        assert_eq!(steps(10), steps(2500));
     }
 
     #[test]

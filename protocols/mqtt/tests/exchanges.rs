@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rocketbridge_core::address::Level;
-use rocketbridge_core::boundary::{Event, Fate, HolderKey, Reject, SubscriptionId};
-use rocketbridge_core::request::{Reply, Request, Will};
+use rocketbridge_core::boundary::{Event, Fate, HolderKey, Publish, Reject, SubscriptionId};
+use rocketbridge_core::request::{Reply, Request, Totals, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::Config;
 use script::*;
@@ -447,13 +447,25 @@ fn a_blocked_broker_is_waited_for_and_then_reported() {
     assert_eq!(script.sent(), b"");
 }
 
+/// Time passes, core is asked and answers, and the values come.
+fn sys_values(script: &mut Script, after: u64) -> Vec<Publish> {
+    script.advance(after);
+    assert!(script.publishes().is_empty());
+    script.reply_next(Ok(Reply::Totals(Totals {
+        waiting_sessions: 3,
+        last_values: 5,
+        kept_messages: 7,
+        dropped_messages: 11,
+    })));
+    script.publishes()
+}
+
 #[test]
 fn sys_topics_are_published_while_somebody_watches() {
     let mut script = Script::connected(b"\x10\x0D\0\x04MQTT\x04\x02\0\0\0\x01c");
     assert_eq!(script.next_timeout(), None);
     script.subscribe(b"$SYS/#", 0);
-    script.advance(0);
-    let values = script.publishes();
+    let values = sys_values(&mut script, 0);
     let uptime = values
         .iter()
         .find(|publish| publish.key == "broker.uptime")
@@ -466,10 +478,21 @@ fn sys_topics_are_published_while_somebody_watches() {
     for name in ["broker.version", "broker.clients.connected", "broker.bytes.received"] {
         assert!(values.iter().any(|publish| publish.key == name), "{name}");
     }
+    for (name, value) in [
+        ("clients.connected", "1"),
+        ("clients.disconnected", "3"),
+        ("clients.total", "4"),
+        ("retained messages.count", "5"),
+        ("store.messages.count", "7"),
+        ("publish.messages.dropped", "11"),
+    ] {
+        let found = values.iter().find(|publish| publish.key == format!("broker.{name}"));
+        let found = found.map(|publish| publish.body.escape_ascii().to_string());
+        assert_eq!(found.as_deref(), Some(value), "{name}");
+    }
     script.advance(9999);
-    assert!(script.publishes().is_empty());
-    script.advance(1);
-    assert_eq!(script.publishes().len(), values.len());
+    assert!(script.requests().is_empty());
+    assert_eq!(sys_values(&mut script, 1).len(), values.len());
     script.send(b"\xA2\x0A\0\x02\0\x06$SYS/#");
     assert_eq!(script.next_timeout(), None);
 }

@@ -4,8 +4,8 @@ mod script;
 
 use bytes::Bytes;
 use rocketbridge_core::boundary::{Deliver, Event, Fate, Notice, Publish, Reject, Settle, SubscriptionId};
-use rocketbridge_core::message::{Entry, Format};
-use rocketbridge_core::request::Refusal;
+use rocketbridge_core::message::{Entry, Format, Message};
+use rocketbridge_core::request::{Popped, PoppedMessage, Refusal, Reply};
 use rocketbridge_core::time::Millis;
 use rocketbridge_stomp::Config;
 use script::{SESSION, Script, stored};
@@ -810,6 +810,78 @@ fn a_batch_that_core_refuses_is_an_error() {
     let (message, error) = script.error();
     assert_eq!(message, "not_found");
     assert!(error.contains("\nreceipt-id:c\n"), "{error}");
+}
+
+/// A member of group `g` with two messages of topic `t`.
+fn popping() -> Script {
+    let mut script = Script::connected("1.2");
+    script.answers = false;
+    script.send("SUBSCRIBE\nid:s\ndestination:/rocketmq/t\ngroup:g\nack:client-individual\n\n\0");
+    script.reply(Ok(Reply::Done));
+    let host = "127.0.0.1:1".parse().expect("an address");
+    let popped = |offset| PoppedMessage {
+        queue_id: 0,
+        offset,
+        lease: 7,
+        attempts: 0,
+        redelivered: false,
+        message: Message::from_publish(&message(b"x"), host, host, Millis(1)),
+    };
+    let popped = Popped {
+        messages: vec![popped(0), popped(1)],
+        popped_at: Millis(1),
+        remaining: 0,
+    };
+    script.reply(Ok(Reply::Popped(Box::new(popped))));
+    script.requests.clear();
+    script
+}
+
+#[test]
+fn a_groups_messages_are_part_of_a_transaction() {
+    let mut script = popping();
+    script.send("BEGIN\ntransaction:t\n\n\0SEND\ndestination:/topic/a\ntransaction:t\n\none\0");
+    script.send(&format!("ACK\nid:{}\ntransaction:t\n\n\0", id(1)));
+    script.send(&format!("NACK\nid:{}\ntransaction:t\nrequeue:false\n\n\0", id(2)));
+    assert!(script.requests.iter().all(|request| !request.starts_with("commit")));
+    script.send("COMMIT\ntransaction:t\nreceipt:c\n\n\0");
+    assert_eq!(
+        script.requests.last().map(String::as_str),
+        Some("commit 1 0 Ack of 1, Reject of 1")
+    );
+    script.send(&format!("ACK\nid:{}\n\n\0", id(1)));
+    assert_eq!(script.error().0, "Unknown delivery", "it is settled");
+}
+
+#[test]
+fn what_a_refused_transaction_would_have_settled_of_a_group_goes_back_at_once() {
+    let mut script = popping();
+    script.send("BEGIN\ntransaction:t\n\n\0");
+    for number in [1, 2] {
+        script.send(&format!("ACK\nid:{}\ntransaction:t\n\n\0", id(number)));
+    }
+    script.send("COMMIT\ntransaction:t\nreceipt:c\n\n\0");
+    script.requests.clear();
+    script.refuse_last(Refusal::LeaseEnded);
+    let (message, error) = script.error();
+    assert_eq!(message, "precondition_failed");
+    assert!(error.contains("\nreceipt-id:c\n"), "{error}");
+    let back = script
+        .requests
+        .iter()
+        .filter(|request| request.starts_with("ChangeInvisible"));
+    assert_eq!(back.count(), 2, "{:?}", script.requests);
+}
+
+#[test]
+fn a_groups_message_refused_for_good_is_rejected() {
+    let mut script = popping();
+    script.send(&format!("NACK\nid:{}\nrequeue:false\n\n\0", id(1)));
+    assert!(
+        script.requests.contains(&"commit 0 0 Reject of 1".to_owned()),
+        "{:?}",
+        script.requests
+    );
 }
 
 // --- 1.10: DISCONNECT -------------------------------------------------------------------------

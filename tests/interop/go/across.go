@@ -19,6 +19,7 @@ func acrossSuite(s *Suite) {
 	acrossAddressChecks(s)
 	acrossPropertyChecks(s)
 	acrossStompChecks(s)
+	acrossBeyondChecks(s)
 }
 
 // publish sends a persistent message to a topic and key and returns when it is confirmed.

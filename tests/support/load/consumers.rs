@@ -10,9 +10,10 @@ use super::super::history::{Event, MessageId, Queue, digest};
 use super::super::mqtt::{self, Connect, Mqtt};
 use super::super::random::Random;
 use super::super::remoting::{self, PULL_NOT_FOUND, PULL_RETRY_IMMEDIATELY, Pull, Remoting, SUCCESS, Send};
+use super::super::stomp::{Frame, Stomp, receipt_of};
 use super::super::wire::{PATIENCE, timed_out, unexpected};
 use super::publishers::{Unconfirmed, to_users};
-use super::{Addresses, Load, MESSAGE_QUEUES, PAUSE, SESSION, SHARED, USERS};
+use super::{Addresses, Load, MESSAGE_QUEUES, SESSION, SHARED, STOMP_ORDERS, USERS};
 
 /// Consumed messages between two publishes of a consumer.
 const PROMISE_AFTER: usize = 16;
@@ -104,7 +105,7 @@ impl<'a> AmqpConsumer<'a> {
 
     pub(super) fn run(mut self, is_done: impl Fn(&[MessageId]) -> bool) -> io::Result<()> {
         while !is_done(&self.seen) || !self.held.is_empty() {
-            match self.client.next_event(Instant::now() + PAUSE)? {
+            match self.client.next_event(Instant::now() + self.load.pause)? {
                 Some(amqp::Event::Delivery(delivery)) => self.see(delivery),
                 Some(event) => {
                     self.unconfirmed.see(self.load, event)?;
@@ -207,7 +208,7 @@ impl<'a> MqttSession<'a> {
     pub(super) fn run(mut self, is_done: impl Fn(&[MessageId]) -> bool) -> io::Result<()> {
         let mut held: Vec<(u16, MessageId)> = Vec::new();
         while !is_done(&self.seen) || !held.is_empty() {
-            match self.client.next_event(Instant::now() + PAUSE)? {
+            match self.client.next_event(Instant::now() + self.load.pause)? {
                 Some(mqtt::Event::Message(message)) => {
                     let seen = self.load.recorder.deliver(SESSION, 0, &message.body, message.dup);
                     held.extend(seen.map(|seen| (message.packet_id, seen)));
@@ -251,6 +252,141 @@ impl<'a> MqttSession<'a> {
         self.promises.confirmed(self.load);
         Ok(())
     }
+}
+
+/// A STOMP subscription whose queue stays. That to `stomp_orders` is made by a durable subscription to the topic and
+/// acknowledges in order, that to another queue acknowledges or gives back any.
+pub(super) struct StompConsumer<'a> {
+    load: &'a Load,
+    client: Stomp,
+    publisher: u32,
+    queue: Queue,
+    random: Random,
+    promises: Promises,
+    published: Option<(u64, MessageId)>,
+    /// Header `ack` of what is not settled, in order of arrival.
+    held: Vec<(String, MessageId)>,
+    seen: Vec<MessageId>,
+}
+
+impl<'a> StompConsumer<'a> {
+    pub(super) fn new(
+        load: &'a Load,
+        addresses: &Addresses,
+        publisher: u32,
+        queue: Queue,
+        mut random: Random,
+    ) -> io::Result<Self> {
+        let mut client = Stomp::connect(addresses.stomp)?;
+        let prefetch = random.between(5, 50).to_string();
+        subscribe(&mut client, queue, &prefetch)?;
+        Ok(Self {
+            load,
+            client,
+            publisher,
+            queue,
+            random,
+            promises: Promises::new(queue),
+            published: None,
+            held: Vec::new(),
+            seen: Vec::new(),
+        })
+    }
+
+    pub(super) fn run(mut self, is_done: impl Fn(&[MessageId]) -> bool) -> io::Result<()> {
+        while !is_done(&self.seen) || !self.held.is_empty() {
+            match self.client.next_frame(Instant::now() + self.load.pause)? {
+                Some(frame) if frame.command == "MESSAGE" => self.see(&frame)?,
+                Some(frame) => self.confirmed(&frame)?,
+                None => {
+                    while !self.held.is_empty() {
+                        self.settle(0)?;
+                    }
+                }
+            }
+            if self.held.len() > 3 {
+                self.settle_some()?;
+            }
+            if self.promises.is_due(self.load) {
+                self.publish()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn see(&mut self, frame: &Frame) -> io::Result<()> {
+        let (Some(ack), Some(redelivered)) = (frame.header("ack"), frame.header("redelivered")) else {
+            return unexpected(frame);
+        };
+        let seen = self
+            .load
+            .recorder
+            .deliver(self.queue, 0, &frame.body, redelivered == "true");
+        self.held.extend(seen.map(|message| (ack.to_owned(), message)));
+        self.seen.extend(seen);
+        Ok(())
+    }
+
+    fn settle_some(&mut self) -> io::Result<()> {
+        let at = self.random.below(self.held.len() as u64) as usize;
+        if self.queue == STOMP_ORDERS || !self.random.once_in(6) {
+            return self.settle(at);
+        }
+        let (ack, message) = self.held.remove(at);
+        let queue = self.queue;
+        self.load.recorder.record(Event::Returned { queue, message });
+        self.client.send("NACK", &[("id", &ack)], b"")
+    }
+
+    /// Acknowledges that message; where acknowledgements are cumulative, those before it too.
+    fn settle(&mut self, at: usize) -> io::Result<()> {
+        let first = if self.queue == STOMP_ORDERS { 0 } else { at };
+        let settled: Vec<_> = self.held.drain(first..=at).collect();
+        for (_, message) in &settled {
+            self.promises.settle(self.load, *message);
+        }
+        let (ack, _) = settled.last().expect("there is one");
+        self.client.send("ACK", &[("id", ack)], b"")
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        let (message, body) = self.load.next_message(self.publisher, &mut self.random);
+        self.promises.published();
+        let mut bytes = Vec::new();
+        let receipt = self
+            .client
+            .put_send(&format!("/exchange/{USERS}"), &[], &body, &mut bytes);
+        self.client.wire.send(&bytes)?;
+        self.published = Some((receipt, message));
+        Ok(())
+    }
+
+    fn confirmed(&mut self, frame: &Frame) -> io::Result<()> {
+        let receipt = receipt_of(frame);
+        let Some((_, message)) = self.published.take().filter(|(id, _)| Some(*id) == receipt) else {
+            return unexpected(frame);
+        };
+        self.load.recorder.record(Event::Confirmed { message });
+        self.promises.confirmed(self.load);
+        Ok(())
+    }
+}
+
+/// Subscribes to one of the two queues and waits for the receipt.
+pub(super) fn subscribe(client: &mut Stomp, queue: Queue, prefetch: &str) -> io::Result<()> {
+    let common = [("id", "load"), ("prefetch-count", prefetch)];
+    let own: &[_] = if queue == STOMP_ORDERS {
+        &[
+            ("destination", "/topic/orders.#"),
+            ("x-queue-name", STOMP_ORDERS),
+            ("durable", "true"),
+            ("auto-delete", "false"),
+            ("ack", "client"),
+        ]
+    } else {
+        &[("destination", "/amq/queue/stomp_users"), ("ack", "client-individual")]
+    };
+    client.call("SUBSCRIBE", &[&common, own].concat(), b"")
 }
 
 /// A native consumer group of one topic, and the publisher that its client is.
@@ -348,7 +484,7 @@ impl<'a> NativeGroup<'a> {
             queue_id: id,
             offset: self.offsets[id as usize],
             messages_max: 8,
-            suspend: PAUSE.as_millis() as u64,
+            suspend: self.load.pause.as_millis() as u64,
         })?;
         self.asked.insert(opaque, Asked::Pull(id));
         Ok(())

@@ -1,12 +1,14 @@
-//! Clients of all three protocols that publish and consume until they are stopped or the broker is gone,
+//! Clients of all four protocols that publish and consume until they are stopped or the broker is gone,
 //! and record what they do and see in a [`History`](super::history::History).
 //!
 //! Who gets what (topics are shared across the protocols):
 //!
 //! ```text
-//! exchange_user  fanout exchange, two AMQP publishers, a native one   -> queues `single`, `shared`; native group
-//! orders         topic, a native and an MQTT publisher                -> MQTT session; native group
-//! devices        MQTT publisher                                       -> MQTT session; queue `devices` by amq.topic;
+//! exchange_user  fanout exchange, two AMQP publishers, a native and   -> queues `single`, `shared`, and `stomp_users`
+//!                a STOMP one                                             for STOMP; native group
+//! orders         topic, a native and an MQTT publisher                -> MQTT session; durable STOMP subscription;
+//!                                                                        native group
+//! devices        an MQTT and a STOMP publisher                        -> MQTT session; queue `devices` by amq.topic;
 //!                                                                        native group
 //! ```
 //!
@@ -23,13 +25,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use self::consumers::{AmqpConsumer, Group, MqttSession, NativeGroup};
-use self::publishers::{amqp_publisher, mqtt_publisher, native_publisher};
+use self::consumers::{AmqpConsumer, Group, MqttSession, NativeGroup, StompConsumer, subscribe};
+use self::publishers::{amqp_publisher, mqtt_publisher, native_publisher, stomp_publisher};
 use super::amqp::Amqp;
+use super::broker::Broker;
 use super::history::{Event, MessageId, Queue, Recorder};
 use super::mqtt::{Connect, Mqtt};
 use super::random::Random;
 use super::remoting::{Remoting, SUCCESS, Send};
+use super::stomp::Stomp;
 use super::wire::{PATIENCE, unexpected};
 
 pub const USERS: &str = "exchange_user";
@@ -40,41 +44,71 @@ pub const DEVICES: &str = "devices";
 pub const SINGLE: Queue = "single";
 pub const SHARED: Queue = "shared";
 pub const AMQP_DEVICES: Queue = "devices";
+pub const STOMP_USERS: Queue = "stomp_users";
+pub const STOMP_ORDERS: Queue = "stomp_orders";
 pub const SESSION: Queue = "session";
 pub const NATIVE_USERS: Queue = "native_users";
 pub const NATIVE_ORDERS: Queue = "native_orders";
 pub const NATIVE_DEVICES: Queue = "native_devices";
 
 /// Who gets what is published to a topic.
-const USERS_GET: [Queue; 3] = [SINGLE, SHARED, NATIVE_USERS];
-const ORDERS_GET: [Queue; 2] = [SESSION, NATIVE_ORDERS];
+const USERS_GET: [Queue; 4] = [SINGLE, SHARED, STOMP_USERS, NATIVE_USERS];
+const ORDERS_GET: [Queue; 3] = [SESSION, STOMP_ORDERS, NATIVE_ORDERS];
 const DEVICES_GET: [Queue; 3] = [SESSION, AMQP_DEVICES, NATIVE_DEVICES];
 
-const AMQP_QUEUES: [&str; 3] = [SINGLE, SHARED, AMQP_DEVICES];
+const AMQP_QUEUES: [&str; 4] = [SINGLE, SHARED, STOMP_USERS, AMQP_DEVICES];
 const MESSAGE_QUEUES: u32 = 4;
-
-/// The longest a client does nothing when it has nothing to do.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where a broker listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
     pub amqp: SocketAddr,
     pub mqtt: SocketAddr,
+    pub stomp: SocketAddr,
     pub remoting: SocketAddr,
 }
 
+impl Addresses {
+    pub fn of(broker: &Broker) -> Self {
+        Self {
+            amqp: broker.address("amqp"),
+            mqtt: broker.address("mqtt"),
+            stomp: broker.address("stomp"),
+            remoting: broker.address("remoting"),
+        }
+    }
+}
+
 /// What the clients of all of a broker's lives share.
-#[derive(Default)]
 pub struct Load {
     pub recorder: Recorder,
     pub stop: AtomicBool,
+    /// The longest that a publisher waits between two bursts, and a consumer for a message: what says how hard the
+    /// broker has to work.
+    pub pause: Duration,
+    /// Most bodies are smaller.
+    pub body_max: u64,
     /// Consumers only consume any more.
     draining: AtomicBool,
     sequences: Mutex<HashMap<u32, u64>>,
     groups: Mutex<HashMap<(Queue, u32), Offsets>>,
     /// Digest of the body by position in the log.
     positions: Mutex<HashMap<u64, u64>>,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self {
+            recorder: Recorder::default(),
+            stop: AtomicBool::new(false),
+            pause: Duration::from_millis(20),
+            body_max: 600,
+            draining: AtomicBool::new(false),
+            sequences: Mutex::default(),
+            groups: Mutex::default(),
+            positions: Mutex::default(),
+        }
+    }
 }
 
 /// What a group has seen of a message queue.
@@ -102,7 +136,15 @@ pub enum Client {
         publisher: u32,
         topic: &'static str,
     },
+    StompPublisher {
+        publisher: u32,
+        topic: &'static str,
+    },
     AmqpConsumer {
+        publisher: u32,
+        queue: Queue,
+    },
+    StompConsumer {
         publisher: u32,
         queue: Queue,
     },
@@ -117,7 +159,7 @@ pub enum Client {
 }
 
 /// All of them together.
-pub const CLIENTS: [Client; 14] = [
+pub const CLIENTS: [Client; 18] = [
     Client::AmqpPublisher { publisher: 1 },
     Client::AmqpPublisher { publisher: 2 },
     Client::NativePublisher {
@@ -136,6 +178,14 @@ pub const CLIENTS: [Client; 14] = [
         publisher: 6,
         topic: ORDERS,
     },
+    Client::StompPublisher {
+        publisher: 7,
+        topic: DEVICES,
+    },
+    Client::StompPublisher {
+        publisher: 8,
+        topic: USERS,
+    },
     Client::AmqpConsumer {
         publisher: 11,
         queue: SINGLE,
@@ -151,6 +201,14 @@ pub const CLIENTS: [Client; 14] = [
     Client::AmqpConsumer {
         publisher: 14,
         queue: AMQP_DEVICES,
+    },
+    Client::StompConsumer {
+        publisher: 19,
+        queue: STOMP_USERS,
+    },
+    Client::StompConsumer {
+        publisher: 20,
+        queue: STOMP_ORDERS,
     },
     Client::MqttSession { publisher: 15 },
     Client::NativeGroup {
@@ -182,6 +240,7 @@ pub fn set_up(load: &Load, addresses: &Addresses, random: &mut Random) -> io::Re
     }
     amqp.bind(SINGLE, USERS, "")?;
     amqp.bind(SHARED, USERS, "")?;
+    amqp.bind(STOMP_USERS, USERS, "")?;
     amqp.bind(AMQP_DEVICES, "amq.topic", "devices.#")?;
     amqp.close()?;
 
@@ -190,13 +249,16 @@ pub fn set_up(load: &Load, addresses: &Addresses, random: &mut Random) -> io::Re
     session.subscribe("devices/#", 1)?;
     session.disconnect()?;
 
-    for publisher in [1, 2, 4, 11, 12, 13, 14, 16, 91] {
+    // A durable subscription makes its queue.
+    subscribe(&mut Stomp::connect(addresses.stomp)?, STOMP_ORDERS, "1")?;
+
+    for publisher in [1, 2, 4, 8, 11, 12, 13, 14, 16, 19, 20, 91] {
         load.recorder.route(publisher, &USERS_GET);
     }
     for publisher in [3, 6, 15, 17, 92] {
         load.recorder.route(publisher, &ORDERS_GET);
     }
-    for publisher in [5, 18, 93] {
+    for publisher in [5, 7, 18, 93] {
         load.recorder.route(publisher, &DEVICES_GET);
     }
     // Pulls need topics, and a topic is made by its first message.
@@ -210,6 +272,11 @@ impl Client {
             Self::AmqpPublisher { publisher } => amqp_publisher(load, addresses, publisher, random),
             Self::NativePublisher { publisher, topic } => native_publisher(load, addresses, publisher, topic, random),
             Self::MqttPublisher { publisher, topic } => mqtt_publisher(load, addresses, publisher, topic, random),
+            Self::StompPublisher { publisher, topic } => stomp_publisher(load, addresses, publisher, topic, random),
+            Self::StompConsumer { publisher, queue } => {
+                let consumer = StompConsumer::new(load, addresses, publisher, queue, random)?;
+                consumer.run(|_| load.stop.load(Ordering::Relaxed))
+            }
             Self::AmqpConsumer { publisher, queue } => {
                 AmqpConsumer::new(load, addresses, publisher, queue, random)?.run(|_| load.stop.load(Ordering::Relaxed))
             }
@@ -240,6 +307,11 @@ pub fn drain(load: &Load, addresses: &Addresses, random: &mut Random) -> io::Res
     for (publisher, queue, topic) in [(11, SINGLE, USERS), (12, SHARED, USERS), (14, AMQP_DEVICES, DEVICES)] {
         let until = Instant::now() + PATIENCE;
         let consumer = AmqpConsumer::new(load, addresses, publisher, queue, random.fork())?;
+        consumer.run(|seen| seen.contains(&last[topic]) || Instant::now() > until)?;
+    }
+    for (publisher, queue, topic) in [(19, STOMP_USERS, USERS), (20, STOMP_ORDERS, ORDERS)] {
+        let until = Instant::now() + PATIENCE;
+        let consumer = StompConsumer::new(load, addresses, publisher, queue, random.fork())?;
         consumer.run(|seen| seen.contains(&last[topic]) || Instant::now() > until)?;
     }
     let until = Instant::now() + PATIENCE;
@@ -312,7 +384,7 @@ impl Load {
         let size = match random.below(20) {
             0 => random.between(4_000, 20_000),
             1 => 16,
-            _ => random.between(100, 600),
+            _ => random.between(100, self.body_max),
         };
         (message, self.recorder.send(message, size as usize, random))
     }

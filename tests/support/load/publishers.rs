@@ -9,8 +9,9 @@ use super::super::history::{Event, MessageId};
 use super::super::mqtt::{self, Connect, Mqtt};
 use super::super::random::Random;
 use super::super::remoting::{Remoting, SUCCESS, Send};
+use super::super::stomp::{Stomp, put_frame, receipt_of};
 use super::super::wire::{PATIENCE, timed_out, unexpected};
-use super::{Addresses, Load, MESSAGE_QUEUES, PAUSE, USERS};
+use super::{Addresses, Load, MESSAGE_QUEUES, USERS};
 
 pub(super) fn amqp_publisher(load: &Load, addresses: &Addresses, publisher: u32, mut random: Random) -> io::Result<()> {
     let mut client = Amqp::connect(addresses.amqp)?;
@@ -31,7 +32,7 @@ pub(super) fn amqp_publisher(load: &Load, addresses: &Addresses, publisher: u32,
                 None => return timed_out("confirm"),
             }
         }
-        if let Some(event) = client.next_event(pause(&mut random))? {
+        if let Some(event) = client.next_event(pause(load, &mut random))? {
             return unexpected(event);
         }
     }
@@ -118,7 +119,7 @@ pub(super) fn native_publisher(
                 _ => return unexpected(response),
             }
         }
-        if let Some(response) = client.next_response(pause(&mut random))? {
+        if let Some(response) = client.next_response(pause(load, &mut random))? {
             return unexpected(response);
         }
     }
@@ -154,8 +155,58 @@ pub(super) fn mqtt_publisher(
                 None => return timed_out("PUBACK"),
             }
         }
-        if let Some(event) = client.next_event(pause(&mut random))? {
+        if let Some(event) = client.next_event(pause(load, &mut random))? {
             return unexpected(event);
+        }
+    }
+    Ok(())
+}
+
+/// Some bursts are transactions, which are there whole or not at all.
+pub(super) fn stomp_publisher(
+    load: &Load,
+    addresses: &Addresses,
+    publisher: u32,
+    topic: &str,
+    mut random: Random,
+) -> io::Result<()> {
+    let mut client = Stomp::connect(addresses.stomp)?;
+    let mut pending = HashMap::new();
+    while !load.is_stopped() {
+        let mut bytes = Vec::new();
+        let transaction: &[_] = if random.once_in(4) {
+            &[("transaction", "burst")]
+        } else {
+            &[]
+        };
+        if !transaction.is_empty() {
+            put_frame("BEGIN", transaction, b"", &mut bytes);
+        }
+        for _ in 0..burst(&mut random) {
+            let (message, body) = load.next_message(publisher, &mut random);
+            let destination = if topic == USERS {
+                format!("/exchange/{USERS}")
+            } else {
+                format!("/topic/{topic}.{}.cmd", random.below(10))
+            };
+            pending.insert(client.put_send(&destination, transaction, &body, &mut bytes), message);
+        }
+        if !transaction.is_empty() {
+            put_frame("COMMIT", transaction, b"", &mut bytes);
+        }
+        client.wire.send(&bytes)?;
+        let until = Instant::now() + PATIENCE;
+        while !pending.is_empty() {
+            let Some(frame) = client.next_frame(until)? else {
+                return timed_out("RECEIPT");
+            };
+            match receipt_of(&frame).and_then(|receipt| pending.remove(&receipt)) {
+                Some(message) => load.recorder.record(Event::Confirmed { message }),
+                None => return unexpected(frame),
+            }
+        }
+        if let Some(frame) = client.next_frame(pause(load, &mut random))? {
+            return unexpected(frame);
         }
     }
     Ok(())
@@ -166,6 +217,6 @@ fn burst(random: &mut Random) -> u64 {
     random.between(1, 9)
 }
 
-fn pause(random: &mut Random) -> Instant {
-    Instant::now() + Duration::from_micros(random.below(PAUSE.as_micros() as u64))
+fn pause(load: &Load, random: &mut Random) -> Instant {
+    Instant::now() + Duration::from_micros(random.below(load.pause.as_micros() as u64))
 }

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use rocketbridge_core::boundary::{Event, Notice};
+use rocketbridge_core::request::{Reply, Request};
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Outbox, Session};
 use tracing::debug;
@@ -32,6 +33,7 @@ use crate::reason_code::ReasonCode;
 use crate::stats::Stats;
 use client::Client;
 use connect::Connecting;
+use subscribe::Asked;
 
 /// Most bytes that wait for the CONNACK: some reads of the driver, which stops reading meanwhile.
 const PENDING_MAX: usize = 256 * 1024;
@@ -184,7 +186,13 @@ impl MqttSession {
         let result = match (&mut self.state, event) {
             (State::Connected(client), Event::Delivery(delivery)) => client.deliver(now, delivery, out),
             (State::Connected(client), Event::Outcome(outcome)) => client.handle_outcome(outcome, out),
-            (State::Connected(client), Event::Reply { id, result }) => client.handle_reply(id, result, out),
+            (State::Connected(client), Event::Reply { id, result }) => {
+                if let Ok(Reply::Totals(totals)) = &result {
+                    let each = |topic, value: &str| client.publish_sys(topic, value, out);
+                    self.stats.each_sys(now.mono, totals, each);
+                }
+                client.handle_reply(id, result, out)
+            }
             (State::Connecting(_), Event::Reply { id, result }) => {
                 self.handle_connect_reply(id, result, out);
                 Ok(())
@@ -259,8 +267,8 @@ impl MqttSession {
         if let State::Connected(client) = &mut self.state
             && self.stats.take_sys_turn(now.mono, interval)
         {
-            self.stats
-                .each_sys(now.mono, |topic, value| client.publish_sys(topic, value, out));
+            // The values are published when core has told its part of them.
+            client.ask(Asked::Other, Request::Totals, out);
         }
     }
 

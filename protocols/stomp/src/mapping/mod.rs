@@ -50,8 +50,11 @@ impl Destination {
     /// Reads a destination. Copies what it names: it is kept longer than the frame.
     ///
     /// # Errors
-    /// [`Error::UnknownDestination`], [`Error::InvalidDestination`].
+    /// [`Error::UnknownDestination`], [`Error::InvalidDestination`]; [`Error::NotText`] when it is not UTF-8.
     pub fn parse(text: &[u8], config: &Config) -> Result<Self, Error> {
+        if std::str::from_utf8(text).is_err() {
+            return Err(Error::NotText("destination"));
+        }
         if let Some(rest) = text.strip_prefix(b"/queue") {
             return Ok(Self::Queue(name("queue", rest, config.slashes_in_names)?));
         }

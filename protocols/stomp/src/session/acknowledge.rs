@@ -55,17 +55,12 @@ impl Client {
         config: &Config,
         out: &mut Outbox,
     ) -> Result<(), Failure> {
-        let subscription = self.subscriptions.get(&settling.subscription);
-        let is_grouped = subscription.is_some_and(|subscription| subscription.grouped.is_some());
-        if is_grouped && frame.header(b"transaction").is_some() {
-            let what = "acknowledging a message of a group in a transaction";
-            return Err(Error::NotSupported(what.to_owned()).into());
-        }
-        if is_grouped {
-            return Ok(self.settle_popped(&settling, out)?);
-        }
         if let Some(transaction) = frame.header(b"transaction") {
             return Ok(self.transactions.hold_settling(transaction, settling, config)?);
+        }
+        let subscription = self.subscriptions.get(&settling.subscription);
+        if subscription.is_some_and(|subscription| subscription.grouped.is_some()) {
+            return Ok(self.settle_popped(&settling, out)?);
         }
         let subscription = self.subscriptions.get_mut(&settling.subscription);
         let is_settled = subscription.is_some_and(|subscription| {

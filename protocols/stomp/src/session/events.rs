@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use rocketbridge_core::message::Message;
-use rocketbridge_core::request::{Refusal, Reply};
+use rocketbridge_core::request::{Refusal, Reply, SettlePopped};
 use rocketbridge_session::Outbox;
 
 use super::Failure;
@@ -48,6 +48,8 @@ pub(super) enum Asked {
     },
     Commit {
         receipts: Vec<Bytes>,
+        /// What it settles of groups.
+        popped: Vec<SettlePopped>,
     },
     /// To make the topic that a group consumes.
     Group {
@@ -167,7 +169,7 @@ impl Client {
                 ));
             }
             (Asked::Nothing, _) => None,
-            (Asked::Commit { receipts }, Ok(_)) => {
+            (Asked::Commit { receipts, .. }, Ok(_)) => {
                 for receipt in receipts {
                     put_receipt(self.version, &receipt, out.bytes());
                 }
@@ -202,7 +204,8 @@ impl Client {
                     receipt,
                 ));
             }
-            (Asked::Commit { mut receipts }, Err(refusal)) => {
+            (Asked::Commit { mut receipts, popped }, Err(refusal)) => {
+                self.give_back_settled(popped, out);
                 let error = match &refusal {
                     Refusal::Rejected { reject, .. } => rejection(*reject, b"the transaction", config),
                     other => Error::of_refusal(other, b""),

@@ -13,7 +13,8 @@ use rocketbridge_core::boundary::{RequestId, Settle, SubscriptionId};
 use rocketbridge_core::engine::tag_hash;
 use rocketbridge_core::filter::Sql;
 use rocketbridge_core::request::{
-    AckPopped, ChangeInvisible, Filter, Held, Pop, PopFrom, Popped, PoppedMessage, Refusal, Reply, Request,
+    AckPopped, ChangeInvisible, Commit, Filter, Held, Pop, PopFrom, Popped, PoppedMessage, Refusal, Reply, Request,
+    SettlePopped,
 };
 use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
@@ -64,6 +65,21 @@ pub(super) struct Grouped {
 impl Grouped {
     pub(super) fn holds(&self, number: u64) -> bool {
         self.held.contains_key(&number)
+    }
+
+    /// What is unacknowledged.
+    pub(super) fn held(&self) -> &BTreeMap<u64, Held> {
+        &self.held
+    }
+
+    /// A part of a batch.
+    pub(super) fn settling(&self, messages: Vec<Held>, action: Settle) -> SettlePopped {
+        SettlePopped {
+            group: self.group.clone(),
+            topic: self.topic.clone(),
+            messages,
+            action,
+        }
     }
 
     fn ack(&self, messages: Vec<Held>) -> Request {
@@ -273,27 +289,43 @@ impl Client {
         let Some(grouped) = subscription.grouped.as_deref_mut() else {
             return Err(Error::NoSubscription(Text::from(&settling.id[..])));
         };
-        let rest = if settling.cumulative {
-            grouped.held.split_off(&(settling.tag + 1))
-        } else {
-            let mut rest = std::mem::take(&mut grouped.held);
-            grouped.held.extend(rest.remove_entry(&settling.tag));
-            rest
-        };
-        let settled: Vec<Held> = std::mem::replace(&mut grouped.held, rest).into_values().collect();
+        let settled = take_settled(&mut grouped.held, settling);
         let requests: Vec<Request> = match settling.action {
             Settle::Ack => settled.chunks(1024).map(|chunk| grouped.ack(chunk.to_vec())).collect(),
             Settle::Release => settled.into_iter().map(|held| grouped.give_back(held)).collect(),
-            Settle::Reject => {
-                let what = "refusing a message of a group for good: its group's retries end by themselves,";
-                return Err(Error::NotSupported(what.to_owned()));
-            }
+            Settle::Reject => vec![Request::Commit(Commit {
+                popped: vec![grouped.settling(settled, Settle::Reject)],
+                ..Commit::default()
+            })],
         };
         for request in requests {
             self.ask(Asked::Nothing, request, out);
         }
         self.pop(settling.subscription, out);
         Ok(())
+    }
+
+    /// A transaction with messages of a group was committed: the client may have more of them.
+    pub(super) fn settled_in_transaction(&mut self, id: SubscriptionId, left: BTreeMap<u64, Held>, out: &mut Outbox) {
+        if let Some(grouped) = self.subscriptions.get_mut(&id).and_then(|s| s.grouped.as_deref_mut()) {
+            grouped.held = left;
+        }
+        self.pop(id, out);
+    }
+
+    /// A transaction was refused: what it would have settled goes to other members at once.
+    pub(super) fn give_back_settled(&mut self, popped: Vec<SettlePopped>, out: &mut Outbox) {
+        for part in popped {
+            for message in part.messages {
+                let request = Request::ChangeInvisible(ChangeInvisible {
+                    group: part.group.clone(),
+                    topic: part.topic.clone(),
+                    message,
+                    invisible: Millis(0),
+                });
+                self.ask(Asked::Nothing, request, out);
+            }
+        }
     }
 
     /// Ends a group's subscription. Says whether nothing more comes of it.
@@ -323,4 +355,13 @@ impl Client {
             self.stop_popping(id, cancels, out);
         }
     }
+}
+
+/// Takes what a frame settles out of what is held.
+pub(super) fn take_settled(held: &mut BTreeMap<u64, Held>, settling: &Settling) -> Vec<Held> {
+    if !settling.cumulative {
+        return held.remove(&settling.tag).into_iter().collect();
+    }
+    let rest = held.split_off(&(settling.tag + 1));
+    std::mem::replace(held, rest).into_values().collect()
 }

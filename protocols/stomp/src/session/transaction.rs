@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use rocketbridge_core::boundary::Publish;
-use rocketbridge_core::request::{Commit, Request};
+use rocketbridge_core::request::{Commit, Request, SettlePopped};
 use rocketbridge_session::Outbox;
 
 use super::Failure;
 use super::acknowledge::Settling;
 use super::client::{Client, Map, put_receipt};
 use super::events::Asked;
+use super::groups::take_settled;
 use crate::codec::Frame;
 use crate::config::Config;
 use crate::error_message::{Error, Text};
@@ -108,9 +109,22 @@ impl Client {
     pub(super) fn handle_commit(&mut self, frame: &Frame, out: &mut Outbox) -> Result<(), Failure> {
         let transaction = self.transactions.take(transaction_of(frame, "COMMIT")?)?;
         let mut settlements = Vec::new();
+        let mut popped: Vec<SettlePopped> = Vec::new();
         // All or nothing: what one of them settles, another one may have settled before.
         let mut unacked = Map::default();
+        let mut held = Map::default();
         for settling in &transaction.settlings {
+            let subscription = self.subscriptions.get(&settling.subscription);
+            if let Some(grouped) = subscription.and_then(|subscription| subscription.grouped.as_deref()) {
+                let left = held
+                    .entry(settling.subscription)
+                    .or_insert_with(|| grouped.held().clone());
+                if !left.contains_key(&settling.tag) {
+                    return Err(Error::UnknownDelivery((&settling.id[..]).into()).into());
+                }
+                popped.push(grouped.settling(take_settled(left, settling), settling.action));
+                continue;
+            }
             let left = unacked.entry(settling.subscription).or_insert_with(|| {
                 let subscription = self.subscriptions.get(&settling.subscription);
                 subscription
@@ -132,20 +146,31 @@ impl Client {
                 subscription.unacked = left;
             }
         }
+        for (id, left) in held {
+            self.settled_in_transaction(id, left, out);
+        }
         let mut receipts = transaction.receipts;
         receipts.extend(frame.copy(b"receipt"));
         let mut publishes = transaction.publishes;
         for publish in &mut publishes {
             publish.token = self.next_token;
         }
-        if publishes.is_empty() && settlements.is_empty() {
+        if publishes.is_empty() && settlements.is_empty() && popped.is_empty() {
             for receipt in receipts {
                 put_receipt(self.version, &receipt, out.bytes());
             }
             return Ok(());
         }
-        let commit = Commit { publishes, settlements };
-        self.ask(Asked::Commit { receipts }, Request::Commit(commit), out);
+        let asked = Asked::Commit {
+            receipts,
+            popped: popped.clone(),
+        };
+        let commit = Commit {
+            publishes,
+            settlements,
+            popped,
+        };
+        self.ask(asked, Request::Commit(commit), out);
         Ok(())
     }
 }

@@ -106,6 +106,15 @@ impl Script {
         self.reply(Err(refusal));
     }
 
+    /// Refuses the newest request.
+    pub fn refuse_last(&mut self, refusal: Refusal) {
+        let (id, _) = self.asked.pop().expect("something was asked");
+        self.event(Event::Reply {
+            id,
+            result: Err(refusal),
+        });
+    }
+
     /// Answers everything well that was asked.
     pub fn answer_all(&mut self) {
         while !self.asked.is_empty() {
@@ -242,7 +251,14 @@ fn words(request: &Request) -> String {
         Request::Unsubscribe { subscription } => format!("unsubscribe {}", subscription.0),
         Request::DeleteQueue { name, .. } => format!("delete {}", text(name)),
         Request::FindExchange { name } => format!("find {}", text(name)),
-        Request::Commit(commit) => format!("commit {} {}", commit.publishes.len(), commit.settlements.len()),
+        Request::Commit(commit) => {
+            let popped = commit.popped.iter();
+            let popped: Vec<_> = popped
+                .map(|part| format!("{:?} of {}", part.action, part.messages.len()))
+                .collect();
+            let counts = format!("commit {} {}", commit.publishes.len(), commit.settlements.len());
+            format!("{counts} {}", popped.join(", ")).trim_end().to_owned()
+        }
         Request::Login(_) => "login".to_owned(),
         other => format!("{other:?}"),
     }

@@ -3,7 +3,8 @@
 use bytes::{BufMut, Bytes};
 
 use crate::attributes::Attribute;
-use crate::engine::change::{Reader, put_bools, put_bytes};
+use crate::engine::change::decode::Reader;
+use crate::engine::change::encode::{put_bools, put_bytes};
 use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::request::Dedup;
 use crate::time::Millis;
