@@ -17,7 +17,6 @@
 //! # }
 //! ```
 
-mod bell;
 pub mod bench;
 pub mod clock;
 pub mod config;

@@ -20,7 +20,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{debug, error, warn};
 
-use crate::bell::Bell;
 use crate::clock::SystemClock;
 use crate::config::{Config, Deduplicate, Flush};
 use crate::connections::{Call, Connections};
@@ -222,13 +221,12 @@ impl Drop for Server {
 
 fn run_sync(engine: Engine) -> io::Result<oneshot::Receiver<Result<(), StoreFailed>>> {
     let (ended, synced) = oneshot::channel();
-    let bell = Bell::hang()?;
     let maintained = engine.clone();
     let maintenance = thread::Builder::new()
         .name("maintenance".into())
         .spawn(move || maintained.run_maintenance())?;
     thread::Builder::new().name("sync".into()).spawn(move || {
-        let result = engine.run_sync(|wakers| bell.wake(wakers));
+        let result = engine.run_sync();
         match &result {
             Err(failed) => log::last_words(|| error!("{failed}")),
             Ok(()) => drop(maintenance.join()),

@@ -69,7 +69,7 @@ fn work(options: &Options, folder: PathBuf, report: &mut Report) -> Result<(), F
         .map_err(|error| refused("to open its folder", &error))?;
     let sync = thread::spawn({
         let engine = engine.clone();
-        move || engine.run_sync(engine::wake_here)
+        move || engine.run_sync()
     });
     let maintenance = thread::spawn({
         let engine = engine.clone();

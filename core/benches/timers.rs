@@ -105,7 +105,7 @@ fn main() {
     };
     let engine = Engine::open(&folder, config, clock.clone()).expect("an empty folder");
     let syncing = engine.clone();
-    std::thread::spawn(move || syncing.run_sync(rocketbridge_core::engine::wake_here));
+    std::thread::spawn(move || syncing.run_sync());
     let mut client = Client::new(&engine);
     let declare = Request::DeclareQueue(Queue {
         name: Bytes::from_static(b"timers"),

@@ -41,7 +41,7 @@ pub(crate) use change::Change;
 pub use config::{Config, Flush, User};
 pub use group::tag_hash;
 pub use moving::Pinned;
-pub use writer::{StoreFailed, wake_here};
+pub use writer::StoreFailed;
 
 use std::collections::VecDeque;
 use std::io;
@@ -222,7 +222,9 @@ impl Engine {
     }
 
     fn follow_up(&self, after: After) {
-        wake_here(after.wakers);
+        for waker in after.wakers {
+            waker.wake();
+        }
         if after.deadline_moved
             && let Some(alarm) = &*self.0.alarm.lock().unwrap_or_else(PoisonError::into_inner)
         {

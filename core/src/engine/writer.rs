@@ -9,7 +9,6 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
 use std::time::Duration;
 
 use crate::boundary::Shortage;
@@ -225,7 +224,7 @@ impl Engine {
             let Ok(mut writing) = self.0.writer.writing.try_lock() else {
                 return;
             };
-            if writing.failed.is_some() || self.write_some(&mut writing, &wake_here).is_err() {
+            if writing.failed.is_some() || self.write_some(&mut writing).is_err() {
                 self.0.writer.request_sync();
                 return;
             }
@@ -238,7 +237,7 @@ impl Engine {
 
     /// Writes what was appended so far and, in asynchronous mode, tells who waited for it. Says whether there
     /// was anything.
-    fn write_some(&self, writing: &mut Writing, wake: &dyn Fn(Vec<Waker>)) -> Result<bool, StoreFailed> {
+    fn write_some(&self, writing: &mut Writing) -> Result<bool, StoreFailed> {
         writing.check()?;
         let end = self.lock().log.take_unwritten(&mut writing.pieces);
         if writing.pieces.is_empty() {
@@ -256,7 +255,9 @@ impl Engine {
                 state.release(end);
                 state.finish()
             };
-            wake(after.wakers);
+            for waker in after.wakers {
+                waker.wake();
+            }
         }
         Ok(true)
     }
@@ -267,13 +268,9 @@ impl Engine {
     /// # Errors
     /// When the disk failed, now or before.
     pub fn sync_once(&self) -> Result<(), StoreFailed> {
-        self.sync_step(&wake_here)
-    }
-
-    fn sync_step(&self, wake: &dyn Fn(Vec<Waker>)) -> Result<(), StoreFailed> {
         let writer = &self.0.writer;
         let mut writing = writer.writing();
-        while self.write_some(&mut writing, wake)? {}
+        while self.write_some(&mut writing)? {}
         let (written, synced) = (writing.written, writing.synced);
         if written == synced {
             drop(writing);
@@ -302,7 +299,7 @@ impl Engine {
         writing.synced = written;
         writer.claim_ahead(&mut writing).map_err(|error| writing.fail(&error))?;
         drop(writing);
-        let mut after = {
+        let after = {
             let mut state = self.lock();
             state.begin(self.0.clock.now());
             state.log.set_synced(written);
@@ -313,22 +310,20 @@ impl Engine {
             state.unblock();
             state.finish()
         };
-        wake(std::mem::take(&mut after.wakers));
         self.follow_up(after);
         Ok(())
     }
 
-    /// The sync thread's life: returns when the engine is closed, or at once when the disk fails. Whom the
-    /// disk's answer concerns is woken by `wake`, once a step.
+    /// The sync thread's life: returns when the engine is closed, or at once when the disk fails.
     ///
     /// # Errors
     /// The process is to end: nothing is confirmed any more.
-    pub fn run_sync(&self, wake: impl Fn(Vec<Waker>)) -> Result<(), StoreFailed> {
+    pub fn run_sync(&self) -> Result<(), StoreFailed> {
         let writer = &self.0.writer;
         writer.has_thread.store(true, Ordering::Release);
         let result = loop {
             let closing = writer.wait();
-            let result = self.sync_step(&wake);
+            let result = self.sync_once();
             writer.tell_step();
             if closing || result.is_err() {
                 break result;
@@ -370,9 +365,4 @@ impl Engine {
         *self.0.closing.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.0.closed.notify_all();
     }
-}
-
-/// Wakes on the thread that has the wakers.
-pub fn wake_here(wakers: Vec<Waker>) {
-    wakers.into_iter().for_each(Waker::wake);
 }
