@@ -1,6 +1,7 @@
 //! Patterns over levels, found in time that does not depend on patterns that do not match.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
@@ -13,14 +14,63 @@ pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
 /// Most levels of a pattern: bounds the depth of the search.
 pub(crate) const LEVELS_MAX: usize = 200;
 
+/// Made small: a million patterns have some millions of nodes, most of them with one child or one value.
 #[derive(Default)]
 struct Node {
-    literal: Map<Bytes, u32>,
-    one: Option<u32>,
-    many: Option<u32>,
+    literal: Children,
+    one: Option<NonZeroU32>,
+    many: Option<NonZeroU32>,
     /// Values of patterns that end here, each with whether its first level is a wildcard that spares `$` and
     /// how often it was inserted; sorted, because thousands may share one pattern.
     here: Vec<(u64, bool, u32)>,
+}
+
+/// Nodes behind literal levels.
+#[derive(Default)]
+enum Children {
+    #[default]
+    None,
+    One(Bytes, NonZeroU32),
+    Many(Box<Map<Bytes, NonZeroU32>>),
+}
+
+impl Children {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    fn get(&self, level: &[u8]) -> Option<NonZeroU32> {
+        match self {
+            Self::None => None,
+            Self::One(text, node) => (**text == *level).then_some(*node),
+            Self::Many(nodes) => nodes.get(level).copied(),
+        }
+    }
+
+    /// Adds a level that is not there.
+    fn insert(&mut self, level: Bytes, node: NonZeroU32) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(level, node),
+            Self::One(text, first) => Self::Many(Box::new([(text, first), (level, node)].into_iter().collect())),
+            Self::Many(mut nodes) => {
+                nodes.insert(level, node);
+                Self::Many(nodes)
+            }
+        };
+    }
+
+    fn remove(&mut self, level: &[u8]) {
+        match self {
+            Self::Many(nodes) => {
+                nodes.remove(level);
+                if nodes.is_empty() {
+                    *self = Self::None;
+                }
+            }
+            Self::One(text, _) if **text == *level => *self = Self::None,
+            Self::None | Self::One(..) => {}
+        }
+    }
 }
 
 impl Node {
@@ -72,7 +122,7 @@ impl Trie {
                         Level::One => node.one = Some(next),
                         Level::Many => node.many = Some(next),
                     }
-                    next
+                    next.get()
                 }
             };
         }
@@ -80,7 +130,12 @@ impl Trie {
         let here = &mut self.nodes[at as usize].here;
         match here.binary_search_by_key(&(value, spare), |(v, s, _)| (*v, *s)) {
             Ok(at) => here[at].2 += 1,
-            Err(at) => here.insert(at, (value, spare, 1)),
+            Err(at) => {
+                if here.is_empty() {
+                    here.reserve_exact(1);
+                }
+                here.insert(at, (value, spare, 1));
+            }
         }
     }
 
@@ -143,17 +198,19 @@ impl Trie {
     fn child(&self, at: u32, level: &Level) -> Option<u32> {
         let node = &self.nodes[at as usize];
         match level {
-            Level::Literal(text) => node.literal.get(text).copied(),
+            Level::Literal(text) => node.literal.get(text),
             Level::One => node.one,
             Level::Many => node.many,
         }
+        .map(NonZeroU32::get)
     }
 
-    fn new_node(&mut self) -> u32 {
-        self.free.pop().unwrap_or_else(|| {
+    fn new_node(&mut self) -> NonZeroU32 {
+        let node = self.free.pop().unwrap_or_else(|| {
             self.nodes.push(Node::default());
             self.nodes.len() as u32 - 1
-        })
+        });
+        NonZeroU32::new(node).expect("the root is there from the beginning and is never freed")
     }
 }
 
@@ -173,17 +230,17 @@ impl<F: FnMut(u64)> Search<'_, F> {
         self.steps += 1;
         let node = &self.trie.nodes[at as usize];
         if let Some(many) = node.many {
-            self.visit_many(many, depth);
+            self.visit_many(many.get(), depth);
         }
         if depth == self.levels.len() {
             self.report(node);
             return;
         }
         if let Some(next) = node.literal.get(self.levels[depth]) {
-            self.visit(*next, depth + 1);
+            self.visit(next.get(), depth + 1);
         }
         if let Some(next) = node.one {
-            self.visit(next, depth + 1);
+            self.visit(next.get(), depth + 1);
         }
     }
 
@@ -211,16 +268,16 @@ impl<F: FnMut(u64)> Search<'_, F> {
         self.steps += 1;
         let node = &self.trie.nodes[at as usize];
         if let Some(many) = node.many {
-            self.visit_many(many, depth);
+            self.visit_many(many.get(), depth);
         }
         if depth == self.levels.len() {
             return;
         }
         if let Some(next) = node.literal.get(self.levels[depth]) {
-            self.visit(*next, depth + 1);
+            self.visit(next.get(), depth + 1);
         }
         if let Some(next) = node.one {
-            self.visit(next, depth + 1);
+            self.visit(next.get(), depth + 1);
         }
     }
 
@@ -290,6 +347,12 @@ mod tests {
             trie.remove(&pattern, patterns.len() as u64);
         }
         assert!(trie.nodes[0].is_empty() && trie.free.len() == trie.nodes.len() - 1);
+    }
+
+    /// A million patterns have some millions of nodes.
+    #[test]
+    fn a_node_is_small() {
+        assert!(size_of::<Node>() <= 72, "{} bytes", size_of::<Node>());
     }
 
     #[test]
