@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -43,14 +44,29 @@ impl Format {
 
 /// A stored or transient message. Cheap to clone (one reference count) and immutable.
 #[derive(Clone, Debug)]
-pub struct Message {
-    record: Slice,
+pub struct Message(Kept);
+
+#[derive(Clone, Debug)]
+enum Kept {
+    /// For one.
+    Single(Slice),
+    /// For several: what one makes of it, the others need not make again.
+    Shared(Arc<Shared>),
 }
+
+#[derive(Debug)]
+struct Shared {
+    record: Slice,
+    forms: [OnceLock<Bytes>; FORMS],
+}
+
+/// How many encoded forms of a message are kept: see [`Message::form`].
+pub const FORMS: usize = 2;
 
 /// Messages are equal when their records are.
 impl PartialEq for Message {
     fn eq(&self, other: &Self) -> bool {
-        self.record[..] == other.record[..]
+        self.record()[..] == other.record()[..]
     }
 }
 
@@ -58,7 +74,36 @@ impl Eq for Message {}
 
 impl Message {
     pub(crate) fn new(record: Slice) -> Self {
-        Self { record }
+        Self(Kept::Single(record))
+    }
+
+    /// The same message, for several receivers.
+    #[must_use]
+    pub fn shared(self) -> Self {
+        match self.0 {
+            Kept::Single(record) => Self(Kept::Shared(Arc::new(Shared {
+                record,
+                forms: Default::default(),
+            }))),
+            shared @ Kept::Shared(_) => Self(shared),
+        }
+    }
+
+    /// What a protocol makes of the message for all its receivers alike: `encode` is called once for each `form`, however
+    /// many they are. Which form a number below [`FORMS`] means is the protocol's business; since others may use the same
+    /// number, only one protocol may. `None` when the message has one receiver.
+    pub fn form(&self, form: usize, encode: impl FnOnce(&Self) -> Bytes) -> Option<&Bytes> {
+        match &self.0 {
+            Kept::Single(_) => None,
+            Kept::Shared(shared) => Some(shared.forms[form].get_or_init(|| encode(self))),
+        }
+    }
+
+    fn record(&self) -> &Slice {
+        match &self.0 {
+            Kept::Single(record) => record,
+            Kept::Shared(shared) => &shared.record,
+        }
     }
 
     /// The message as a reader would see it, without storing it.
@@ -72,12 +117,12 @@ impl Message {
     }
 
     pub(crate) fn view(&self) -> MessageRecord<'_> {
-        MessageRecord::of(&self.record)
+        MessageRecord::of(self.record())
     }
 
     /// The whole record as shared bytes.
     pub(crate) fn share_record(&self) -> Bytes {
-        Bytes::from_owner(self.record.clone())
+        Bytes::from_owner(self.record().clone())
     }
 
     /// Encoded topic name.
@@ -124,7 +169,7 @@ impl Message {
 
     /// The payload as its publisher sent it: a native one may be compressed.
     pub fn body(&self) -> &[u8] {
-        &self.record[self.view().body()]
+        &self.record()[self.view().body()]
     }
 
     /// The payload as the publisher's application gave it, for consumers whose protocol knows no
@@ -179,12 +224,12 @@ impl Message {
 
     /// Bytes of the whole record: what keeping this message costs.
     pub fn record_len(&self) -> usize {
-        self.record.len()
+        self.record().len()
     }
 
     /// The RocketMQ V1 record, byte for byte what a native pull returns.
     pub fn native_record(&self) -> &[u8] {
-        &self.record[self.view().native()]
+        &self.record()[self.view().native()]
     }
 
     /// The property string as native consumers see it: of a foreign message the mapped view.
@@ -218,7 +263,7 @@ impl Payload<'_> {
         if range.is_empty() {
             return Bytes::new();
         }
-        Bytes::from_owner(self.message.record.part(range.start, range.len()))
+        Bytes::from_owner(self.message.record().part(range.start, range.len()))
     }
 }
 

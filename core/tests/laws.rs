@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use rocketbridge_core::address::Pattern;
 use rocketbridge_core::boundary::*;
 use rocketbridge_core::engine::{Config, Flush};
@@ -340,6 +341,48 @@ fn fanout_with_an_empty_key_uses_every_message_queue() {
             .map(|message| std::str::from_utf8(message.body()).unwrap().parse().unwrap())
             .collect();
         assert!(numbers.is_sorted());
+    }
+}
+
+#[test]
+fn a_fan_out_is_one_value_that_is_encoded_once() {
+    let harness = Harness::new();
+    let mut publisher = harness.client();
+    let fanout = Request::DeclareExchange(exchange("e", ExchangeKind::Fanout));
+    publisher.ask(&harness.engine, fanout).unwrap();
+    let mut consumers: Vec<Client> = (0..3).map(|_| harness.client()).collect();
+    let mut encodings = 0;
+    let mut deliver = |consumers: &mut [Client], publisher: &mut Client| {
+        encodings = 0;
+        publisher.publish(Publish {
+            persistent: false,
+            ..message(Entry::Exchange, "e", "", "for all")
+        });
+        harness.engine.sync_once().unwrap();
+        let mut forms = Vec::new();
+        for consumer in consumers {
+            for delivery in consumer.deliveries() {
+                let form = delivery.message.form(0, |message| {
+                    encodings += 1;
+                    Bytes::copy_from_slice(message.body())
+                });
+                forms.push(form.cloned());
+            }
+        }
+        (forms, encodings)
+    };
+    for n in 0..consumers.len() {
+        let name = format!("q{n}");
+        declare(&harness, &mut consumers[n], &name);
+        let binding = binding(Source::Exchange(bytes("e")), Matcher::Key(Bytes::new()), &name);
+        consumers[n].ask(&harness.engine, Request::Bind(binding)).unwrap();
+        consumers[n].subscribe(&name, None);
+        let (forms, encodings) = deliver(&mut consumers, &mut publisher);
+        match n {
+            // Nobody else would use it.
+            0 => assert_eq!((forms, encodings), (vec![None], 0)),
+            _ => assert_eq!((forms, encodings), (vec![Some(bytes("for all")); n + 1], 1)),
+        }
     }
 }
 

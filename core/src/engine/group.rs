@@ -10,7 +10,7 @@ use crate::boundary::{Notice, RequestId};
 use crate::engine::change::Change;
 use crate::engine::entries::EntryList;
 use crate::engine::progress::Entry;
-use crate::engine::state::{LinkId, State};
+use crate::engine::state::{LinkId, LinkState, State};
 use crate::engine::trie::Map;
 use crate::filter::Sql;
 use crate::request::{self, Filter, GroupSubscription, Join, Pull, PullStatus, Pulled, Refusal, Reply};
@@ -240,13 +240,13 @@ impl State {
             .waiting
             .push((link, id));
         if let Some(link) = self.link(link) {
-            link.pulls.insert(id, Pulling { topic, pull });
+            link.native().pulls.insert(id, Pulling { topic, pull });
         }
     }
 
     /// The wait is over: answers with what there is.
     pub(crate) fn cancel_pull(&mut self, link: LinkId, id: RequestId) {
-        let Some(pulling) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
+        let Some(pulling) = self.link(link).and_then(|link| link.has_native()?.pulls.remove(&id)) else {
             return;
         };
         self.stop_waiting(link, id, &pulling);
@@ -272,7 +272,9 @@ impl State {
             let message_queue = &mut self.topics[topic as usize].queues[queue as usize];
             message_queue.dirty = false;
             for (link, id) in std::mem::take(&mut message_queue.waiting) {
-                let Some(Pulling { mut pull, .. }) = self.link(link).and_then(|link| link.pulls.remove(&id)) else {
+                let Some(Pulling { mut pull, .. }) =
+                    self.link(link).and_then(|link| link.has_native()?.pulls.remove(&id))
+                else {
                     continue;
                 };
                 match self.try_pull(&pull) {
@@ -474,9 +476,10 @@ impl State {
         let topics_changed = before.len() != group.subscriptions.len();
         let membership = (join.group.clone(), join.client_id);
         if let Some(link) = self.link(link)
-            && !link.memberships.contains(&membership)
+            && let native = link.native()
+            && !native.memberships.contains(&membership)
         {
-            link.memberships.push(membership);
+            native.memberships.push(membership);
         }
         if !known || topics_changed {
             self.tell_group(&join.group);
@@ -485,8 +488,9 @@ impl State {
     }
 
     pub(crate) fn leave(&mut self, link: LinkId, group_name: &Bytes, client_id: &Bytes) {
-        if let Some(link) = self.link(link) {
-            link.memberships
+        if let Some(native) = self.link(link).and_then(LinkState::has_native) {
+            native
+                .memberships
                 .retain(|(group, client)| !(group == group_name && client == client_id));
         }
         let Some(group) = self.groups.get_mut(group_name) else {

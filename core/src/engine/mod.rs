@@ -583,26 +583,23 @@ impl State {
         let Some(state) = self.link(id) else { return };
         let subscriptions = std::mem::take(&mut state.subscriptions);
         let exclusive = std::mem::take(&mut state.exclusive);
-        let memberships = std::mem::take(&mut state.memberships);
-        let producing = std::mem::take(&mut state.producing);
-        let pulls = std::mem::take(&mut state.pulls);
-        let pops = std::mem::take(&mut state.pops);
+        let native = state.has_native().map(std::mem::take).unwrap_or_default();
         for (subscription_id, subscription) in subscriptions {
             self.end_subscription(id, subscription_id, &subscription);
         }
         for queue in exclusive {
             self.delete_queue(queue);
         }
-        for (group, client) in memberships {
+        for (group, client) in native.memberships {
             self.leave(id, &group, &client);
         }
-        for group in producing {
+        for group in native.producing {
             self.leave_producers(id, &group);
         }
-        for (request, pulling) in pulls {
+        for (request, pulling) in native.pulls {
             self.stop_waiting(id, request, &pulling);
         }
-        for (request, pop) in pops {
+        for (request, pop) in native.pops {
             self.stop_popping(id, request, &pop);
         }
         self.changed = false;

@@ -248,13 +248,13 @@ impl State {
         let Ok(topic) = self.topic_id(&pop.topic) else { return };
         self.pops.waiting.entry(topic).or_default().push((link, id));
         if let Some(link) = self.link(link) {
-            link.pops.insert(id, pop);
+            link.native().pops.insert(id, pop);
         }
     }
 
     /// The wait is over: answers with what there is.
     pub(crate) fn cancel_pop(&mut self, link: LinkId, id: RequestId) {
-        if let Some(pop) = self.link(link).and_then(|link| link.pops.remove(&id)) {
+        if let Some(pop) = self.link(link).and_then(|link| link.has_native()?.pops.remove(&id)) {
             self.stop_popping(link, id, &pop);
             self.pop(link, id, Pop { hold: false, ..pop });
         }
@@ -274,7 +274,7 @@ impl State {
     pub(crate) fn answer_pops(&mut self) {
         for topic in std::mem::take(&mut self.pops.dirty) {
             for (link, id) in self.pops.waiting.remove(&topic).unwrap_or_default() {
-                if let Some(pop) = self.link(link).and_then(|link| link.pops.remove(&id)) {
+                if let Some(pop) = self.link(link).and_then(|link| link.has_native()?.pops.remove(&id)) {
                     self.pop(link, id, pop);
                 }
             }

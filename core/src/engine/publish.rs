@@ -258,6 +258,11 @@ impl State {
         if *is_retained {
             self.retain(publish, topic_queue.map(|(topic, ..)| topic), entry);
         }
+        let message = if route.queues.len() > 1 {
+            message.shared()
+        } else {
+            message
+        };
         for id in &route.queues {
             let level = self.queue(*id).map_or(0, |queue| queue.level_for(|| priority(publish)));
             self.offer(*id, level, &message, entry);

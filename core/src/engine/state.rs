@@ -65,6 +65,18 @@ pub(crate) struct LinkState {
     pub exclusive: Vec<QueueId>,
     /// The named session this link holds.
     pub holder: Option<Bytes>,
+    native: Option<Box<Native>>,
+    /// Queues with a delivery that found the inbox full.
+    parked: Option<Box<Parked>>,
+    /// Wants to be told when publishing goes on.
+    pub blocked: bool,
+    /// Was told what is short.
+    told_shortage: bool,
+}
+
+/// What only links of native clients need.
+#[derive(Default)]
+pub(crate) struct Native {
     /// Consumer groups, each with this link's client id.
     pub memberships: Vec<(Bytes, Bytes)>,
     /// Producer groups.
@@ -73,12 +85,6 @@ pub(crate) struct LinkState {
     pub pulls: Map<RequestId, Pulling>,
     /// Held pops.
     pub pops: Map<RequestId, Pop>,
-    /// Queues with a delivery that found the inbox full.
-    pub parked: Parked,
-    /// Wants to be told when publishing goes on.
-    pub blocked: bool,
-    /// Was told what is short.
-    told_shortage: bool,
 }
 
 /// Queues in the order in which they found an inbox full. Thousands may wait for one consumer.
@@ -325,11 +331,8 @@ impl State {
             subscriptions: Map::default(),
             exclusive: Vec::new(),
             holder: None,
-            memberships: Vec::new(),
-            producing: Vec::new(),
-            pulls: Map::default(),
-            pops: Map::default(),
-            parked: Parked::default(),
+            native: None,
+            parked: None,
             blocked: false,
             told_shortage: false,
         });
@@ -448,7 +451,7 @@ impl State {
             match link.inbox.room(staged, bytes) {
                 Some(room) => link.room = room,
                 None => {
-                    link.parked.add(queue);
+                    link.parked.get_or_insert_default().add(queue);
                     return false;
                 }
             }
@@ -463,12 +466,13 @@ impl State {
                 self.put_off(Work::Resume(id));
                 return;
             }
-            let Some(queue) = self.link(id).and_then(|link| link.parked.pop()) else {
+            let Some(queue) = self.link(id).and_then(|link| link.parked.as_mut()?.pop()) else {
                 return;
             };
             self.steps += 1;
             self.deliver(queue);
-            if self.link(id).is_some_and(|link| link.parked.known.contains_key(&queue)) {
+            let parked = self.link(id).and_then(|link| link.parked.as_ref());
+            if parked.is_some_and(|parked| parked.known.contains_key(&queue)) {
                 return;
             }
         }
@@ -749,6 +753,16 @@ impl State {
 }
 
 impl LinkState {
+    /// What only native clients need, to be added to.
+    pub(crate) fn native(&mut self) -> &mut Native {
+        self.native.get_or_insert_default()
+    }
+
+    /// The same, to be taken from; nothing, if nothing was ever added.
+    pub(crate) fn has_native(&mut self) -> Option<&mut Native> {
+        self.native.as_deref_mut()
+    }
+
     fn stage(&mut self, event: Event) {
         let message = match &event {
             Event::Delivery(delivery) => Some(&delivery.message),
@@ -800,4 +814,16 @@ fn merge(last: &mut Outcome, outcome: &Outcome) -> bool {
         last.count += outcome.count;
     }
     same && follows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tens of thousands of connections may do nothing.
+    #[test]
+    fn a_link_is_small() {
+        let size = size_of::<LinkState>();
+        assert!(size <= 320, "{size} bytes");
+    }
 }

@@ -19,7 +19,7 @@ use crate::engine::group::limit;
 use crate::engine::progress::Entry;
 use crate::engine::publish::{Birth, Placed};
 use crate::engine::republish::{Done, Revived, edit_properties};
-use crate::engine::state::{LinkId, State};
+use crate::engine::state::{LinkId, LinkState, State};
 use crate::message::{self, Message};
 use crate::properties;
 use crate::request::{EndTransaction, Refusal, Reply, TransactionEnd, Verdict};
@@ -127,16 +127,17 @@ impl State {
         let Some(state) = self.link(link) else {
             return Err(Refusal::Closed);
         };
-        if !state.producing.contains(&group) {
-            state.producing.push(group.clone());
+        let producing = &mut state.native().producing;
+        if !producing.contains(&group) {
+            producing.push(group.clone());
             self.producers.entry(group).or_default().push_back(link);
         }
         Ok(Reply::Done)
     }
 
     pub(crate) fn leave_producers(&mut self, link: LinkId, group: &Bytes) {
-        if let Some(state) = self.link(link) {
-            state.producing.retain(|other| other != group);
+        if let Some(native) = self.link(link).and_then(LinkState::has_native) {
+            native.producing.retain(|other| other != group);
         }
         if let Some(members) = self.producers.get_mut(group) {
             members.retain(|member| *member != link);

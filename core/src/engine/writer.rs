@@ -26,6 +26,12 @@ const STEP_PAUSE: Duration = Duration::from_millis(5);
 /// Unsynced bytes at which the sync thread does not wait any longer in asynchronous mode.
 const SYNC_AT: usize = 8 << 20;
 
+/// How much of the log is prepared at once for small writes that are synced.
+const PREPARED_AT_ONCE: u64 = 1 << 20;
+
+/// A write from this size on is not worth preparing for.
+const SMALL_WRITE_MAX: u64 = 256 << 10;
+
 /// The disk refused a write or a sync.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store failed: {0}; nothing is confirmed any more")]
@@ -55,6 +61,8 @@ struct Writing {
     written: Position,
     /// Everything before this is on the disk.
     synced: Position,
+    /// Everything before this is written or prepared to be.
+    prepared: u64,
     claimed: HashSet<u64>,
     failed: Option<StoreFailed>,
 }
@@ -71,6 +79,7 @@ impl Writer {
             pieces: Vec::new(),
             written: start,
             synced: start,
+            prepared: start.0,
             claimed: HashSet::new(),
             failed: None,
         };
@@ -122,12 +131,40 @@ impl Writer {
                 self.storage.claim(FileId::segment(segment), self.segment_size)?;
             }
         }
+        if self.flush == Flush::Sync {
+            self.prepare(writing)?;
+        }
         for (position, piece) in writing.pieces.drain(..) {
             let segment = position.0 / self.segment_size;
             self.storage
                 .write(FileId::segment(segment), position.0 % self.segment_size, &piece)?;
         }
         Ok(())
+    }
+
+    /// Prepares the log a good part ahead of what is to be written now.
+    fn prepare(&self, writing: &mut Writing) -> io::Result<()> {
+        let (Some((first, _)), Some((last, piece))) = (writing.pieces.first(), writing.pieces.last()) else {
+            return Ok(());
+        };
+        let end = last.0 + piece.len() as u64;
+        if end <= writing.prepared {
+            return Ok(());
+        }
+        if end - first.0 > SMALL_WRITE_MAX {
+            writing.prepared = end;
+            return Ok(());
+        }
+        let segment = last.0 / self.segment_size;
+        let base = segment * self.segment_size;
+        let ahead = (end + PREPARED_AT_ONCE).min(base + self.segment_size);
+        let range = writing.prepared.max(base) - base..ahead - base;
+        writing.prepared = ahead;
+        match self.storage.prepare(FileId::segment(segment), range) {
+            // What is written itself may still fit.
+            Err(error) if is_full(&error) => Ok(()),
+            result => result,
+        }
     }
 
     fn sync_segments(&self, writing: &Writing) -> io::Result<()> {
@@ -256,6 +293,7 @@ impl Engine {
                 pieces: Vec::new(),
                 written,
                 synced,
+                prepared: written.0,
                 claimed: HashSet::new(),
                 failed: None,
             };

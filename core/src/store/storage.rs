@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,10 @@ use rustix::fs::{FallocateFlags, FlockOperation, SeekFrom, fallocate, flock, see
 use rustix::io::Errno;
 
 use crate::store::record::HEADER;
+
+/// Written at once to prepare a file. Larger pieces would make larger pages of the cache, to which small writes are
+/// slow.
+static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
 
 /// What a file is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +80,12 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Writes bytes; they are durable after [`sync`](Self::sync).
     fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Is told that the next writes and syncs are small and go to this part of a file, which was never written to.
+    /// Only their speed depends on it.
+    fn prepare(&self, _file: FileId, _range: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Reads up to `buffer.len()` bytes; fewer only at the file's end.
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
@@ -361,6 +372,19 @@ impl Storage for FileStorage {
         self.file(file)?.write_all_at(bytes, offset)
     }
 
+    /// Zeros are written there: a sync of bytes that were claimed and never written makes the file system note
+    /// that they are now, which costs more than the bytes themselves, and on a busy machine far more.
+    fn prepare(&self, file: FileId, range: Range<u64>) -> io::Result<()> {
+        let file = self.file(file)?;
+        let mut at = range.start;
+        while at < range.end {
+            let size = ZEROS.len().min((range.end - at) as usize);
+            file.write_all_at(&ZEROS[..size], at)?;
+            at += size as u64;
+        }
+        Ok(())
+    }
+
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let file = self.file(file)?;
         let mut read = 0;
@@ -430,6 +454,24 @@ mod tests {
     use super::*;
 
     const SEGMENT: u64 = 4 << 20;
+
+    #[test]
+    fn what_is_prepared_is_zeros_as_before() {
+        let folder = std::env::temp_dir().join(format!("rocketbridge-prepared-{}", std::process::id()));
+        let storage = FileStorage::open(&folder).expect("a folder of its own");
+        let file = FileId::segment(0);
+        storage.claim(file, SEGMENT).expect("there is room");
+        storage.write(file, 0, b"written!").expect("there is room");
+        storage.prepare(file, 8..100_000).expect("there is room");
+        storage.write(file, 8, b"behind").expect("there is room");
+        let mut read = vec![1; 200_000];
+        assert_eq!(storage.read(file, 0, &mut read).expect("it is there"), read.len());
+        assert!(read.starts_with(b"written!behind\0"));
+        assert!(read[14..].iter().all(|byte| *byte == 0));
+        let end = storage.written_end(file).expect("it can be asked");
+        assert!((100_000..SEGMENT).contains(&end), "{end}");
+        fs::remove_dir_all(folder).expect("it is ours");
+    }
 
     #[test]
     fn everything_written_is_before_the_written_end() {

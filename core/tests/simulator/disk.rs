@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rocketbridge_core::store::storage::{Area, FileId, Storage};
@@ -228,6 +229,16 @@ impl Storage for Disk {
             Some(Fault::Refused | Fault::Full | Fault::Tight) => {}
         }
         fault.map_or(Ok(()), |fault| Err(error(fault)))
+    }
+
+    fn prepare(&self, file: FileId, range: Range<u64>) -> io::Result<()> {
+        let mut inner = self.inner();
+        let bytes = &inner.file(file)?.current[range.start as usize..range.end as usize];
+        assert!(
+            bytes.iter().all(|byte| *byte == 0),
+            "prepared what was written: {range:?}"
+        );
+        Ok(())
     }
 
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

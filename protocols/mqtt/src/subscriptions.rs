@@ -87,7 +87,8 @@ pub struct Subscriptions {
     exact: BTreeMap<Box<[u8]>, Subscription>,
     /// Filters with wildcards.
     wild: BTreeMap<Box<[u8]>, Subscription>,
-    cache: Cache,
+    /// Made with the first delivery.
+    cache: Option<Box<Cache>>,
 }
 
 impl Subscriptions {
@@ -98,13 +99,13 @@ impl Subscriptions {
 
     /// Adds a subscription, or replaces the one of that filter, which is given back.
     pub fn insert(&mut self, filter: &[u8], subscription: Subscription) -> Option<Subscription> {
-        self.cache.clear();
+        self.cache = None;
         self.map(filter).insert(filter.into(), subscription)
     }
 
     /// Removes the subscription of that filter.
     pub fn remove(&mut self, filter: &[u8]) -> Option<Subscription> {
-        self.cache.clear();
+        self.cache = None;
         self.map(filter).remove(filter)
     }
 
@@ -123,14 +124,14 @@ impl Subscriptions {
 
     /// What matches a topic.
     pub fn matched(&mut self, topic: &[u8]) -> &Matched {
-        let at = match self.cache.find(topic) {
+        let at = match self.cache.as_mut().and_then(|cache| cache.find(topic)) {
             Some(at) => at,
             None => {
                 let matched = self.find(topic, false);
-                self.cache.insert(topic, matched)
+                self.cache.get_or_insert_default().insert(topic, matched)
             }
         };
-        &self.cache.entries[at].1
+        &self.cache.get_or_insert_default().entries[at].1
     }
 
     /// The same for what this client itself published.
@@ -239,12 +240,6 @@ struct Cache {
 }
 
 impl Cache {
-    fn clear(&mut self) {
-        if !self.entries.is_empty() {
-            *self = Self::default();
-        }
-    }
-
     fn find(&mut self, topic: &[u8]) -> Option<usize> {
         if self.entries.get(self.last).is_some_and(|(last, _)| **last == *topic) {
             return Some(self.last);
@@ -256,7 +251,7 @@ impl Cache {
     fn insert(&mut self, topic: &[u8], matched: Matched) -> usize {
         let bytes = topic.len() + matched.identifiers.len();
         if self.entries.len() == CACHED_MAX || self.bytes + bytes > CACHED_BYTES_MAX {
-            self.clear();
+            *self = Self::default();
         }
         let topic: Arc<[u8]> = topic.into();
         self.last = self.entries.len();
@@ -371,12 +366,12 @@ mod tests {
             assert_eq!(all.matched(round.to_string().as_bytes()).qos, Some(1));
             assert_eq!(all.matched(b"x/y").qos, None);
         }
-        assert!(all.cache.entries.len() <= CACHED_MAX);
+        assert!(all.cache.as_ref().unwrap().entries.len() <= CACHED_MAX);
         let long = vec![b'x'; 65_535];
         for _ in 0..4 {
             assert_eq!(all.matched(&long).qos, Some(1));
         }
-        assert!(all.cache.bytes <= CACHED_BYTES_MAX);
+        assert!(all.cache.as_ref().unwrap().bytes <= CACHED_BYTES_MAX);
     }
 
     #[test]

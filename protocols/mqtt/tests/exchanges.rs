@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rocketbridge_core::address::Level;
-use rocketbridge_core::boundary::{Event, Fate, HolderKey, Publish, Reject, SubscriptionId};
+use rocketbridge_core::boundary::{Delivery, Event, Fate, HolderKey, Publish, Reject, SubscriptionId};
+use rocketbridge_core::message::Format;
 use rocketbridge_core::request::{Reply, Request, Totals, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::Config;
@@ -510,4 +511,108 @@ fn nobody_else_publishes_sys_topics() {
     script.send(b"\x32\x0B\0\x06$SYS/x\0\x01\0");
     assert!(script.publishes().is_empty());
     assert_eq!(script.sent(), b"\x40\x03\0\x01\x87");
+}
+
+// --- one message for many -------------------------------------------------------------------------
+
+/// Large enough to be sent from where it lies.
+fn large() -> Delivery {
+    let body = Bytes::from(vec![b'x'; 100_000]);
+    let mut one = delivery(
+        1,
+        false,
+        &Publish {
+            body,
+            ..publish(b"t", 0)
+        },
+    );
+    one.message = one.message.shared();
+    one
+}
+
+#[test]
+fn a_qos_0_fan_out_encodes_once() {
+    let message = large();
+    let mut places = Vec::new();
+    for n in 0..50 {
+        let mut script = Script::connected([CONNECT_4, CONNECT_5][n % 2]);
+        script.subscribe(b"t", 0);
+        script.event(Event::Delivery(message.clone()));
+        places.push(script.lies_at());
+        assert!(script.sent().len() > 100_000);
+    }
+    for (n, places_of_one) in places.iter().enumerate() {
+        assert_eq!((places_of_one.len(), places_of_one), (1, &places[n % 2]));
+    }
+    assert_ne!(places[0], places[1], "each version has its own encoding");
+    for form in 0..2 {
+        message.message.form(form, |_| panic!("encoded again"));
+    }
+}
+
+#[test]
+fn what_is_encoded_for_all_is_what_each_would_get() {
+    let with = |properties: &[u8]| {
+        let plain = publish(b"a/t", 0);
+        Publish {
+            origin: Bytes::from([&plain.origin[..], properties].concat()),
+            ..plain
+        }
+    };
+    let messages = [
+        with(b""),
+        with(b"\x03\0\x04text"),
+        with(b"\x02\0\0\0\x3C\x03\0\x04text"),
+        Publish {
+            retain: true,
+            ..with(b"")
+        },
+        Publish {
+            // Of this client itself.
+            origin: Bytes::from_static(b"\x04\0\0\x03a/t\0\x01c"),
+            ..with(b"")
+        },
+        Publish {
+            // Of another protocol.
+            topic: Bytes::from_static(b"a"),
+            key: Bytes::from_static(b"t"),
+            format: Format(9),
+            ..with(b"")
+        },
+        Publish {
+            body: Bytes::from(vec![b'y'; 20_000]),
+            ..with(b"")
+        },
+    ];
+    let small = b"\x10\x13\0\x04MQTT\x05\x02\0\x0A\x05\x27\0\0\0\x40\0\x01c";
+    let aliases = b"\x10\x11\0\x04MQTT\x05\x02\0\x0A\x03\x22\0\x05\0\x01c";
+    for connect in [CONNECT_4, CONNECT_5, small, aliases] {
+        for (options, identifier) in [(0, 0), (4, 0), (8, 0), (0, 7), (1, 0)] {
+            if connect == CONNECT_4 && (options > 1 || identifier > 0) {
+                continue;
+            }
+            for message in &messages {
+                for (filter, recalled) in [(&b"a/t"[..], false), (b"a/t", true), (b"+/t", false), (b"z", false)] {
+                    let sent = |is_shared: bool| {
+                        let mut script = Script::connected(connect);
+                        script.subscribe_with(filter, options, identifier);
+                        for _ in 0..2 {
+                            let mut one = delivery(1, false, message);
+                            one.recalled = recalled;
+                            if is_shared {
+                                one.message = one.message.shared();
+                            }
+                            script.event(Event::Delivery(one));
+                        }
+                        script.sent()
+                    };
+                    assert_eq!(
+                        sent(true),
+                        sent(false),
+                        "{connect:?} {options} {identifier} {message:?}"
+                    );
+                }
+            }
+        }
+    }
 }

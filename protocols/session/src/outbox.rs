@@ -25,12 +25,18 @@ const SHARE_FROM: usize = 16 * 1024;
 /// Bytes for the peer and orders to core, each in its order.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    orders: VecDeque<Order>,
+    /// Nothing as long as the connection is idle.
+    orders: Option<Box<Orders>>,
     /// Complete pieces, in front of `tail`.
     segments: VecDeque<Bytes>,
     tail: BytesMut,
     segment_bytes: usize,
     closing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    waiting: VecDeque<Order>,
     spare_publishes: Option<VecDeque<Publish>>,
     spare_settlements: Option<VecDeque<Settlement>>,
 }
@@ -50,19 +56,21 @@ impl Outbox {
 
     /// Publishes a message after everything ordered so far.
     pub fn publish(&mut self, publish: Publish) {
-        if let Some(Order::Publish(run)) = self.orders.back_mut() {
+        let orders = self.orders.get_or_insert_default();
+        if let Some(Order::Publish(run)) = orders.waiting.back_mut() {
             run.push_back(publish);
         } else {
-            let mut run = self.spare_publishes.take().unwrap_or_default();
+            let mut run = orders.spare_publishes.take().unwrap_or_default();
             run.push_back(publish);
-            self.orders.push_back(Order::Publish(run));
+            orders.waiting.push_back(Order::Publish(run));
         }
     }
 
     /// Settles leased messages after everything ordered so far. A settlement that goes on where the last
     /// one ended is merged with it.
     pub fn settle(&mut self, settlement: Settlement) {
-        if let Some(Order::Settle(run)) = self.orders.back_mut() {
+        let orders = self.orders.get_or_insert_default();
+        if let Some(Order::Settle(run)) = orders.waiting.back_mut() {
             if let Some(last) = run.back_mut()
                 && last.subscription == settlement.subscription
                 && last.action == settlement.action
@@ -74,20 +82,20 @@ impl Outbox {
             }
             run.push_back(settlement);
         } else {
-            let mut run = self.spare_settlements.take().unwrap_or_default();
+            let mut run = orders.spare_settlements.take().unwrap_or_default();
             run.push_back(settlement);
-            self.orders.push_back(Order::Settle(run));
+            orders.waiting.push_back(Order::Settle(run));
         }
     }
 
     /// Asks core something after everything ordered so far.
     pub fn request(&mut self, id: RequestId, request: Request) {
-        self.orders.push_back(Order::Request(id, Box::new(request)));
+        self.waiting().push_back(Order::Request(id, Box::new(request)));
     }
 
     /// Ends a held request's wait.
     pub fn cancel(&mut self, id: RequestId) {
-        self.orders.push_back(Order::Cancel(id));
+        self.waiting().push_back(Order::Cancel(id));
     }
 
     /// Where to append bytes for the peer.
@@ -124,19 +132,19 @@ impl Outbox {
 
     /// Whether orders wait, because core did not take all that was published.
     pub fn has_orders(&self) -> bool {
-        !self.orders.is_empty()
+        self.orders.as_ref().is_some_and(|orders| !orders.waiting.is_empty())
     }
 
     /// Takes back all publishes that core has not taken: for a protocol that refuses them itself.
     pub fn withdraw_publishes(&mut self) -> Vec<Publish> {
         let mut withdrawn = Vec::new();
-        for order in &mut self.orders {
+        let waiting = self.waiting();
+        for order in waiting.iter_mut() {
             if let Order::Publish(run) = order {
                 withdrawn.extend(run.drain(..));
             }
         }
-        self.orders
-            .retain(|order| !matches!(order, Order::Publish(run) if run.is_empty()));
+        waiting.retain(|order| !matches!(order, Order::Publish(run) if run.is_empty()));
         withdrawn
     }
 
@@ -144,28 +152,29 @@ impl Outbox {
 
     /// The next run of orders.
     pub fn next_order(&mut self) -> Option<Order> {
-        self.orders.pop_front()
+        self.orders.as_mut()?.waiting.pop_front()
     }
 
     /// Puts back publishes that core did not take, in front of everything else.
     pub fn put_back(&mut self, publishes: VecDeque<Publish>) {
-        self.orders.push_front(Order::Publish(publishes));
+        self.waiting().push_front(Order::Publish(publishes));
     }
 
     /// Puts back a request that core does not take now, in front of everything else.
     pub fn put_back_request(&mut self, id: RequestId, request: Box<Request>) {
-        self.orders.push_front(Order::Request(id, request));
+        self.waiting().push_front(Order::Request(id, request));
     }
 
     /// Gives an emptied run back for its memory.
     pub fn recycle(&mut self, order: Order) {
         const SPARE_MAX: usize = 1024;
+        let orders = self.orders.get_or_insert_default();
         match order {
             Order::Publish(run) if run.is_empty() && run.capacity() <= SPARE_MAX => {
-                self.spare_publishes = Some(run);
+                orders.spare_publishes = Some(run);
             }
             Order::Settle(run) if run.is_empty() && run.capacity() <= SPARE_MAX => {
-                self.spare_settlements = Some(run);
+                orders.spare_settlements = Some(run);
             }
             _ => {}
         }
@@ -183,10 +192,8 @@ impl Outbox {
     /// memory is dropped with `idle`.
     pub fn reclaim(&mut self, idle: bool) -> Option<BytesMut> {
         if idle {
-            self.spare_publishes = None;
-            self.spare_settlements = None;
-            if self.orders.is_empty() {
-                self.orders = VecDeque::new();
+            if !self.has_orders() {
+                self.orders = None;
             }
             if self.segments.is_empty() {
                 self.segments = VecDeque::new();
@@ -225,6 +232,10 @@ impl Outbox {
         } else {
             let _ = self.tail.split_to(count);
         }
+    }
+
+    fn waiting(&mut self) -> &mut VecDeque<Order> {
+        &mut self.orders.get_or_insert_default().waiting
     }
 
     fn seal_tail(&mut self) {

@@ -1,10 +1,9 @@
 //! A connected client.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use foldhash::HashMap;
-use rocketbridge_core::attributes::AttributesBuilder;
 use rocketbridge_core::boundary::{Delivery, Settle, Settlement, SubscriptionId};
 use rocketbridge_core::request::Request;
 use rocketbridge_core::time::Millis;
@@ -12,9 +11,9 @@ use rocketbridge_session::Outbox;
 
 use super::Close;
 use super::connect::{FIRST_REQUEST, SUBSCRIPTION, keep_alive_span, keep_of};
-use super::publish::{LastTopic, Unconfirmed};
+use super::publish::Publishing;
 use super::shared::Shared;
-use super::subscribe::{Asked, PendingAck};
+use super::subscribe::{Asked, Asking};
 use crate::codec::properties::PropertyId;
 use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header};
 use crate::config::Config;
@@ -58,26 +57,16 @@ pub(super) struct Client {
     pub(super) received: Vec<(u16, u64)>,
     /// Deliveries that wait because so many messages are in flight as the client accepts.
     pub(super) waiting: VecDeque<Delivery>,
-    /// What topic aliases stand for; an empty topic is an alias not set.
-    pub(super) aliases: Vec<Bytes>,
     /// Aliases of topics towards the client.
     pub(super) outgoing_aliases: Option<Box<HashMap<Box<[u8]>, u16>>>,
-    pub(super) last_topic: Option<Box<LastTopic>>,
-    pub(super) attributes: AttributesBuilder,
-    /// What becomes part of publishes is written here and split off.
-    pub(super) scratch: BytesMut,
+    /// Of a client that has published something.
+    pub(super) publishing: Option<Box<Publishing>>,
     /// Topic and properties of a delivery from another protocol.
     pub(super) foreign: BytesMut,
     pub(super) next_token: u64,
-    /// QoS 1 and 2 publishes whose PUBACK or PUBREC is not sent, in order.
-    pub(super) unconfirmed: VecDeque<Unconfirmed>,
-    /// QoS 2 publishes whose PUBREL has not come: packet identifier, and whether PUBREC was sent.
-    pub(super) unreleased: BTreeMap<u16, bool>,
     pub(super) next_request: u64,
-    /// What core has not answered, in order.
-    pub(super) asked: VecDeque<Asked>,
-    /// SUBACKs and UNSUBACKs not sent, in order.
-    pub(super) acks: VecDeque<PendingAck>,
+    /// What waits for core's answers, if anything does.
+    pub(super) asking: Option<Box<Asking>>,
     pub(super) counted: Counted,
     /// How many of its subscriptions are counted with all others.
     pub(super) counted_subscriptions: u64,
@@ -95,18 +84,12 @@ impl Client {
             in_flight: InFlight::default(),
             received: Vec::new(),
             waiting: VecDeque::new(),
-            aliases: Vec::new(),
             outgoing_aliases: None,
-            last_topic: None,
-            attributes: AttributesBuilder::default(),
-            scratch: BytesMut::new(),
+            publishing: None,
             foreign: BytesMut::new(),
             next_token: 0,
-            unconfirmed: VecDeque::new(),
-            unreleased: BTreeMap::new(),
             next_request: FIRST_REQUEST,
-            asked: VecDeque::new(),
-            acks: VecDeque::new(),
+            asking: None,
             counted: Counted::default(),
             counted_subscriptions: 0,
         }
@@ -141,9 +124,9 @@ impl Client {
     pub(super) fn wants_read(&self, config: &Config) -> bool {
         // A 5.0 client keeps to the receive maximum by itself, and must still be heard then. A QoS 2 exchange
         // that waits for PUBREL can only go on when it is heard, too.
-        let has_room =
-            self.is.version == Version::V5 || self.unconfirmed.len() < usize::from(config.receive_maximum.max(1));
-        has_room && self.asked.len() < Asked::READ_MAX
+        let unconfirmed = self.publishing.as_ref().map_or(0, |all| all.unconfirmed.len());
+        let has_room = self.is.version == Version::V5 || unconfirmed < usize::from(config.receive_maximum.max(1));
+        has_room && self.asked_count() < Asked::READ_MAX
     }
 
     /// Everything that came is handled: gives memory back that an idle client does not need.
@@ -156,8 +139,14 @@ impl Client {
         if self.in_flight.len() == 0 {
             self.in_flight.rest(ITEMS_KEPT_MAX);
         }
-        if self.unconfirmed.is_empty() && self.unconfirmed.capacity() > ITEMS_KEPT_MAX {
-            self.unconfirmed = VecDeque::new();
+        if let Some(Publishing { unconfirmed, .. }) = self.publishing.as_deref_mut()
+            && unconfirmed.is_empty()
+            && unconfirmed.capacity() > ITEMS_KEPT_MAX
+        {
+            *unconfirmed = VecDeque::new();
+        }
+        if self.asking.as_ref().is_some_and(|asking| asking.is_empty()) {
+            self.asking = None;
         }
         if self.waiting.is_empty() && self.waiting.capacity() > 0 {
             self.waiting = VecDeque::new();
@@ -332,6 +321,6 @@ mod tests {
     #[test]
     fn a_connected_client_is_small() {
         let size = size_of::<Client>();
-        assert!(size <= 664, "{size} bytes");
+        assert!(size <= 400, "{size} bytes");
     }
 }

@@ -1,10 +1,11 @@
 //! What a client gets.
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::boundary::Delivery;
+use rocketbridge_core::message::Message;
 use rocketbridge_core::request::Request;
 use rocketbridge_core::time::{Millis, Now};
-use rocketbridge_session::Outbox;
+use rocketbridge_session::{Cursor, Outbox};
 
 use super::Close;
 use super::client::{Client, note_of, settled};
@@ -68,6 +69,9 @@ impl Client {
 
     /// Appends the PUBLISH of a delivery; what the client cannot get is done with.
     fn send(&mut self, now: Now, delivery: &Delivery, out: &mut Outbox) -> Result<(), Close> {
+        if !delivery.leased && self.send_common(delivery, out) {
+            return Ok(());
+        }
         let note = Note::of(delivery.note);
         if note.is_received
             && let Some(packet_id) = note.packet_id
@@ -102,6 +106,31 @@ impl Client {
         };
         self.foreign = foreign;
         result
+    }
+
+    /// Sends what all clients of this version get with QoS 0, which is encoded once for all of them; `false` when this
+    /// one gets something else.
+    fn send_common(&mut self, delivery: &Delivery, out: &mut Outbox) -> bool {
+        if delivery.recalled || self.is.outgoing_alias_maximum > 0 || self.member(delivery.subscription).is_some() {
+            return false;
+        }
+        let version = self.is.version;
+        let form = usize::from(version == Version::V5);
+        let Some(packet) = delivery.message.form(form, |message| common_packet(message, version)) else {
+            return false;
+        };
+        let Some(topic) = topic_of(packet) else { return false };
+        let matched = self.subscriptions.matched(topic);
+        let is_common = matched.qos.is_some()
+            && !matched.no_local
+            && matched.identifiers.is_empty()
+            && !(matched.retain_as_published && delivery.message.is_retained())
+            && packet.len() <= self.is.packet_size_max as usize;
+        if is_common {
+            out.body(packet, || packet.clone());
+            self.counted.publishes_out += 1;
+        }
+        is_common
     }
 
     /// The client has the message since an earlier connection: the exchange goes on. [MQTT-4.4.0-1]
@@ -277,4 +306,38 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// The PUBLISH that clients of that version get with QoS 0 unless there is more to say to one of them; empty when what
+/// they get depends on the time.
+fn common_packet(message: &Message, version: Version) -> Bytes {
+    let (format, header) = message.origin();
+    let Some(origin) = (format == FORMAT).then(|| Origin::parse(header)).flatten() else {
+        return Bytes::new();
+    };
+    let is_v5 = version == Version::V5;
+    if split_expiry(origin.properties).0.is_some() {
+        return Bytes::new();
+    }
+    let payload = message.payload();
+    let mut remaining = 2 + origin.topic.len() + payload.len();
+    if is_v5 {
+        remaining += variable_len(origin.properties.len() as u32) + origin.properties.len();
+    }
+    let mut packet = BytesMut::with_capacity(1 + variable_len(remaining as u32) + remaining);
+    let first_byte = PacketType::Publish.first_byte() | publish_flags(false, 0, false);
+    put_fixed_header(&mut packet, first_byte, remaining);
+    put_bytes16(&mut packet, origin.topic);
+    if is_v5 {
+        put_variable(&mut packet, origin.properties.len() as u32);
+        packet.put_slice(origin.properties);
+    }
+    packet.put_slice(&payload);
+    packet.freeze()
+}
+
+/// The topic in a PUBLISH of our own.
+fn topic_of(packet: &[u8]) -> Option<&[u8]> {
+    let length = packet.get(1..)?.iter().position(|byte| *byte < 0x80)? + 1;
+    Cursor::new(&packet[1 + length..]).bytes16().ok()
 }

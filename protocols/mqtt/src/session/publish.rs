@@ -1,9 +1,10 @@
 //! What a client publishes.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use rocketbridge_core::attributes::{Attribute, Attributes};
+use rocketbridge_core::attributes::{Attribute, Attributes, AttributesBuilder};
 use rocketbridge_core::boundary::{Fate, HolderKey, Outcome, Publish as CorePublish, Reject};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::time::Millis;
@@ -31,8 +32,23 @@ pub(super) struct Unconfirmed {
     answer: Option<ReasonCode>,
 }
 
+/// What only clients that publish need.
+#[derive(Default)]
+pub(super) struct Publishing {
+    /// What topic aliases stand for; an empty topic is an alias not set.
+    aliases: Vec<Bytes>,
+    last_topic: Option<LastTopic>,
+    attributes: AttributesBuilder,
+    /// What becomes part of publishes is written here and split off.
+    scratch: BytesMut,
+    /// QoS 1 and 2 publishes whose PUBACK or PUBREC is not sent, in order.
+    pub(super) unconfirmed: VecDeque<Unconfirmed>,
+    /// QoS 2 publishes whose PUBREL has not come: packet identifier, and whether PUBREC was sent.
+    unreleased: BTreeMap<u16, bool>,
+}
+
 /// The topic published to last, ready for the next message to it.
-pub(super) struct LastTopic {
+struct LastTopic {
     topic: Bytes,
     qos: u8,
     address: TopicAddress,
@@ -41,6 +57,10 @@ pub(super) struct LastTopic {
 }
 
 impl Client {
+    fn publishing(&mut self) -> &mut Publishing {
+        self.publishing.get_or_insert_default()
+    }
+
     pub(super) fn handle_publish(
         &mut self,
         mut publish: Publish,
@@ -53,10 +73,10 @@ impl Client {
             return Err(ReasonCode::TopicNameInvalid.into());
         }
         if publish.qos == 2
-            && let Some(is_answered) = self.unreleased.get(&publish.packet_id)
+            && let Some(is_answered) = self.publishing().unreleased.get(&publish.packet_id).copied()
         {
             // Sent again: it is here already. [MQTT-4.3.3-10]
-            if *is_answered {
+            if is_answered {
                 let (version, packet_id) = (self.is.version, publish.packet_id);
                 put_short_ack(out.bytes(), version, PacketType::PubRec, packet_id, ReasonCode::Success);
             }
@@ -84,12 +104,17 @@ impl Client {
     /// wait for the client must not grow without bound.
     fn check_receive_maximum(&self, publish: &Publish, config: &Config) -> Result<(), Close> {
         let limit = usize::from(config.receive_maximum.max(1));
+        let Some(Publishing {
+            unconfirmed,
+            unreleased,
+            ..
+        }) = self.publishing.as_deref()
+        else {
+            return Ok(());
+        };
         let open = match self.is.version {
-            Version::V5 => {
-                let acknowledged = self.unreleased.values().filter(|is_answered| **is_answered).count();
-                self.unconfirmed.len() + acknowledged
-            }
-            Version::V31 | Version::V311 => self.unreleased.len().saturating_sub(limit),
+            Version::V5 => unconfirmed.len() + unreleased.values().filter(|is_answered| **is_answered).count(),
+            Version::V31 | Version::V311 => unreleased.len().saturating_sub(limit),
         };
         // A packet identifier that is in use is a QoS 1 exchange's own business: the client sent it again.
         if open >= limit && publish.packet_id != 0 {
@@ -103,7 +128,7 @@ impl Client {
         let token = self.next_token;
         self.next_token += 1;
         if publish.qos > 0 {
-            self.unconfirmed.push_back(Unconfirmed {
+            self.publishing().unconfirmed.push_back(Unconfirmed {
                 token,
                 packet_id: publish.packet_id,
                 answers_with: if publish.qos == 2 {
@@ -115,7 +140,7 @@ impl Client {
             });
         }
         if publish.qos == 2 {
-            self.unreleased.insert(publish.packet_id, false);
+            self.publishing().unreleased.insert(publish.packet_id, false);
         }
         token
     }
@@ -156,11 +181,9 @@ impl Client {
     /// no answer.
     pub(super) fn withdraw_publishes(&mut self, out: &mut Outbox) {
         for publish in out.withdraw_publishes() {
-            let index = self
-                .unconfirmed
-                .partition_point(|waiting| waiting.token < publish.token);
-            if self
-                .unconfirmed
+            let unconfirmed = &self.publishing().unconfirmed;
+            let index = unconfirmed.partition_point(|waiting| waiting.token < publish.token);
+            if unconfirmed
                 .get(index)
                 .is_some_and(|waiting| waiting.token == publish.token)
             {
@@ -174,31 +197,31 @@ impl Client {
 
     fn core_publish(&mut self, publish: Publish, token: u64) -> CorePublish {
         let properties = &publish.properties;
-        mapping::put_attributes(properties, &mut self.attributes);
-        let last = last_topic(
-            &mut self.last_topic,
-            &mut self.scratch,
-            self.is.version,
-            &publish,
-            &self.is.client_id,
-        );
+        let Publishing {
+            last_topic: last,
+            attributes,
+            scratch,
+            ..
+        } = self.publishing.get_or_insert_default().as_mut();
+        mapping::put_attributes(properties, attributes);
+        let last = last_topic(last, scratch, self.is.version, &publish, &self.is.client_id);
         if last.address.is_cut {
             let end = last.topic.iter().position(|b| *b == LEVEL);
             let first = &last.topic[..end.unwrap_or(last.topic.len())];
-            self.attributes.text(Attribute::Topic, first);
+            attributes.text(Attribute::Topic, first);
         }
         let origin = if properties.as_bytes().is_empty() {
             last.origin.clone()
         } else {
-            reserve(&mut self.scratch, last.origin.len() + properties.as_bytes().len());
-            self.scratch.extend_from_slice(&last.origin);
-            mapping::put_forwarded(&mut self.scratch, properties);
-            self.scratch.split().freeze()
+            reserve(scratch, last.origin.len() + properties.as_bytes().len());
+            scratch.extend_from_slice(&last.origin);
+            mapping::put_forwarded(scratch, properties);
+            scratch.split().freeze()
         };
         let attributes = if properties.as_bytes().is_empty() && !last.address.is_cut {
             Attributes::EMPTY
         } else {
-            self.attributes.finish()
+            attributes.finish()
         };
         CorePublish {
             token,
@@ -226,18 +249,19 @@ impl Client {
             return Err(ReasonCode::TopicAliasInvalid.into());
         }
         let index = alias as usize - 1;
+        let aliases = &mut self.publishing().aliases;
         if publish.topic.is_empty() {
-            publish.topic = match self.aliases.get(index) {
+            publish.topic = match aliases.get(index) {
                 Some(topic) if !topic.is_empty() => topic.clone(),
                 _ => return Err(ReasonCode::ProtocolError.into()),
             };
             return Ok(());
         }
-        if self.aliases.len() <= index {
-            self.aliases.resize(index + 1, Bytes::new());
+        if aliases.len() <= index {
+            aliases.resize(index + 1, Bytes::new());
         }
-        if self.aliases[index] != publish.topic {
-            self.aliases[index] = Bytes::copy_from_slice(&publish.topic);
+        if aliases[index] != publish.topic {
+            aliases[index] = Bytes::copy_from_slice(&publish.topic);
         }
         Ok(())
     }
@@ -245,11 +269,9 @@ impl Client {
     /// What became of publishes is answered, in the order of the publishes. [MQTT-4.6.0-2, MQTT-4.6.0-3]
     pub(super) fn handle_outcome(&mut self, outcome: Outcome, out: &mut Outbox) -> Result<(), Close> {
         let tokens = outcome.first..outcome.first + u64::from(outcome.count);
-        let start = self.unconfirmed.partition_point(|publish| publish.token < tokens.start);
-        let is_due = self
-            .unconfirmed
-            .get(start)
-            .is_some_and(|publish| publish.token < tokens.end);
+        let unconfirmed = &self.publishing().unconfirmed;
+        let start = unconfirmed.partition_point(|publish| publish.token < tokens.start);
+        let is_due = unconfirmed.get(start).is_some_and(|publish| publish.token < tokens.end);
         if !is_due {
             return Ok(());
         }
@@ -270,22 +292,28 @@ impl Client {
     }
 
     fn answer(&mut self, tokens: Range<u64>, reason: ReasonCode) {
-        let start = self.unconfirmed.partition_point(|publish| publish.token < tokens.start);
-        self.unconfirmed
+        let unconfirmed = &mut self.publishing().unconfirmed;
+        let start = unconfirmed.partition_point(|publish| publish.token < tokens.start);
+        unconfirmed
             .range_mut(start..)
             .take_while(|publish| publish.token < tokens.end)
             .for_each(|publish| publish.answer = Some(reason));
     }
 
     fn send_answers(&mut self, out: &mut Outbox) {
+        let Publishing {
+            unconfirmed,
+            unreleased,
+            ..
+        } = self.publishing.get_or_insert_default().as_mut();
         while let Some(Unconfirmed {
             packet_id,
             answers_with,
             answer: Some(reason),
             ..
-        }) = self.unconfirmed.front().copied()
+        }) = unconfirmed.front().copied()
         {
-            self.unconfirmed.pop_front();
+            unconfirmed.pop_front();
             let reason = match answers_with {
                 // The server may say so (5.0, 3.5.2.1); like Mosquitto it says it in PUBACK only. An identifier
                 // that nobody knows is answered likewise, so that the exchange ends.
@@ -298,8 +326,8 @@ impl Client {
             }
             if reason.is_failure() {
                 // The exchange is over. [MQTT-4.3.3-9]
-                self.unreleased.remove(&packet_id);
-            } else if let Some(is_answered) = self.unreleased.get_mut(&packet_id) {
+                unreleased.remove(&packet_id);
+            } else if let Some(is_answered) = unreleased.get_mut(&packet_id) {
                 *is_answered = true;
             }
         }
@@ -310,7 +338,7 @@ impl Client {
     /// Where the session is kept, core knows the identifier too, and PUBCOMP waits until it has safely forgotten
     /// it: a new message under the same identifier must not be taken for the old one.
     pub(super) fn handle_pubrel(&mut self, ack: &Ack, out: &mut Outbox) {
-        self.unreleased.remove(&ack.packet_id);
+        self.publishing().unreleased.remove(&ack.packet_id);
         if self.is.keep == Millis(0) {
             let reason = ReasonCode::Success;
             put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
@@ -318,7 +346,7 @@ impl Client {
         }
         let token = self.next_token;
         self.next_token += 1;
-        self.unconfirmed.push_back(Unconfirmed {
+        self.publishing().unconfirmed.push_back(Unconfirmed {
             token,
             packet_id: ack.packet_id,
             answers_with: PacketType::PubComp,
@@ -334,7 +362,7 @@ impl Client {
 }
 
 fn last_topic<'a>(
-    last: &'a mut Option<Box<LastTopic>>,
+    last: &'a mut Option<LastTopic>,
     scratch: &mut BytesMut,
     version: Version,
     publish: &Publish,
@@ -350,17 +378,12 @@ fn last_topic<'a>(
         // Cut from the origin, not from the packet: what is remembered must not hold the read buffer.
         let topic = origin.slice(4..4 + publish.topic.len());
         let address = mapping::address_of(&topic, scratch);
-        let topic = LastTopic {
+        *last = Some(LastTopic {
             topic,
             qos: publish.qos,
             address,
             origin,
-        };
-        // The place of the one before is used again.
-        match last {
-            Some(last) => **last = topic,
-            None => *last = Some(Box::new(topic)),
-        }
+        });
     }
     last.as_ref().expect("set above")
 }

@@ -1,5 +1,7 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
+use std::collections::VecDeque;
+
 use bytes::{BufMut, Bytes};
 use rocketbridge_core::boundary::RequestId;
 use rocketbridge_core::request::{Refusal, Reply, Request};
@@ -57,16 +59,40 @@ pub(super) struct PendingAck {
     waiting: usize,
 }
 
+/// What waits for core's answers.
+#[derive(Default)]
+pub(super) struct Asking {
+    /// What core has not answered, in order.
+    asked: VecDeque<Asked>,
+    /// SUBACKs and UNSUBACKs not sent, in order.
+    acks: VecDeque<PendingAck>,
+}
+
+impl Asking {
+    pub(super) fn is_empty(&self) -> bool {
+        self.asked.is_empty() && self.acks.is_empty()
+    }
+}
+
 impl Client {
+    /// How much core has not answered.
+    pub(super) fn asked_count(&self) -> usize {
+        self.asking.as_ref().map_or(0, |asking| asking.asked.len())
+    }
+
+    fn asking(&mut self) -> &mut Asking {
+        self.asking.get_or_insert_default()
+    }
+
     pub(super) fn next_request_id(&mut self) -> RequestId {
-        self.asked.push_back(Asked::Other);
+        self.asking().asked.push_back(Asked::Other);
         self.next_request += 1;
         RequestId(self.next_request - 1)
     }
 
     pub(super) fn ask(&mut self, asked: Asked, request: Request, out: &mut Outbox) {
         let id = self.next_request_id();
-        if let Some(last) = self.asked.back_mut() {
+        if let Some(last) = self.asking().asked.back_mut() {
             *last = asked;
         }
         out.request(id, request);
@@ -112,7 +138,7 @@ impl Client {
             };
             self.ask(Asked::Other, recall, out);
         }
-        self.acks.push_back(ack);
+        self.asking().acks.push_back(ack);
         self.send_acks(out)
     }
 
@@ -156,10 +182,10 @@ impl Client {
         }
         if split_shared(filter).is_some() {
             let is_full = self.shared_count() >= config.shared_subscriptions_max && !self.has_shared(filter);
-            return (is_full || self.asked.len() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded);
+            return (is_full || self.asked_count() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded);
         }
         let is_full = self.subscriptions.len() >= config.subscriptions_max && !self.subscriptions.contains(filter);
-        (is_full || self.asked.len() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded)
+        (is_full || self.asked_count() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded)
     }
 
     /// The only failure before 5.0 is 0x80.
@@ -193,7 +219,7 @@ impl Client {
             };
             ack.codes.push(code);
         }
-        self.acks.push_back(ack);
+        self.asking().acks.push_back(ack);
         self.send_acks(out)
     }
 
@@ -204,7 +230,7 @@ impl Client {
         result: Result<Reply, Refusal>,
         out: &mut Outbox,
     ) -> Result<(), Close> {
-        let asked = self.asked.pop_front();
+        let asked = self.asking().asked.pop_front();
         if let Err(refusal) = &result {
             debug!(client_id = %self.id().escape_ascii(), ?id, ?asked, %refusal, "request refused");
         }
@@ -235,7 +261,7 @@ impl Client {
             }
             Some(Asked::Other) | None => return Ok(()),
         };
-        if let Some(ack) = self.acks.iter_mut().find(|ack| ack.waiting > 0) {
+        if let Some(ack) = self.asking().acks.iter_mut().find(|ack| ack.waiting > 0) {
             if let Some(slot) = ack.codes.get_mut(index) {
                 *slot = code;
             }
@@ -269,10 +295,8 @@ impl Client {
 
     /// Sends what is complete, in order.
     fn send_acks(&mut self, out: &mut Outbox) -> Result<(), Close> {
-        while self.acks.front().is_some_and(|ack| ack.waiting == 0) {
-            if let Some(ack) = self.acks.pop_front() {
-                self.send_ack(&ack, out)?;
-            }
+        while let Some(ack) = self.asking().acks.pop_front_if(|ack| ack.waiting == 0) {
+            self.send_ack(&ack, out)?;
         }
         Ok(())
     }

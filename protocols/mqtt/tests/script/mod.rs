@@ -190,6 +190,16 @@ impl Script {
         sent
     }
 
+    /// Where what is to be sent lies.
+    pub fn lies_at(&self) -> Vec<*const u8> {
+        let mut places = Vec::new();
+        self.out.pieces(|piece| {
+            places.push(piece.as_ptr());
+            true
+        });
+        places
+    }
+
     #[track_caller]
     pub fn expect_closed(&mut self, goodbye: &[u8]) {
         assert_eq!(self.sent(), goodbye);
