@@ -452,7 +452,13 @@ impl World {
             });
         }
         let described: Vec<Described> = self.described(first..first + publishes.len());
-        let settlements = self.some_settlements(at);
+        let mut settlements = self.some_settlements(at);
+        for settlement in &mut settlements {
+            // Only what was delivered before: what the batch brings may be delivered before it settles.
+            let leases = &self.link(at).subs[&settlement.subscription.0].leases;
+            let last = *leases.keys().next_back().expect("something is leased");
+            settlement.count = settlement.count.min((last - settlement.first + 1) as u32);
+        }
         let nothing = publishes.is_empty() && settlements.is_empty();
         self.note(|| format!("link {at} commits {first}: {described:?}, {settlements:?}"));
         let request = Request::Commit(Commit {
