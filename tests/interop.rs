@@ -9,7 +9,7 @@ use support::clients::{Language, run};
 
 #[test]
 fn go_amqp() {
-    run(Language::Go, "amqp", 79);
+    run(Language::Go, "amqp", 82);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 41);
+    run(Language::Go, "across", 42);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn go_stomp() {
 
 #[test]
 fn java_amqp() {
-    run(Language::Java("5.3.3"), "amqp", 13);
+    run(Language::Java("5.3.3"), "amqp", 14);
 }
 
 #[test]
@@ -100,6 +100,16 @@ fn python_amqp() {
 #[test]
 fn python_mqtt() {
     run(Language::Python, "mqtt", 14);
+}
+
+#[test]
+fn python_mqtt_sessions_through_a_kill() {
+    run(Language::Python, "mqtt-restart", 5);
+}
+
+#[test]
+fn node_mqtt_sessions_through_a_kill() {
+    run(Language::Node, "mqtt-restart", 5);
 }
 
 #[test]

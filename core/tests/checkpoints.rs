@@ -507,7 +507,18 @@ fn copying_forward_cut_off_anywhere_loses_nothing() {
     for step in (0..60).step_by(3) {
         let harness = Harness::on(CrashStorage::default(), config.clone()).unwrap();
         let mut client = set_up(&harness);
+        client
+            .ask(&harness.engine, Request::DeclareQueue(queue("later")))
+            .unwrap();
+        let mut timed = Vec::new();
         for n in 0..300 {
+            if n % 60 == 0 {
+                timed.push(n.to_string());
+                client.publish(Publish {
+                    deliver: Deliver::After(Millis::from_secs(100_000)),
+                    ..message(Entry::Queue, "later", "", &n.to_string())
+                });
+            }
             client.publish(message(
                 Entry::Exchange,
                 "both",
@@ -539,6 +550,16 @@ fn copying_forward_cut_off_anywhere_loses_nothing() {
         client.subscribe("a", None);
         let left: BTreeSet<_> = client.deliveries().iter().map(|d| d.sequence).collect();
         assert!(left.is_superset(&kept), "step {step}: {kept:?} of {left:?}");
+        client.subscribe("later", None);
+        harness.clock.advance(200_000_000);
+        let mut fired = Vec::new();
+        for _ in 0..10 {
+            harness.engine.tick();
+            harness.engine.sync_once().unwrap();
+            fired.extend(client.bodies());
+        }
+        fired.sort_by_key(|body| body.parse::<u32>().ok());
+        assert_eq!(fired, timed, "step {step}");
     }
 }
 

@@ -7,6 +7,7 @@ use rocketbridge_core::engine::{Config, Engine};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::properties;
 use rocketbridge_core::request::*;
+use rocketbridge_core::store::storage::{Area, Storage};
 use rocketbridge_core::time::{Clock, Millis};
 use support::*;
 
@@ -395,4 +396,100 @@ fn a_topic_keeps_what_lies_before_segments_that_nothing_needs() {
         .map(|m| m.body().to_vec())
         .collect();
     assert_eq!(bodies, [&b"first"[..], b"second"]);
+}
+
+/// Some are due in days; what was sent beside them must not be kept as long.
+#[test]
+fn segments_that_few_timed_messages_keep_are_copied_forward() {
+    const DAY: u64 = 86_400_000;
+    let config = Config {
+        retention: Millis(0),
+        checkpoint_bytes: 1 << 14,
+        ..Config::default()
+    };
+    let harness = Harness::on(CrashStorage::default(), config.clone()).unwrap();
+    let mut client = harness.client();
+    for name in ["q", "noise"] {
+        client.ask(&harness.engine, Request::DeclareQueue(queue(name))).unwrap();
+    }
+    let wall = harness.clock.now().wall;
+    let padding = "x".repeat(1000);
+    let (mut wanted, mut positions) = (Vec::new(), Vec::new());
+    for n in 0..600 {
+        client.publish(message(Entry::Queue, "noise", "", &padding));
+        match n % 50 {
+            7 => client.publish(later("q", &format!("after {n}"), after(DAY))),
+            8 => client.publish(later("q", &format!("at {n}"), Deliver::At(wall + Millis(DAY)))),
+            9 => {
+                harness.engine.sync_once().unwrap();
+                client.events();
+                client.publish(native("native", &n.to_string(), after(DAY)));
+                positions.push((n.to_string(), stored(&harness.engine, &mut client).position));
+                continue;
+            }
+            _ => continue,
+        };
+        wanted.push(format!("{} {n}", if n % 50 == 7 { "after" } else { "at" }));
+    }
+    harness.engine.sync_once().unwrap();
+    let mut take_back = |harness: &Harness, client: &mut Client, by_restart: &str| {
+        let (key, position) = positions.pop().unwrap();
+        let unique_key = bytes(&key);
+        let reply = client.ask(&harness.engine, Request::TakeBack { position, unique_key });
+        assert!(reply.is_ok(), "{by_restart}: {reply:?}");
+    };
+    take_back(&harness, &mut client, "where it was stored");
+    let purge = Request::PurgeQueue { name: bytes("noise") };
+    client.ask(&harness.engine, purge).unwrap();
+    let segments = |harness: &Harness| harness.storage.files(Area::Log).unwrap().len();
+    assert!(segments(&harness) > 8, "{}", segments(&harness));
+    for _ in 0..40 {
+        harness.clock.advance(20_000);
+        harness.engine.maintain().unwrap();
+    }
+    assert!(segments(&harness) <= 3, "{}", segments(&harness));
+    take_back(&harness, &mut client, "after it was copied");
+    harness.engine.sync_once().unwrap();
+    drop(client);
+    let left = positions.len();
+    let (storage, wall) = (harness.storage.after_kill(), harness.clock.now().wall.0);
+    drop(harness);
+    let restart = |storage: &CrashStorage| {
+        let clock = std::sync::Arc::new(ManualClock::default());
+        clock.step_wall(wall as i64 - clock.now().wall.0 as i64);
+        let storage = storage.after_kill();
+        let engine = Engine::open_storage(
+            std::sync::Arc::new(storage.clone()),
+            SEGMENT,
+            config.clone(),
+            clock.clone(),
+        )
+        .unwrap();
+        Harness { engine, storage, clock }
+    };
+    for with_checkpoint in [false, true] {
+        let mut harness = restart(&storage);
+        if with_checkpoint {
+            harness.engine.checkpoint().unwrap();
+            harness = restart(&harness.storage);
+        }
+        let mut client = harness.client();
+        let (key, position) = positions[0].clone();
+        let unique_key = bytes(&key);
+        let reply = client.ask(&harness.engine, Request::TakeBack { position, unique_key });
+        assert!(reply.is_ok(), "with a checkpoint {with_checkpoint}: {reply:?}");
+        client.subscribe("q", None);
+        harness.clock.advance(DAY);
+        let mut came = Vec::new();
+        for _ in 0..10_000 {
+            harness.engine.tick();
+            harness.clock.advance(1);
+            harness.engine.sync_once().unwrap();
+            came.extend(client.bodies());
+        }
+        came.sort();
+        wanted.sort();
+        assert_eq!(came, wanted, "with a checkpoint {with_checkpoint}");
+        assert_eq!(pull(&harness, &mut client).messages.len(), left - 1);
+    }
 }

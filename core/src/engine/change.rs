@@ -176,6 +176,14 @@ pub(crate) enum Change {
         due: u64,
         position: Position,
     },
+    /// A timed message was copied forward; `first` is where it was stored at first.
+    TimerMoved {
+        axis: Axis,
+        due: u64,
+        first: Position,
+        from: Position,
+        to: Position,
+    },
     /// In a checkpoint: a half message.
     Half {
         position: Position,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -11,6 +12,8 @@ use crate::engine::progress::Progress;
 use crate::engine::queue::level_of;
 use crate::engine::retained::index_key;
 use crate::engine::state::State;
+use crate::engine::timers::Axis;
+use crate::engine::wheel::Search;
 use crate::store::chunk::Slice;
 use crate::store::pages::Entry;
 use crate::store::record::{self, Header, Kind, MessageRecord, Position};
@@ -20,8 +23,9 @@ use crate::store::storage::FileId;
 /// A segment is copied forward when fewer than one of so many of the entries that ever needed it still do.
 const FEW: i64 = 8;
 
-/// Records that are moved in one hold.
+/// Records that are moved in one hold, and their bytes.
 const MOVES_MAX: usize = 256;
+const MOVE_BYTES_MAX: usize = 1 << 20;
 
 /// What keeps a segment of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,13 +106,15 @@ impl Engine {
         let Some(segment) = chosen else { return Ok(()) };
         let base = segment * self.0.segment_size;
         let mut reader = Reader::new(&*self.0.storage, FileId::segment(segment), 0);
-        let mut records = Vec::new();
+        let (mut records, mut bytes) = (Vec::new(), 0);
         let mut moved = 0;
         loop {
             let next = reader.record(Position(base + reader.offset()))?;
             let is_last = !matches!(&next, Ok((header, _)) if header.kind != Kind::SegmentEnd);
             records.extend(next.ok().filter(|(header, _)| header.kind == Kind::Message));
-            if is_last || records.len() >= MOVES_MAX {
+            bytes += records.last().map_or(0, |(_, record): &(Header, Slice)| record.len());
+            if is_last || records.len() >= MOVES_MAX || bytes >= MOVE_BYTES_MAX {
+                bytes = 0;
                 moved += self.hold(|state| {
                     let moves = records
                         .drain(..)
@@ -123,6 +129,7 @@ impl Engine {
                 break;
             }
         }
+        moved += self.move_timers_of(base..base + self.0.segment_size)?;
         let left = self.lock().log.segments().get(segment).pins;
         tracing::debug!(
             segment = base,
@@ -135,10 +142,30 @@ impl Engine {
         }
         Ok(())
     }
+
+    fn move_timers_of(&self, span: Range<u64>) -> io::Result<usize> {
+        let mut moved = 0;
+        for axis in [Axis::Relative, Axis::Absolute] {
+            let mut search = Search::default();
+            loop {
+                let (count, is_over) = self.hold(|state| state.move_timers(axis, &mut search, &span));
+                moved += count;
+                if count > 0 {
+                    self.sync_to_end()
+                        .map_err(|failed| io::Error::other(failed.to_string()))?;
+                }
+                if is_over {
+                    break;
+                }
+            }
+        }
+        Ok(moved)
+    }
 }
 
 impl State {
-    /// Copies a record to the log's end if a queue or a last value needs it; gives whether one did.
+    /// Copies a record to the log's end if a queue or a last value needs it; gives whether one did. Timed messages
+    /// are found by their timers.
     fn move_record(&mut self, header: Header, old: &Slice) -> bool {
         let view = MessageRecord::of(old);
         if !view.is_whole() || view.later().is_some() {
@@ -154,11 +181,21 @@ impl State {
         if !in_queue && !is_last_value {
             return false;
         }
-        let native = view.native().start;
+        let (position, new) = self.copy_record(header, old, true);
+        self.moved(position, &new);
+        true
+    }
+
+    /// Appends a copy of a message's record, which is marked as one. `here`: it says of itself that it lies where
+    /// it does.
+    pub(crate) fn copy_record(&mut self, header: Header, old: &Slice, here: bool) -> (Position, Slice) {
+        let native = MessageRecord::of(old).native().start;
         let stored_at = self.stored_at;
-        let (position, new) = self.log.append(old.len(), stored_at, |bytes, position, synced| {
+        self.log.append(old.len(), stored_at, |bytes, position, synced| {
             bytes.copy_from_slice(old);
-            bytes[native + 28..native + 36].copy_from_slice(&position.0.to_be_bytes());
+            if here {
+                bytes[native + 28..native + 36].copy_from_slice(&position.0.to_be_bytes());
+            }
             let header = Header {
                 flags: (header.flags & !record::FLAG_MORE) | record::FLAG_MOVED,
                 position,
@@ -167,15 +204,21 @@ impl State {
                 ..header
             };
             record::seal(bytes, header);
-        });
-        self.moved(position, &new);
-        true
+        })
     }
 
     /// A record is a copy of one that those who need it point to: now they point to the copy.
     pub(crate) fn moved(&mut self, position: Position, record: &Slice) {
         let view = MessageRecord::of(record);
         let size = record.len() as u32;
+        if let Some(later) = view.later() {
+            let entry = Entry {
+                position,
+                size,
+                word: 0,
+            };
+            return self.replay_later(later, entry, view.native_queue().1);
+        }
         let Self { queues, log, .. } = self;
         for (id, sequence) in view.destinations() {
             let Some(queue) = queues.get_mut(id) else {

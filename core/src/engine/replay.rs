@@ -162,7 +162,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
         Change::Retry { group, retry } => {
             state.retries.insert(group, retry);
         }
-        Change::Clock { .. } | Change::TimerRecalled { .. } | Change::Timers { .. } => {
+        Change::Clock { .. } | Change::TimerRecalled { .. } | Change::TimerMoved { .. } | Change::Timers { .. } => {
             state.replay_timers(Position(0), change);
         }
         Change::Exchange(exchange) => {

@@ -9,6 +9,9 @@
 //! number that is chosen at each start. What the log remembers is by how much the wall differs from it; that
 //! is written when it changes by more than a second, that is, when the wall was stepped.
 
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
+
 use bytes::Bytes;
 
 use crate::boundary::{Deliver, Publish, Reject, Stored};
@@ -17,19 +20,22 @@ use crate::engine::progress::Entry;
 use crate::engine::publish::{Birth, Placed};
 use crate::engine::republish::{Done, Revived, edit_properties};
 use crate::engine::state::State;
-use crate::engine::wheel::{Timer, Wheel};
+use crate::engine::wheel::{Search, Timer, Wheel};
 use crate::message::Format;
 use crate::properties;
 use crate::request::{Refusal, Reply};
-use crate::store::record::{Later, MessageRecord, Position};
+use crate::store::record::{self, Later, MessageRecord, Position};
 use crate::time::{Millis, Now};
 
 /// Timers that fire in one hold, and bytes of their records.
 const FIRES_MAX: usize = 128;
 const FIRE_BYTES_MAX: usize = 1 << 20;
 
-/// Timers that change their bucket in one hold.
+/// Timers that change their bucket in one hold, or are looked at by a search.
 const MOVES_MAX: usize = 8192;
+
+/// Moved timers that one step of a checkpoint writes.
+const CHECKPOINT_MOVED_MAX: usize = 1024;
 
 /// By how much the wall must have been stepped before that is written down.
 const STEP_MIN: u64 = 1000;
@@ -59,6 +65,15 @@ impl Axis {
 pub(crate) struct TimerCursor {
     wheel: u8,
     minute: u64,
+    moved: Option<Position>,
+}
+
+/// A timed message that was copied forward.
+#[derive(Clone, Copy)]
+struct Moved {
+    axis: Axis,
+    due: u64,
+    to: Position,
 }
 
 /// All timed messages.
@@ -71,6 +86,8 @@ pub(crate) struct Timers {
     written: i64,
     /// The clock of relative timers was at least there.
     reached: u64,
+    /// Messages that were copied forward, by their first position: whoever sent them knows no other.
+    moved: BTreeMap<Position, Moved>,
 }
 
 impl Timers {
@@ -81,6 +98,7 @@ impl Timers {
             ahead: now.wall.0 as i64 - now.mono.0 as i64,
             written: 0,
             reached: 0,
+            moved: BTreeMap::new(),
         }
     }
 
@@ -281,6 +299,7 @@ impl State {
             what: "message",
             name: position.to_string().into(),
         };
+        let position = self.timers.moved.get(&position).map_or(position, |moved| moved.to);
         let record = self.log.find(position).ok_or_else(not_found)?;
         let view = MessageRecord::of(&record);
         let later = view.later().ok_or_else(not_found)?;
@@ -304,6 +323,60 @@ impl State {
         Ok(Reply::Done)
     }
 
+    /// Copies the records of timed messages that lie in `span` to the log's end, a limited number, but for those
+    /// that are due soon. Gives how many and whether that was the last of this clock.
+    pub(crate) fn move_timers(&mut self, axis: Axis, search: &mut Search, span: &Range<u64>) -> (usize, bool) {
+        let mut found = Vec::new();
+        let is_over = self.timers.wheel(axis).search(search, span, MOVES_MAX, &mut found);
+        let count = found.len();
+        for timer in found {
+            let (Ok(old) | Err(old)) = timer;
+            if timer.is_ok() && !self.move_timer(axis, old) {
+                continue;
+            }
+            self.timers.wheel(axis).leave(old.position);
+            self.release_entry(Entry {
+                position: old.position,
+                size: old.size,
+                word: 0,
+            });
+        }
+        if is_over {
+            let time = self.timers.time(axis, self.now);
+            self.timers
+                .moved
+                .retain(|_, moved| moved.axis != axis || moved.due > time);
+        }
+        (count, is_over)
+    }
+
+    fn move_timer(&mut self, axis: Axis, old: Timer) -> bool {
+        let Some(record) = self.log.find(old.position) else {
+            return false;
+        };
+        let Ok((header, _)) = record::check(&record, old.position) else {
+            return false;
+        };
+        let first = MessageRecord::of(&record).native_position();
+        self.begin_batch();
+        let to = self.copy_record(header, &record, false).0;
+        self.change_quietly(&Change::TimerMoved {
+            axis,
+            due: old.due,
+            first,
+            from: old.position,
+            to,
+        });
+        self.end_batch();
+        let timer = Timer { position: to, ..old };
+        self.log.pin(to);
+        let time = self.timers.time(axis, self.now);
+        self.timers.wheel(axis).insert(time, timer);
+        let moved = Moved { axis, due: old.due, to };
+        self.timers.moved.insert(first, moved);
+        true
+    }
+
     // --- checkpoint and replay --------------------------------------------------------------------
 
     /// Puts what re-creates the timers of one minute of a clock; gives whether that was the last.
@@ -312,6 +385,23 @@ impl State {
         let (axis, wheel) = match cursor.wheel {
             0 => (Axis::Relative, &timers.relative),
             1 => (Axis::Absolute, &timers.absolute),
+            2 => {
+                let from = cursor.moved.map_or(Bound::Unbounded, Bound::Excluded);
+                let rest = timers.moved.range((from, Bound::Unbounded));
+                cursor.moved = None;
+                for (first, moved) in rest.take(CHECKPOINT_MOVED_MAX) {
+                    cursor.moved = Some(*first);
+                    put(&Change::TimerMoved {
+                        axis: moved.axis,
+                        due: moved.due,
+                        first: *first,
+                        from: *first,
+                        to: moved.to,
+                    });
+                }
+                cursor.wheel += u8::from(cursor.moved.is_none());
+                return false;
+            }
             _ => {
                 put(&Change::Clock {
                     ahead: timers.written,
@@ -374,6 +464,20 @@ impl State {
             }
             Change::TimerRecalled { axis, due, position } => {
                 timers.wheel(axis).recall(Timer { due, position, size: 0 });
+            }
+            Change::TimerMoved {
+                axis,
+                due,
+                first,
+                from,
+                to,
+            } => {
+                timers.wheel(axis).recall(Timer {
+                    due,
+                    position: from,
+                    size: 0,
+                });
+                timers.moved.insert(first, Moved { axis, due, to });
             }
             Change::Timers {
                 axis,

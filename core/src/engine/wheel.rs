@@ -7,7 +7,8 @@
 //! A bucket holds the timers of its span in the order they came. Time ahead is taken apart step by step, a
 //! bounded number of timers at a time, so nothing is ever sorted and nobody waits for long.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 use crate::store::record::Position;
 
@@ -145,6 +146,16 @@ impl Bucket {
     }
 }
 
+/// How far a search through the time ahead has come.
+#[derive(Default)]
+pub(crate) struct Search {
+    minute: u64,
+    piece: usize,
+    at: usize,
+    /// Of the timer before.
+    position: u64,
+}
+
 /// All timers of one clock.
 #[derive(Default)]
 pub(crate) struct Wheel {
@@ -157,6 +168,8 @@ pub(crate) struct Wheel {
     len: u64,
     /// Timers that were recalled, or fired while others of the same millisecond were not, with their times.
     gone: HashMap<Position, u64>,
+    /// Places that timers had and have no more: what is met of them is passed over.
+    left: HashSet<Position>,
     /// While the log is read back: everything due before the first that lies before the second has fired.
     fired: Vec<(u64, Position)>,
     /// While a checkpoint and the log behind it are read back: a minute's timers before that place in the
@@ -178,7 +191,8 @@ impl Wheel {
             .chain(self.seconds.values())
             .chain(self.millis.values());
         let one = size_of::<Bucket>() + size_of::<u64>();
-        buckets.map(|bucket| bucket.memory() + one).sum::<usize>() + self.gone.capacity() * 24
+        let left = self.gone.capacity() * 24 + self.left.capacity() * 16;
+        buckets.map(|bucket| bucket.memory() + one).sum::<usize>() + left
     }
 
     pub(crate) fn insert(&mut self, now: u64, timer: Timer) {
@@ -268,16 +282,21 @@ impl Wheel {
 
     /// Takes out the next timer that is due; one that was recalled comes as `Err`.
     pub(crate) fn pop(&mut self, now: u64) -> Option<Result<Timer, Timer>> {
-        let due = self.due(now)?;
-        let bucket = self.millis.get_mut(&due)?;
-        let (_, position, size) = bucket.pop()?;
-        if bucket.is_empty() {
-            self.millis.remove(&due);
+        loop {
+            let due = self.due(now)?;
+            let bucket = self.millis.get_mut(&due)?;
+            let (_, position, size) = bucket.pop()?;
+            if bucket.is_empty() {
+                self.millis.remove(&due);
+            }
+            if !self.left.is_empty() && self.left.remove(&position) {
+                continue;
+            }
+            self.len -= 1;
+            let timer = Timer { due, position, size };
+            let was_recalled = !self.gone.is_empty() && self.gone.remove(&position).is_some();
+            return Some(if was_recalled { Err(timer) } else { Ok(timer) });
         }
-        self.len -= 1;
-        let timer = Timer { due, position, size };
-        let was_recalled = !self.gone.is_empty() && self.gone.remove(&position).is_some();
-        Some(if was_recalled { Err(timer) } else { Ok(timer) })
     }
 
     /// Nothing is left that is due at that time.
@@ -304,6 +323,66 @@ impl Wheel {
         self.gone.insert(timer.position, timer.due).is_none()
     }
 
+    // --- moving -----------------------------------------------------------------------------------
+
+    /// Looks at up to `steps` timers of the time ahead, minutes from now on, for those whose record lies in
+    /// `span` of the log; what was recalled comes as `Err`. Gives whether that was the last of it.
+    pub(crate) fn search(
+        &self,
+        search: &mut Search,
+        span: &Range<u64>,
+        mut steps: usize,
+        found: &mut Vec<Result<Timer, Timer>>,
+    ) -> bool {
+        let mut bytes = 0;
+        let from = self.minutes_ahead.max(search.minute);
+        for (minute, bucket) in self.minutes.range(from..) {
+            if *minute != search.minute {
+                *search = Search {
+                    minute: *minute,
+                    ..Search::default()
+                };
+            }
+            while let Some(piece) = bucket.pieces.get(search.piece) {
+                while search.at + 2 <= piece.len() {
+                    if steps == 0 || found.len() >= FOUND_MAX || bytes >= FOUND_BYTES_MAX {
+                        return false;
+                    }
+                    steps -= 1;
+                    let offset = u16::from_le_bytes([piece[search.at], piece[search.at + 1]]);
+                    search.at += 2;
+                    let step = unzigzag(take_varint(piece, &mut search.at));
+                    let position = ((search.position / 8) as i64).wrapping_add(step) as u64 * 8;
+                    let size = (take_varint(piece, &mut search.at) * 8) as u32;
+                    search.position = position;
+                    let timer = Timer {
+                        due: minute * MINUTE + u64::from(offset),
+                        position: Position(position),
+                        size,
+                    };
+                    if span.contains(&position) && !self.left.contains(&timer.position) {
+                        bytes += size;
+                        let was_recalled = self.gone.contains_key(&timer.position);
+                        found.push(if was_recalled { Err(timer) } else { Ok(timer) });
+                    }
+                }
+                // The last piece may grow meanwhile.
+                if search.piece + 1 == bucket.pieces.len() {
+                    break;
+                }
+                (search.piece, search.at) = (search.piece + 1, 0);
+            }
+        }
+        true
+    }
+
+    /// A timer that [`search`](Self::search) found is not needed at that place any more.
+    pub(crate) fn leave(&mut self, position: Position) {
+        self.gone.remove(&position);
+        self.left.insert(position);
+        self.len -= 1;
+    }
+
     // --- checkpoints and replay -------------------------------------------------------------------
 
     /// The first minute from that one on that has timers.
@@ -318,7 +397,7 @@ impl Wheel {
     pub(crate) fn checkpoint(&self, minute: u64, mut put: impl FnMut(&[u8])) {
         let (mut bytes, mut last, mut count) = (Vec::new(), 0, 0);
         let mut add = |offset: u64, position: Position, size: u32| {
-            if self.gone.contains_key(&position) {
+            if self.gone.contains_key(&position) || self.left.contains(&position) {
                 return;
             }
             if count == CHECKPOINT_MAX {
@@ -430,6 +509,10 @@ impl Wheel {
         }
     }
 }
+
+/// What one search gives at most, and the bytes of the records.
+const FOUND_MAX: usize = 256;
+const FOUND_BYTES_MAX: u32 = 1 << 20;
 
 /// Timers in one change of a checkpoint.
 const CHECKPOINT_MAX: usize = 16_384;

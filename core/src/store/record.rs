@@ -619,6 +619,13 @@ impl<'a> MessageRecord<'a> {
         }
     }
 
+    /// Where the native record says that it lies: where it was stored at first, when it is a timed message that
+    /// was copied.
+    pub(crate) fn native_position(self) -> Position {
+        let at = self.native_start() + 28;
+        Position(u64::from_be_bytes(self.record[at..at + 8].try_into().expect("8 bytes")))
+    }
+
     /// Message queue and offset as the native record has them.
     pub(crate) fn native_queue(self) -> (u32, u64) {
         let start = self.native_start();

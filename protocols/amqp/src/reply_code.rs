@@ -161,6 +161,10 @@ pub enum ChannelError {
     UserId { claimed: String, user: String },
     #[error("fast reply consumer does not exist")]
     NoReplyConsumer,
+    #[error("reply consumer already set")]
+    ReplyConsumerSet,
+    #[error("reply consumer cannot acknowledge")]
+    ReplyConsumerAcknowledges,
     #[error("{0}")]
     Invalid(String),
 }
@@ -193,6 +197,8 @@ impl ChannelError {
             | Self::InvalidExpiration { .. }
             | Self::UserId { .. }
             | Self::NoReplyConsumer
+            | Self::ReplyConsumerSet
+            | Self::ReplyConsumerAcknowledges
             | Self::Invalid(_) => ReplyCode::PreconditionFailed,
         }
     }

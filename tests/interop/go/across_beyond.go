@@ -144,6 +144,16 @@ func acrossBeyondChecks(s *Suite) {
 		got = Receive(t, five.inbox, "the reply of STOMP")
 		Equal(t, string(got.body)+string(got.properties.CorrelationData), "from stompseven", "reply of STOMP")
 	})
+	s.Check("across_a_stomp_client_answers_an_amqp_client_by_direct_reply_to", func(t *T) {
+		a, st, service := t.amqp(), t.stomp(), t.Name("service")
+		requests := st.subscribe("/queue/"+service, stomp.AckAuto)
+		answers := a.consume(replyTo, true)
+		a.publish("", service, amqp.Publishing{ReplyTo: replyTo, CorrelationId: "seven", Body: []byte("what?")})
+		request := st.next(requests, "the request")
+		st.send(request.Header.Get("reply-to"), []byte("that"), "correlation-id", request.Header.Get("correlation-id"))
+		answer := Receive(t, answers, "the answer")
+		Equal(t, string(answer.Body)+answer.CorrelationId, "thatseven", "body and correlation id")
+	})
 	s.Check("across_a_timed_native_message_reaches_amqp_when_it_is_due", func(t *T) {
 		topic := t.Name("timed")
 		c := t.amqp()

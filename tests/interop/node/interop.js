@@ -7,7 +7,9 @@
 const { parseArgs } = require('node:util');
 const { Suite } = require('./checks');
 
-const suites = { amqp: require('./amqp'), mqtt: require('./mqtt'), stomp: require('./stomp') };
+const suites = {
+  amqp: require('./amqp'), mqtt: require('./mqtt'), 'mqtt-restart': require('./mqtt_restart'), stomp: require('./stomp'),
+};
 
 async function main() {
   const { values, positionals } = parseArgs({

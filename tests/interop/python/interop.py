@@ -9,10 +9,11 @@ import sys
 
 import amqp
 import mqtt
+import mqtt_restart
 import stomps
 from checks import Suite
 
-SUITES = {"amqp": amqp.checks, "mqtt": mqtt.checks, "stomp": stomps.checks}
+SUITES = {"amqp": amqp.checks, "mqtt": mqtt.checks, "mqtt-restart": mqtt_restart.checks, "stomp": stomps.checks}
 
 
 def main():

@@ -174,6 +174,13 @@ impl Change {
                 due: at.u64()?,
                 position: Position(at.u64()?),
             },
+            39 => Self::TimerMoved {
+                axis: Axis::of(at.u8()?)?,
+                due: at.u64()?,
+                first: Position(at.u64()?),
+                from: Position(at.u64()?),
+                to: Position(at.u64()?),
+            },
             34 => Self::Half {
                 position: Position(at.u64()?),
                 half: Half {

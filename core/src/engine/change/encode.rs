@@ -193,6 +193,20 @@ impl Change {
                 out.put_u64_le(*due);
                 out.put_u64_le(position.0);
             }
+            Self::TimerMoved {
+                axis,
+                due,
+                first,
+                from,
+                to,
+            } => {
+                out.put_u8(39);
+                out.put_u8(*axis as u8);
+                out.put_u64_le(*due);
+                for position in [first, from, to] {
+                    out.put_u64_le(position.0);
+                }
+            }
             Self::Timers {
                 axis,
                 minute,

@@ -163,6 +163,13 @@ fn samples() -> Vec<Change> {
             before: 9,
             positions: vec![Position(8), Position(16)],
         },
+        Change::TimerMoved {
+            axis: Axis::Absolute,
+            due: 9,
+            first: Position(8),
+            from: Position(16),
+            to: Position(24),
+        },
         Change::TimerRecalled {
             axis: Axis::Relative,
             due: 1,

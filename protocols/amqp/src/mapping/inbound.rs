@@ -1,6 +1,6 @@
 //! What a published message's content header means to core.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, Attributes, AttributesBuilder, Name, Value as Neutral};
 
 use crate::arguments::check_expiration;
@@ -13,6 +13,27 @@ pub const ORDERING_HEADER: &[u8] = b"x-sharding-key";
 
 /// The pseudo-queue of direct reply-to.
 pub const REPLY_TO_QUEUE: &[u8] = b"amq.rabbitmq.reply-to";
+
+/// Whether that is the queue of somebody's direct reply-to.
+pub fn is_reply_queue(name: &[u8]) -> bool {
+    name.strip_prefix(REPLY_TO_QUEUE)
+        .is_some_and(|rest| rest.starts_with(b"."))
+}
+
+/// The properties with the queue of the channel's direct reply-to in place of the pseudo-queue, if they name it.
+pub fn with_reply_queue(properties: &[u8], queue: &[u8]) -> Option<BytesMut> {
+    let decoded = Properties::decode(properties).ok()?;
+    if decoded.reply_to != Some(REPLY_TO_QUEUE) {
+        return None;
+    }
+    let mut encoded = BytesMut::with_capacity(properties.len() + queue.len());
+    let properties = Properties {
+        reply_to: Some(queue),
+        ..decoded
+    };
+    properties.encode(&mut encoded);
+    Some(encoded)
+}
 
 /// What core is told about a message besides its address and body.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 
 use bytes::Bytes;
 use rocketbridge_core::boundary::{Settle, Settlement, SubscriptionId};
-use rocketbridge_core::request::{Acknowledge, Refusal, Reply, Request, Subscribe};
+use rocketbridge_core::request::{Acknowledge, Limit, Queue, Refusal, Reply, Request, Subscribe};
 
 use super::shared::{Context, Subscription, What};
 use crate::arguments::check_consumer;
@@ -44,9 +44,13 @@ impl Context<'_> {
 
     /// `basic.consume`
     pub fn basic_consume(&mut self, consume: &Consume<'_>) -> Result<(), Failure> {
-        let queue = self.queue_name(consume.queue)?;
-        if queue == REPLY_TO_QUEUE {
-            return Err(Failure::not_implemented("direct reply-to is not implemented"));
+        let mut queue = self.queue_name(consume.queue)?;
+        let is_reply = queue == REPLY_TO_QUEUE;
+        if is_reply && !consume.no_ack {
+            return Err(ChannelError::ReplyConsumerAcknowledges.into());
+        }
+        if is_reply && self.channel.reply.is_some() {
+            return Err(ChannelError::ReplyConsumerSet.into());
         }
         let tag = if consume.consumer_tag.is_empty() {
             self.shared.names.consumer_tag()
@@ -64,6 +68,11 @@ impl Context<'_> {
         let priority = check_consumer(&queue, consume.arguments)?;
         let subscription = self.shared.subscription();
         place.insert(subscription);
+        if is_reply {
+            queue = self.shared.names.reply_queue();
+            self.channel.reply = Some((subscription, queue.clone()));
+            self.request(What::DeclareReplyQueue, Request::DeclareQueue(reply_queue(&queue)));
+        }
         let consumer = Subscription {
             channel: self.channel.key,
             tag: tag.clone(),
@@ -124,6 +133,14 @@ impl Context<'_> {
             }
             return;
         };
+        if self
+            .channel
+            .reply
+            .as_ref()
+            .is_some_and(|(reply, _)| *reply == subscription)
+        {
+            self.channel.reply = None;
+        }
         let what = What::Cancel {
             subscription,
             tag,
@@ -235,5 +252,19 @@ impl Context<'_> {
             self.answer(&Method::BasicRecoverOk {});
         }
         Ok(())
+    }
+}
+
+/// The queue of a channel's direct reply-to: it goes with its consumer.
+fn reply_queue(name: &Bytes) -> Queue {
+    Queue {
+        name: name.clone(),
+        durable: false,
+        exclusive: true,
+        auto_delete: true,
+        addressable: false,
+        limit: Limit::default(),
+        policy: None,
+        arguments: Bytes::new(),
     }
 }

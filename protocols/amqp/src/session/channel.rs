@@ -158,6 +158,8 @@ pub struct Channel {
     pub last_queue: Option<Bytes>,
     /// Consumers by tag.
     pub consumers: BTreeMap<Bytes, SubscriptionId>,
+    /// The consumer of direct reply-to, and its queue.
+    pub reply: Option<(SubscriptionId, Bytes)>,
     /// Delivery tag of the next delivery.
     pub next_delivery_tag: u64,
     /// What was delivered and not settled.
@@ -182,6 +184,7 @@ impl Channel {
             prefetch: 0,
             last_queue: None,
             consumers: BTreeMap::new(),
+            reply: None,
             next_delivery_tag: 1,
             unacked: Unacked::default(),
             confirms: None,

@@ -12,7 +12,7 @@ use crate::codec::content::{CLASS_BASIC, CONTENT_HEADER_SIZE};
 use crate::codec::{
     ContentHeader, FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD, put_frame_header, put_short_str,
 };
-use crate::mapping::inbound::meaning;
+use crate::mapping::inbound::{meaning, with_reply_queue};
 use crate::mapping::outbound::{Envelope, envelope, origin};
 use crate::mapping::{FORMAT, Route, target};
 use crate::reply_code::{ChannelError, ConnectionError, Failure, ReplyCode, Resource, Snippet};
@@ -89,6 +89,9 @@ impl Context<'_> {
             routing_key,
             mandatory,
         } = publishing;
+        let reply = self.channel.reply.as_ref();
+        let replaced = reply.and_then(|(_, queue)| with_reply_queue(properties, queue));
+        let properties = replaced.as_deref().unwrap_or(properties);
         let mut target = target(&exchange, &routing_key);
         let meaning = meaning(
             properties,

@@ -269,7 +269,9 @@ impl Session {
                 context.shared.subscriptions.remove(&subscription);
                 Ok(())
             }
-            What::Login { .. } | What::Answer(_) | What::Fail(_) | What::ChannelCloseOk => Ok(()),
+            What::DeclareReplyQueue | What::Login { .. } | What::Answer(_) | What::Fail(_) | What::ChannelCloseOk => {
+                Ok(())
+            }
         }
     }
 

@@ -24,6 +24,11 @@ impl Names {
         self.name("amq.ctag-")
     }
 
+    /// The queue of a channel's direct reply-to: the pseudo-queue's name, a full stop, and 22 characters.
+    pub fn reply_queue(&mut self) -> Bytes {
+        self.name("amq.rabbitmq.reply-to.")
+    }
+
     fn name(&mut self, prefix: &str) -> Bytes {
         const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let mut bits = u128::from(self.next()) << 64 | u128::from(self.next());

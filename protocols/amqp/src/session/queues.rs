@@ -6,6 +6,7 @@ use rocketbridge_core::request::{Queue, QueueState, Refusal, Reply, Request};
 use super::shared::{Context, What};
 use crate::arguments::{QueueType, check_queue, check_queue_equivalence};
 use crate::codec::{Method, ShortStr, Table};
+use crate::mapping::inbound::{REPLY_TO_QUEUE, is_reply_queue};
 use crate::mapping::strip_line_ends;
 use crate::reply_code::{ChannelError, Failure, Resource};
 
@@ -25,7 +26,12 @@ impl Context<'_> {
     pub fn queue_declare(&mut self, declare: &Declare<'_>) -> Result<(), Failure> {
         let no_wait = declare.no_wait;
         let stripped = strip_line_ends(declare.queue);
-        if declare.passive {
+        if *stripped == *REPLY_TO_QUEUE {
+            self.reply_queue_exists(&stripped, no_wait);
+            return Ok(());
+        }
+        // Who is about to reply asks this way whether anybody listens.
+        if declare.passive || is_reply_queue(&stripped) {
             let queue = Bytes::copy_from_slice(&stripped);
             self.channel.last_queue = Some(queue.clone());
             let what = What::FindQueue {
@@ -84,7 +90,23 @@ impl Context<'_> {
                 self.send_unless(no_wait, &answer);
                 Ok(())
             }
+            // Another connection's: that it is there is all that anybody may know.
+            Err(Refusal::Locked) if is_reply_queue(queue) => {
+                self.reply_queue_exists(queue, no_wait);
+                Ok(())
+            }
             other => Err(self.refused(&Resource::queue(queue), other)),
+        }
+    }
+
+    fn reply_queue_exists(&mut self, queue: &[u8], no_wait: bool) {
+        let answer = Method::QueueDeclareOk {
+            queue: ShortStr(queue),
+            message_count: 0,
+            consumer_count: 1,
+        };
+        if !no_wait {
+            self.answer(&answer);
         }
     }
 

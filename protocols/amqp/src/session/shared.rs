@@ -67,6 +67,8 @@ pub enum What {
         wanted: Queue,
         no_wait: bool,
     },
+    /// The queue of a channel's direct reply-to, right before it is consumed.
+    DeclareReplyQueue,
     FindQueue {
         queue: Bytes,
         no_wait: bool,

@@ -15,6 +15,9 @@ import com.rabbitmq.client.Connection;
 import com.rabbitmq.client.ConnectionFactory;
 import com.rabbitmq.client.Delivery;
 import com.rabbitmq.client.GetResponse;
+import com.rabbitmq.client.RpcClient;
+import com.rabbitmq.client.RpcClientParams;
+import com.rabbitmq.client.RpcServer;
 import com.rabbitmq.client.ShutdownSignalException;
 import java.io.IOException;
 import java.math.BigDecimal;
@@ -31,7 +34,6 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicIntegerArray;
 
 /** AMQP 0-9-1 with RabbitMQ's Java client. */
 final class Amqp {
@@ -51,6 +53,7 @@ final class Amqp {
         ConnectionFactory factory = new ConnectionFactory();
         factory.setUri(suite.option("--amqp").replaceAll("/$", ""));
         factory.setAutomaticRecoveryEnabled(false);
+        factory.setHandshakeTimeout(60_000);
         Connection connection = factory.newConnection();
         suite.after(() -> connection.close(2000));
         return connection;
@@ -144,11 +147,11 @@ final class Amqp {
             for (int i = 0; i < 5; i++) {
                 publish(channel, "", queue, "x");
             }
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             equal(channel.messageCount(queue), 5L, "messages");
             equal(channel.queuePurge(queue).getMessageCount(), 5, "purged messages");
             publish(channel, "", queue, "x");
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             closesChannel(connection, 406, other -> other.queueDelete(queue, false, true));
             equal(channel.queueDelete(queue).getMessageCount(), 1, "deleted messages");
             isTrue(channel.queueDeclare().getQueue().startsWith("amq.gen-"), "a server-named queue");
@@ -197,7 +200,7 @@ final class Amqp {
             for (int i = 0; i < 6; i++) {
                 publish(channel, "", queue, "" + i);
             }
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             channel.basicQos(4);
             BlockingQueue<Delivery> inbox = new LinkedBlockingQueue<>();
             String consumer = channel.basicConsume(queue, false, (tag, message) -> inbox.add(message), tag -> { });
@@ -232,6 +235,7 @@ final class Amqp {
             connection.createChannel().queueDelete(queue);
             equal(next(cancelled, "the cancel"), "tag", "consumer");
         });
+        suite.check("amqp_java_rpc_client_is_answered_by_direct_reply_to", this::directReplyTo);
         suite.check("amqp_java_two_consumers_compete", this::competition);
         suite.check("amqp_java_errors_have_their_codes", this::errors);
     }
@@ -299,25 +303,78 @@ final class Amqp {
         channel.queueDeclare(queue, true, false, false, null);
         suite.after(() -> connect().createChannel().queueDelete(queue));
         Map<String, Integer> seen = new ConcurrentHashMap<>();
-        AtomicIntegerArray shares = new AtomicIntegerArray(2);
         CountDownLatch all = new CountDownLatch(count);
+        int prefetch = 2;
+        // Nobody acknowledges before both have their share, however slow one of them is.
+        CountDownLatch[] shares = {new CountDownLatch(prefetch), new CountDownLatch(prefetch)};
+        List<Delivery> held = Collections.synchronizedList(new ArrayList<>());
         for (int member = 0; member < 2; member++) {
             int number = member;
             Channel consuming = connect().createChannel();
-            consuming.basicQos(2);
+            consuming.basicQos(prefetch);
             consuming.basicConsume(queue, false, (tag, message) -> {
                 seen.merge(text(message.getBody()), 1, Integer::sum);
-                shares.incrementAndGet(number);
-                consuming.basicAck(message.getEnvelope().getDeliveryTag(), false);
                 all.countDown();
+                if (shares[number].getCount() > 0) {
+                    held.add(message);
+                    shares[number].countDown();
+                    if (shares[number].getCount() > 0) {
+                        return;
+                    }
+                    waitFor(shares[1 - number]);
+                    consuming.basicAck(message.getEnvelope().getDeliveryTag(), true);
+                    return;
+                }
+                consuming.basicAck(message.getEnvelope().getDeliveryTag(), false);
             }, tag -> { });
         }
         for (int i = 0; i < count; i++) {
             publish(channel, "", queue, "" + i);
         }
-        isTrue(all.await(30, TimeUnit.SECONDS), "only " + seen.size() + " messages came");
+        isTrue(all.await(Suite.PATIENCE, TimeUnit.SECONDS), "only " + seen.size() + " messages came");
         equal(seen.size(), count, "different messages");
-        isTrue(shares.get(0) > count / 10 && shares.get(1) > count / 10, "shares " + shares);
+        equal(held.size(), 2 * prefetch, "messages that were held at first");
+    }
+
+    private static void waitFor(CountDownLatch latch) throws IOException {
+        try {
+            latch.await();
+        } catch (InterruptedException interrupted) {
+            throw new IOException(interrupted);
+        }
+    }
+
+    /** RpcClient's default reply queue is amq.rabbitmq.reply-to. */
+    private void directReplyTo() throws Exception {
+        Channel serving = connect().createChannel();
+        String queue = serving.queueDeclare().getQueue();
+        RpcServer server = new RpcServer(serving, queue) {
+            @Override
+            public byte[] handleCall(Delivery request, AMQP.BasicProperties replyProperties) {
+                String replyTo = request.getProperties().getReplyTo();
+                return (replyTo.startsWith("amq.rabbitmq.reply-to.") + " " + text(request.getBody())).getBytes();
+            }
+        };
+        Thread thread = new Thread(() -> {
+            try {
+                server.mainloop();
+            } catch (Exception ended) {
+                // The connection ends with the check.
+            }
+        });
+        thread.setDaemon(true);
+        thread.start();
+        RpcClient[] clients = new RpcClient[3];
+        for (int i = 0; i < clients.length; i++) {
+            clients[i] = new RpcClient(new RpcClientParams().channel(connect().createChannel()).exchange("").routingKey(queue)
+                .timeout(30_000));
+        }
+        for (int i = 0; i < 30; i++) {
+            equal(text(clients[i % 3].primitiveCall(("call " + i).getBytes())), "true call " + i, "answer");
+        }
+        for (RpcClient client : clients) {
+            client.close();
+        }
     }
 
     private void errors() throws Exception {
