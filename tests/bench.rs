@@ -27,7 +27,13 @@ fn json(output: &Output) -> Value {
 
 /// Runs it, and checks what every good run says.
 fn good(arguments: &str, delivered: u64) -> Value {
-    let output = bench(&format!("{arguments} --json"));
+    // A busy machine may stand still for longer than is usual.
+    let patience = if arguments.starts_with("engine") {
+        ""
+    } else {
+        " --patience 60"
+    };
+    let output = bench(&format!("{arguments}{patience} --json"));
     let errors = String::from_utf8_lossy(&output.stderr);
     let found = json(&output);
     assert!(output.status.success(), "{arguments}: {found} {errors}");
@@ -103,7 +109,7 @@ async fn every_protocol_is_measured_and_every_message_verified() {
     assert!(found["fill"]["messages_per_second"].is_number() && found["drain"]["seconds"].is_number());
     let found = good(&format!("{amqp} --rate 20000 --messages 2000"), 2000);
     assert!(
-        found["seconds"].as_f64().is_some_and(|s| (0.09..5.0).contains(&s)),
+        found["seconds"].as_f64().is_some_and(|s| (0.09..60.0).contains(&s)),
         "{found}"
     );
     // What one run leaves, another consumes.
@@ -259,7 +265,7 @@ fn a_fast_wrong_broker_shows() {
     let run = |fault| {
         let address = faulty_broker(fault);
         let output = bench(&format!(
-            "mqtt --url mqtt://{address} --messages 100 --patience 1 --json"
+            "mqtt --url mqtt://{address} --messages 100 --patience 5 --json"
         ));
         (output.status.code(), json(&output))
     };

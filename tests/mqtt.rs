@@ -57,6 +57,12 @@ impl Client {
         assert_eq!(self.read(SILENCE).expect("the connection lives"), None);
     }
 
+    /// Says goodbye and waits until the broker has let go of the connection.
+    fn leave(mut self) {
+        self.send(0xE0, b"");
+        assert_eq!(self.0.wire.read_to_end(), b"");
+    }
+
     #[track_caller]
     fn ping(&mut self) {
         self.send(0xC0, b"");
@@ -512,7 +518,7 @@ fn what_a_session_cannot_hold_is_dropped_counted_and_logged() {
     let broker = Broker::start_with(&options);
     let mut reader = Client::connect(&broker, Connect::persistent("reader"));
     subscribed(&mut reader, "t", 1);
-    drop(reader);
+    reader.leave();
     let mut writer = Client::connect(&broker, Connect::clean("writer"));
     for id in 1..=30u16 {
         writer.send(0x32, &publish("t", Some(id), &id.to_string()));

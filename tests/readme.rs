@@ -15,7 +15,7 @@ use support::clients::{Language, folder};
 const README: &str = include_str!("../README.md");
 
 /// How long a message may take, on a busy machine that has just started four programs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The first code block of that language.
 fn program(language: &str) -> &'static str {

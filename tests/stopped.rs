@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use support::amqp::{self, Amqp};
 use support::broker::{Broker, Options};
-use support::measure::{Memory, SetAtEnd, Spread};
+use support::measure::{Memory, SetAtEnd, Spread, stretch};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
 use support::stomp::Stomp;
@@ -96,10 +96,12 @@ fn flooded_with<T>(
             p99s[0],
             p99s[p99s.len() - 1]
         );
-        // The median: other programs on this machine have their moments.
+        // The median, and more where the broker waits for a processor: other programs have theirs.
+        let stretch = stretch(broker.pid());
+        println!("the broker ran {stretch:.1} times longer than it had to");
         assert!(
-            p99s[p99s.len() / 2] <= P99_MAX,
-            "others were served with these p99: {p99s:?}"
+            p99s[p99s.len() / 2] <= P99_MAX.mul_f64(stretch),
+            "others were served with these p99: {p99s:?}, while the broker ran {stretch:.1} times longer than it had to"
         );
     });
     memory.assert_growth_below(MEMORY_MAX + (stopped_clients as u64 - 1) * FURTHER_MAX);
@@ -336,7 +338,7 @@ fn stomp_subscribers_of_every_ack_mode_and_websockets_that_stop_cost_disk_and_bo
 
 /// Sends, and reads no answer; gives how many went out before the broker took no more.
 fn sends_without_reading(client: &mut Remoting) -> u64 {
-    client.wire.set_write_timeout(Duration::from_secs(2));
+    client.wire.set_write_timeout(Duration::from_secs(10));
     for number in 0..messages() {
         let send = remoting::Send {
             topic: "Stopped",

@@ -17,6 +17,9 @@ use tokio::time::{Duration, timeout};
 use super::*;
 use crate::connections::Connections;
 
+/// How long anything in here may take, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What happened, in order, in the words of the fake link and the test session.
 #[derive(Clone, Default)]
 struct Journal(Arc<(Mutex<Vec<String>>, Notify)>);
@@ -41,7 +44,7 @@ impl Journal {
                 noted.await;
             }
         };
-        if timeout(Duration::from_secs(5), found).await.is_err() {
+        if timeout(PATIENCE, found).await.is_err() {
             panic!("no {what:?} in {:?}", self.entries());
         }
     }
@@ -346,20 +349,20 @@ async fn tcp_pair() -> (TcpStream, TcpStream) {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Bench<S> {
     async fn send(&mut self, text: &str) {
-        let sent = timeout(Duration::from_secs(5), self.client.write_all(text.as_bytes())).await;
+        let sent = timeout(PATIENCE, self.client.write_all(text.as_bytes())).await;
         sent.expect("the driver reads").expect("it is open");
     }
 
     async fn expect(&mut self, text: &str) {
         let mut got = vec![0; text.len()];
-        let read = timeout(Duration::from_secs(5), self.client.read_exact(&mut got)).await;
+        let read = timeout(PATIENCE, self.client.read_exact(&mut got)).await;
         read.expect("there is an answer").expect("it is open");
         assert_eq!(String::from_utf8_lossy(&got), text);
     }
 
     async fn read_to_end(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
-        let read = timeout(Duration::from_secs(10), self.client.read_to_end(&mut rest)).await;
+        let read = timeout(PATIENCE, self.client.read_to_end(&mut rest)).await;
         read.expect("the driver closes").expect("without an error");
         rest
     }
@@ -388,7 +391,7 @@ async fn a_frame_larger_than_every_buffer_arrives_whole() {
         writer
     });
     let mut got = vec![0; answer.len()];
-    timeout(Duration::from_secs(10), reader.read_exact(&mut got))
+    timeout(PATIENCE, reader.read_exact(&mut got))
         .await
         .expect("in time")
         .unwrap();
@@ -563,7 +566,7 @@ async fn a_peer_that_is_still_sending_gets_the_goodbye_and_no_reset() {
     let mut text = b"close\n".to_vec();
     text.resize(8 << 20, b'.');
     let bench = bench_over((), server, false);
-    timeout(Duration::from_secs(5), client.write_all(&text))
+    timeout(PATIENCE, client.write_all(&text))
         .await
         .expect("what is sent after the end is still read")
         .expect("without a reset");
@@ -571,10 +574,7 @@ async fn a_peer_that_is_still_sending_gets_the_goodbye_and_no_reset() {
     client.read_to_end(&mut rest).await.expect("no reset");
     assert_eq!(rest, b"bye\n");
     drop(client);
-    timeout(Duration::from_secs(5), bench.task)
-        .await
-        .expect("it ends")
-        .unwrap();
+    timeout(PATIENCE, bench.task).await.expect("it ends").unwrap();
 }
 
 #[tokio::test]
@@ -608,7 +608,7 @@ async fn every_session_says_goodbye_at_shutdown() {
     bench.connections.tell(Call::SayGoodbye);
     assert_eq!(bench.read_to_end().await, b"going down\n");
     drop(bench.client);
-    timeout(Duration::from_secs(5), bench.connections.emptied())
+    timeout(PATIENCE, bench.connections.emptied())
         .await
         .expect("no connection is left");
     assert!(bench.journal.entries().contains(&"link dropped".into()));

@@ -11,7 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a broker may take to be ready; far longer than it should, for a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// The documented exit code of a listening address that another process has.
+const EXIT_ADDRESS_TAKEN: i32 = 4;
 
 /// Names another program than the one that was built with the tests, such as a release build.
 const PROGRAM: &str = "ROCKETBRIDGE_PROGRAM";
@@ -65,10 +68,22 @@ impl Broker {
     }
 
     /// Starts again on the same data folder and the same ports.
-    pub fn restart(self, options: &Options) -> Self {
-        let (mut broker, lines) = self.respawn(options);
-        broker.wait_until_ready(&lines);
-        broker
+    pub fn restart(mut self, options: &Options) -> Self {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            let (mut broker, lines) = self.respawn(options);
+            if broker.is_ready(&lines) {
+                return broker;
+            }
+            // Meanwhile another program may have got one of the ports.
+            let status = broker.child.wait().expect("it is our child");
+            assert!(
+                status.code() == Some(EXIT_ADDRESS_TAKEN) && Instant::now() < deadline,
+                "it ended: {status}\n{}",
+                broker.log()
+            );
+            self = broker;
+        }
     }
 
     /// As [`restart`](Self::restart), but does not wait until it is ready.
@@ -87,7 +102,9 @@ impl Broker {
 
     fn launch(options: &Options, folder: Arc<Folder>, addresses: &BTreeMap<String, SocketAddr>) -> Self {
         let (mut broker, lines) = Self::spawn(options, folder, addresses);
-        broker.wait_until_ready(&lines);
+        if !broker.is_ready(&lines) {
+            panic!("it ended: {:?}\n{}", broker.child.wait(), broker.log());
+        }
         broker
     }
 
@@ -152,17 +169,18 @@ impl Broker {
         (broker, lines)
     }
 
-    fn wait_until_ready(&mut self, lines: &Receiver<String>) {
+    /// Waits for the ready line; `false` when it ends before that.
+    fn is_ready(&mut self, lines: &Receiver<String>) -> bool {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
             match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains("ready ") => {
                     self.addresses = ready_addresses(&line);
-                    return;
+                    return true;
                 }
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => panic!("not ready in time: {}", self.log()),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended: {:?}\n{}", self.child.wait(), self.log()),
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
     }

@@ -1,11 +1,12 @@
 //! Times, and what the slowest of them may be on a machine that others use, too; memory, and its peak.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::thread;
-use std::time::Duration;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use super::broker::Broker;
 
@@ -31,23 +32,83 @@ impl Spread {
     }
 }
 
-/// Measures until 99 percent are within the limit, `attempts` times at most: noise only ever adds.
+/// How many hops from thread to thread something that is measured may take: each is as late as the machine is.
+const HOPS: u32 = 4;
+
+/// Measures until 99 percent are within the limit, `attempts` times at most: noise only ever adds. What the
+/// machine itself takes meanwhile is added to the limit.
 pub fn best_of(attempts: u32, p99_max: Duration, what: &str, mut measure: impl FnMut() -> io::Result<Spread>) {
     let mut tried = Vec::new();
     for _ in 0..attempts {
+        let control = Control::start();
         let spread = measure().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let machine = control.end().percentile(99);
         let p99 = spread.percentile(99);
         println!(
-            "{what}: median {:?}, p99 {p99:?} of {}",
+            "{what}: median {:?}, p99 {p99:?} of {}; p99 of the machine itself {machine:?}",
             spread.percentile(50),
             spread.len()
         );
-        if p99 <= p99_max {
+        if p99 <= p99_max + machine * HOPS {
             return;
         }
-        tried.push(p99);
+        tried.push((p99, machine));
     }
-    panic!("{what}: p99 was {tried:?}, more than {p99_max:?}");
+    panic!("{what}: p99, and that of the machine itself, were {tried:?}, more than {p99_max:?}");
+}
+
+/// Measures the machine: how late is a thread that waits for a byte of another one?
+struct Control {
+    /// Dropped, it ends the measuring.
+    stop: Sender<()>,
+    measured: JoinHandle<Spread>,
+}
+
+impl Control {
+    const EVERY: Duration = Duration::from_millis(2);
+
+    fn start() -> Self {
+        let (mut here, mut there) = UnixStream::pair().expect("two sockets");
+        thread::spawn(move || {
+            let mut byte = [0];
+            while there
+                .read_exact(&mut byte)
+                .and_then(|()| there.write_all(&byte))
+                .is_ok()
+            {}
+        });
+        let (stop, stopped) = channel::<()>();
+        let measured = thread::spawn(move || {
+            let (mut spread, mut byte) = (Spread::default(), [0]);
+            while spread.len() == 0 || stopped.recv_timeout(Self::EVERY) == Err(RecvTimeoutError::Timeout) {
+                let start = Instant::now();
+                here.write_all(&byte).expect("it is read");
+                here.read_exact(&mut byte).expect("it comes back");
+                spread.add(start.elapsed());
+            }
+            spread
+        });
+        Self { stop, measured }
+    }
+
+    fn end(self) -> Spread {
+        drop(self.stop);
+        self.measured.join().expect("it does not panic")
+    }
+}
+
+/// How much longer than it takes to run a process takes since its start: its threads wait for a processor, too.
+/// 1 where the system does not tell.
+pub fn stretch(pid: u32) -> f64 {
+    let (mut running, mut waiting) = (0.0, 0.0);
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
+    for task in tasks.map_while(Result::ok) {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        let mut nanoseconds = text.split_whitespace().map_while(|word| word.parse::<f64>().ok());
+        running += nanoseconds.next().unwrap_or(0.0);
+        waiting += nanoseconds.next().unwrap_or(0.0);
+    }
+    if running > 0.0 { 1.0 + waiting / running } else { 1.0 }
 }
 
 /// Watches a broker's resident memory.

@@ -37,7 +37,7 @@ func amqpCheck(s *Suite, name string, body func(*amqpT)) {
 
 func (t *T) dialAMQP(config amqp.Config) *amqp.Connection {
 	if config.Heartbeat == 0 {
-		config.Heartbeat = 10 * time.Second
+		config.Heartbeat = time.Minute
 	}
 	config.Locale = "en_US"
 	conn, err := amqp.DialConfig(t.at.amqp, config)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 )
@@ -194,43 +193,48 @@ func amqpConsumeChecks(s *Suite) {
 		})
 	})
 	amqpCheck(s, "competing_consumers_share_a_queue", func(t *amqpT) {
-		const count = 400
+		const count, prefetch = 400, 5
 		queue := t.durableQueue()
-		var mutex sync.Mutex
-		seen := map[string]int{}
-		share := map[int]int{}
-		all := make(chan struct{})
-		for member := range 2 {
-			conn := t.dialAMQP(amqp.Config{})
-			ch := t.channel(conn)
-			t.Ok(ch.Qos(5, 0, false), "qos")
+		t.confirmMode()
+		var members []<-chan amqp.Delivery
+		for range 2 {
+			ch := t.channel(t.dialAMQP(amqp.Config{}))
+			t.Ok(ch.Qos(prefetch, 0, false), "qos")
 			deliveries, err := ch.Consume(queue, "", false, false, false, false, nil)
 			t.Ok(err, "consume")
-			go func() {
-				for delivery := range deliveries {
-					mutex.Lock()
-					seen[string(delivery.Body)]++
-					share[member]++
-					done := len(seen) == count
-					mutex.Unlock()
-					_ = delivery.Ack(false)
-					if done {
-						close(all)
-					}
-				}
-			}()
+			members = append(members, deliveries)
 		}
-		t.confirmMode()
 		for i := range count {
 			t.confirmed("", queue, persistent([]byte(fmt.Sprint(i))))
 		}
-		Receive(t.T, orClosed(all), "all messages")
-		mutex.Lock()
-		defer mutex.Unlock()
-		for body, times := range seen {
-			Equal(t.T, times, 1, "deliveries of "+body)
+		// Nobody acknowledges yet, so that both have their share however slow one of them is.
+		var held []amqp.Delivery
+		for range prefetch {
+			for _, deliveries := range members {
+				held = append(held, Receive(t.T, deliveries, "a share of both"))
+			}
 		}
-		t.True(share[0] > count/10 && share[1] > count/10, "the shares are %v", share)
+		Equal(t.T, t.ready(queue), count-len(held), "messages that were not handed out")
+		seen := make(chan string, 2*count)
+		take := func(delivery amqp.Delivery) {
+			seen <- string(delivery.Body)
+			_ = delivery.Ack(false)
+		}
+		for _, deliveries := range members {
+			go func() {
+				for delivery := range deliveries {
+					take(delivery)
+				}
+			}()
+		}
+		for _, delivery := range held {
+			take(delivery)
+		}
+		bodies := map[string]int{}
+		for range count {
+			bodies[Receive(t.T, seen, "a message")]++
+		}
+		Equal(t.T, bodies, numbers(0, count), "bodies")
 	})
 	amqpCheck(s, "a_waiting_consumer_takes_over_what_another_held", func(t *amqpT) {
 		queue := t.durableQueue()
@@ -259,14 +263,4 @@ func (t *amqpT) expect(queue string, want ...string) {
 		got = append(got, text)
 	}
 	Equal(t.T, got, want, "messages of the queue")
-}
-
-// orClosed turns the closing of a channel into a value.
-func orClosed(closed <-chan struct{}) <-chan bool {
-	value := make(chan bool, 1)
-	go func() {
-		<-closed
-		value <- true
-	}()
-	return value
 }

@@ -181,6 +181,34 @@ func (t *T) Eventually(what string, condition func() bool) {
 	}
 }
 
+// InTime does something again when it was late: a busy machine is late now and then, a broker that waits for the
+// wrong thing always. The attempt says why it was late, or nothing; what must hold in any case it checks itself.
+func (t *T) InTime(attempt func() (late string)) {
+	var tried []string
+	for range 4 {
+		late := attempt()
+		if late == "" {
+			return
+		}
+		tried = append(tried, late)
+	}
+	t.Fatalf("never in time: %q", tried)
+}
+
+// Survives checks that a connection is kept while its client has nothing to say. A busy machine may stop all of
+// us for longer than a short interval allows, so that longer ones are tried before it counts.
+func (t *T) Survives(attempt func(interval time.Duration) error) {
+	var tried []string
+	for _, interval := range []time.Duration{time.Second, 3 * time.Second, 9 * time.Second} {
+		err := attempt(interval)
+		if err == nil {
+			return
+		}
+		tried = append(tried, fmt.Sprintf("with %v: %v", interval, err))
+	}
+	t.Fatalf("the connection ended: %q", tried)
+}
+
 func short(value any) string {
 	text := fmt.Sprintf("%+v", value)
 	if len(text) > 300 {

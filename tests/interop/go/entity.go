@@ -514,7 +514,7 @@ func (c *connector) channel() *amqp.Channel {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	if c.conn == nil || c.conn.IsClosed() {
-		conn, err := amqp.DialConfig(c.at, amqp.Config{Heartbeat: 10 * time.Second, Locale: "en_US"})
+		conn, err := amqp.DialConfig(c.at, amqp.Config{Heartbeat: time.Minute, Locale: "en_US"})
 		if err != nil {
 			time.Sleep(50 * time.Millisecond) // before the next attempt
 			return nil

@@ -63,7 +63,7 @@ func main() {
 	flags.String("stomp-websocket", "", "not used by the Go clients")
 	flags.String("mqtt-websocket", "", "not used by the Go clients")
 	only := flags.String("only", "", "run only checks whose name matches this `regexp`")
-	flags.DurationVar(&suite.limit, "limit", 60*time.Second, "longest `time` one check may take")
+	flags.DurationVar(&suite.limit, "limit", 180*time.Second, "longest `time` one check may take")
 	_ = flags.Parse(os.Args[2:])
 	suite.only = regexp.MustCompile(*only)
 	suite.args = flags.Args()

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	mqtt3 "github.com/eclipse/paho.mqtt.golang"
@@ -37,7 +39,7 @@ type client3 struct {
 
 func (t *T) mqttOptions() *mqtt3.ClientOptions {
 	return mqtt3.NewClientOptions().AddBroker("tcp://" + t.at.mqtt).SetClientID(t.Name("mqtt")).
-		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(10 * time.Second).
+		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(time.Minute).
 		SetMaxReconnectInterval(time.Second).SetOrderMatters(true)
 }
 
@@ -220,16 +222,18 @@ func mqttChecks3(s *Suite) {
 		one.next("a message")
 	})
 	s.Check("mqtt3_keep_alive_keeps_an_idle_client", func(t *T) {
-		client, topic := t.mqtt3With(t.mqttOptions().SetKeepAlive(time.Second)), t.Name("topic")
-		client.subscribe(topic, 1)
-		// Longer than the two intervals after which a silent client would be dropped.
-		select {
-		case why := <-client.lost:
-			t.Fatalf("the connection was lost: %v", why)
-		case <-time.After(3 * time.Second):
-		}
-		client.publish(topic, 1, []byte("x"))
-		client.next("a message")
+		t.Survives(func(interval time.Duration) error {
+			client := t.mqtt3With(t.mqttOptions().SetKeepAlive(interval))
+			// Longer than the two intervals after which a silent client would be dropped.
+			select {
+			case why := <-client.lost:
+				return why
+			case <-time.After(3 * interval):
+			}
+			token := client.Client.Publish(t.Name("topic"), 1, false, "x")
+			<-token.Done()
+			return token.Error()
+		})
 	})
 	s.Check("mqtt3_a_silent_client_is_dropped_after_its_keep_alive", func(t *T) {
 		conn, err := net.Dial("tcp", t.at.mqtt)
@@ -240,7 +244,7 @@ func mqttChecks3(s *Suite) {
 		start := time.Now()
 		_, err = conn.Write(packet)
 		t.Ok(err, "send CONNECT with a keep alive of one second")
-		t.Ok(conn.SetReadDeadline(start.Add(20*time.Second)), "set a deadline")
+		t.Ok(conn.SetReadDeadline(start.Add(time.Minute)), "set a deadline")
 		total := 0
 		for buffer := make([]byte, 16); err == nil; {
 			var count int
@@ -248,13 +252,14 @@ func mqttChecks3(s *Suite) {
 			total += count
 		}
 		Equal(t, total, 4, "bytes that came, a CONNACK")
-		took := time.Since(start)
-		t.True(took > time.Second && took < 10*time.Second, "dropped after %v: %v", took, err)
+		t.True(time.Since(start) > time.Second, "dropped after %v: %v", time.Since(start), err)
+		t.True(!errors.Is(err, os.ErrDeadlineExceeded), "not dropped within %v", time.Since(start))
 	})
 	s.Check("mqtt3_wrong_password_is_refused", func(t *T) {
 		client := t.prepare3(t.mqttOptions().SetUsername("guest").SetPassword("wrong"))
 		token := client.Connect()
-		t.True(token.WaitTimeout(10*time.Second) && token.Error() != nil, "the connection was accepted")
+		Closed(t, token.Done(), "the answer")
+		t.True(token.Error() != nil, "the connection was accepted")
 		t.mqtt3With(t.mqttOptions().SetUsername("guest").SetPassword("guest")).Disconnect(100)
 	})
 }
@@ -368,8 +373,7 @@ func mqttCompleteChecks(s *Suite) {
 	s.Check("mqtt3_retained_messages_come_to_later_subscribers", func(t *T) {
 		topic, client := t.Name("topic"), t.mqtt3()
 		for _, body := range []string{"old", "new"} {
-			token := client.Client.Publish(topic, 1, true, body)
-			t.True(token.WaitTimeout(10*time.Second) && token.Error() == nil, "published")
+			t.done3(client.Client.Publish(topic, 1, true, body), "publish a retained message")
 		}
 		client.subscribe(topic, 1)
 		got := client.next("the retained message")

@@ -18,7 +18,10 @@ type stompT struct {
 func (t *T) stomp() *stompT {
 	conn, err := stomp.Dial("tcp", t.at.stomp, stomp.ConnOpt.Login("guest", "guest"), stomp.ConnOpt.Host("/"),
 		stomp.ConnOpt.AcceptVersion(stomp.V12), stomp.ConnOpt.HeartBeat(time.Minute, time.Minute),
-		stomp.ConnOpt.WriteChannelCapacity(1000), stomp.ConnOpt.ReadChannelCapacity(1000))
+		stomp.ConnOpt.WriteChannelCapacity(1000), stomp.ConnOpt.ReadChannelCapacity(1000),
+		// The library's own patience is short for a busy machine.
+		stomp.ConnOpt.HeartBeatError(time.Minute), stomp.ConnOpt.MsgSendTimeout(time.Minute),
+		stomp.ConnOpt.RcvReceiptTimeout(time.Minute), stomp.ConnOpt.DisconnectReceiptTimeout(time.Minute))
 	t.Ok(err, "connect with STOMP")
 	t.Cleanup(func() { _ = conn.MustDisconnect() })
 	return &stompT{T: t, conn: conn}

@@ -6,7 +6,7 @@ const { once } = require('node:events');
 const readline = require('node:readline');
 
 // Longest time that one check may take, milliseconds.
-const LIMIT = 60_000;
+const LIMIT = 180_000;
 
 class Suite {
   constructor(name, options) {

@@ -8,7 +8,7 @@ const { Inbox, unique, bodySizes, randomBytes } = require('./checks');
 async function connect(options, after, more = {}) {
   const inbox = new Inbox();
   const client = mqtt.connect(`mqtt://${options.mqtt}`, {
-    clientId: unique('mqttjs'), protocolVersion: 4, reconnectPeriod: 0, connectTimeout: 20_000, ...more,
+    clientId: unique('mqttjs'), protocolVersion: 4, reconnectPeriod: 0, connectTimeout: 120_000, ...more,
   });
   client.on('message', (topic, payload, packet) => inbox.put({ topic, payload, packet }));
   after(() => client.endAsync(true));

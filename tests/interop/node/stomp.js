@@ -11,7 +11,8 @@ async function connect(options, after, more = {}) {
   const errors = new Inbox();
   const client = new Client({
     webSocketFactory: () => new WebSocket(`ws://${options['stomp-websocket']}/ws`, ['v12.stomp', 'v11.stomp', 'v10.stomp']),
-    connectHeaders: { login: 'guest', passcode: 'guest' }, reconnectDelay: 0, ...more,
+    connectHeaders: { login: 'guest', passcode: 'guest' }, reconnectDelay: 0,
+    heartbeatIncoming: 60_000, heartbeatOutgoing: 60_000, ...more,
   });
   client.onStompError = (frame) => errors.put(frame);
   const connected = new Promise((resolve) => { client.onConnect = resolve; });
@@ -87,7 +88,7 @@ module.exports = {
 
   async mqtt_over_websocket(options, after) {
     for (const protocolVersion of [4, 5]) {
-      const client = await mqtt.connectAsync(`ws://${options['mqtt-websocket']}/mqtt`, { protocolVersion, reconnectPeriod: 0 });
+      const client = await mqtt.connectAsync(`ws://${options['mqtt-websocket']}/mqtt`, { protocolVersion, reconnectPeriod: 0, connectTimeout: 120_000 });
       after(() => client.endAsync(true));
       const inbox = new Inbox();
       client.on('message', (topic, payload) => inbox.put(payload));

@@ -6,7 +6,7 @@ import stomp
 from paho.mqtt import client as paho
 from stomp.listener import ConnectionListener
 
-from checks import BODY_SIZES, equal, random_body, true, unique
+from checks import BODY_SIZES, PATIENCE, equal, random_body, survives, true, unique
 
 checks = []
 VERSIONS = [stomp.Connection10, stomp.Connection11, stomp.Connection12]
@@ -51,10 +51,10 @@ class Client:
     def send(self, destination, body, **headers):
         receipt = unique("receipt")
         self.client.send(destination, body, receipt=receipt, **headers)
-        equal(self.inbox.receipts.get(timeout=30), receipt, "receipt")
+        equal(self.inbox.receipts.get(timeout=PATIENCE), receipt, "receipt")
 
     def next(self):
-        return self.inbox.messages.get(timeout=30)
+        return self.inbox.messages.get(timeout=PATIENCE)
 
 
 @check
@@ -127,15 +127,19 @@ def transactions_take_effect_at_commit(options):
 
 @check
 def heart_beats_keep_a_connection(options):
-    with Client(options, heartbeats=(500, 500)) as client:
-        destination = "/topic/" + unique("topic")
-        client.client.subscribe(destination, id="s")
-        try:
-            client.inbox.messages.get(timeout=4)
-        except queues.Empty:
-            pass
-        client.send(destination, "still here")
-        equal(client.next().body, b"still here", "body")
+    def idle(interval):
+        with Client(options, heartbeats=(500 * interval, 500 * interval)) as client:
+            destination = "/topic/" + unique("topic")
+            client.client.subscribe(destination, id="s")
+            try:
+                client.inbox.messages.get(timeout=4 * interval)
+            except queues.Empty:
+                pass
+            true(client.client.is_connected(), "it ended")
+            client.send(destination, "still here")
+            equal(client.next().body, b"still here", "body")
+
+    survives(idle)
 
 
 @check
@@ -149,7 +153,7 @@ def stomp_over_websocket(options):
     client.subscribe(destination, id="1", ack="auto")
     for size in [0, 1, 70_000]:
         client.send(destination, "x" * size, persistent="true")
-        equal(inbox.messages.get(timeout=30).body, "x" * size, "body")
+        equal(inbox.messages.get(timeout=PATIENCE).body, "x" * size, "body")
     client.disconnect()
 
 
@@ -168,10 +172,10 @@ def mqtt_over_websocket(options):
             client.on_subscribe = lambda *_: ready.put(None)
             client.connect(host, int(port))
             client.loop_start()
-            ready.get(timeout=30)
+            ready.get(timeout=PATIENCE)
             for size in BODY_SIZES:
                 body = random_body(size)
                 client.publish("over/" + path.strip("/") + str(int(version)), body, 1)
-                equal(inbox.get(timeout=30), body, f"body of {size} bytes")
+                equal(inbox.get(timeout=PATIENCE), body, f"body of {size} bytes")
             client.disconnect()
             client.loop_stop()

@@ -34,7 +34,6 @@ import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicIntegerArray;
 
 /** AMQP 0-9-1 with RabbitMQ's Java client. */
 final class Amqp {
@@ -54,6 +53,7 @@ final class Amqp {
         ConnectionFactory factory = new ConnectionFactory();
         factory.setUri(suite.option("--amqp").replaceAll("/$", ""));
         factory.setAutomaticRecoveryEnabled(false);
+        factory.setHandshakeTimeout(60_000);
         Connection connection = factory.newConnection();
         suite.after(() -> connection.close(2000));
         return connection;
@@ -147,11 +147,11 @@ final class Amqp {
             for (int i = 0; i < 5; i++) {
                 publish(channel, "", queue, "x");
             }
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             equal(channel.messageCount(queue), 5L, "messages");
             equal(channel.queuePurge(queue).getMessageCount(), 5, "purged messages");
             publish(channel, "", queue, "x");
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             closesChannel(connection, 406, other -> other.queueDelete(queue, false, true));
             equal(channel.queueDelete(queue).getMessageCount(), 1, "deleted messages");
             isTrue(channel.queueDeclare().getQueue().startsWith("amq.gen-"), "a server-named queue");
@@ -200,7 +200,7 @@ final class Amqp {
             for (int i = 0; i < 6; i++) {
                 publish(channel, "", queue, "" + i);
             }
-            channel.waitForConfirmsOrDie(30_000);
+            channel.waitForConfirmsOrDie(120_000);
             channel.basicQos(4);
             BlockingQueue<Delivery> inbox = new LinkedBlockingQueue<>();
             String consumer = channel.basicConsume(queue, false, (tag, message) -> inbox.add(message), tag -> { });
@@ -303,25 +303,45 @@ final class Amqp {
         channel.queueDeclare(queue, true, false, false, null);
         suite.after(() -> connect().createChannel().queueDelete(queue));
         Map<String, Integer> seen = new ConcurrentHashMap<>();
-        AtomicIntegerArray shares = new AtomicIntegerArray(2);
         CountDownLatch all = new CountDownLatch(count);
+        int prefetch = 2;
+        // Nobody acknowledges before both have their share, however slow one of them is.
+        CountDownLatch[] shares = {new CountDownLatch(prefetch), new CountDownLatch(prefetch)};
+        List<Delivery> held = Collections.synchronizedList(new ArrayList<>());
         for (int member = 0; member < 2; member++) {
             int number = member;
             Channel consuming = connect().createChannel();
-            consuming.basicQos(2);
+            consuming.basicQos(prefetch);
             consuming.basicConsume(queue, false, (tag, message) -> {
                 seen.merge(text(message.getBody()), 1, Integer::sum);
-                shares.incrementAndGet(number);
-                consuming.basicAck(message.getEnvelope().getDeliveryTag(), false);
                 all.countDown();
+                if (shares[number].getCount() > 0) {
+                    held.add(message);
+                    shares[number].countDown();
+                    if (shares[number].getCount() > 0) {
+                        return;
+                    }
+                    waitFor(shares[1 - number]);
+                    consuming.basicAck(message.getEnvelope().getDeliveryTag(), true);
+                    return;
+                }
+                consuming.basicAck(message.getEnvelope().getDeliveryTag(), false);
             }, tag -> { });
         }
         for (int i = 0; i < count; i++) {
             publish(channel, "", queue, "" + i);
         }
-        isTrue(all.await(30, TimeUnit.SECONDS), "only " + seen.size() + " messages came");
+        isTrue(all.await(Suite.PATIENCE, TimeUnit.SECONDS), "only " + seen.size() + " messages came");
         equal(seen.size(), count, "different messages");
-        isTrue(shares.get(0) > count / 10 && shares.get(1) > count / 10, "shares " + shares);
+        equal(held.size(), 2 * prefetch, "messages that were held at first");
+    }
+
+    private static void waitFor(CountDownLatch latch) throws IOException {
+        try {
+            latch.await();
+        } catch (InterruptedException interrupted) {
+            throw new IOException(interrupted);
+        }
     }
 
     /** RpcClient's default reply queue is amq.rabbitmq.reply-to. */

@@ -32,7 +32,12 @@ public final class Main {
                 new RocketMqLater(suite).run();
                 break;
             case "half-producer":
-                RocketMqLater.sendHalf(options.get("--name-server"), options.get("--group"), options.get("--topic"));
+                try {
+                    RocketMqLater.sendHalf(options.get("--name-server"), options.get("--group"), options.get("--topic"));
+                } catch (Exception problem) {
+                    problem.printStackTrace(); // and the client's threads must not keep the process
+                }
+                Runtime.getRuntime().halt(1);
                 break;
             default:
                 System.err.println("usage: Main amqp|rocketmq|rocketmq-later [options]");

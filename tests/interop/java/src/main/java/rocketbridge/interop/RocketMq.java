@@ -10,9 +10,12 @@ import java.util.HashMap;
 import java.util.Map;
 import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+import org.apache.rocketmq.client.common.ClientErrorCode;
 import org.apache.rocketmq.client.consumer.DefaultMQPushConsumer;
 import org.apache.rocketmq.client.consumer.listener.ConsumeConcurrentlyStatus;
 import org.apache.rocketmq.client.consumer.listener.MessageListenerConcurrently;
+import org.apache.rocketmq.client.exception.MQClientException;
 import org.apache.rocketmq.client.producer.DefaultMQProducer;
 import org.apache.rocketmq.client.producer.SendResult;
 import org.apache.rocketmq.client.producer.SendStatus;
@@ -38,10 +41,17 @@ abstract class RocketMq {
     }
 
     DefaultMQProducer producer() throws Exception {
-        DefaultMQProducer producer = new DefaultMQProducer(unique("producers"));
+        DefaultMQProducer producer = patient(new DefaultMQProducer(unique("producers")));
         producer.setNamesrvAddr(suite.option("--name-server"));
         producer.start();
         suite.after(producer::shutdown);
+        return producer;
+    }
+
+    /** The client's own patience of 3 s is short for a busy machine: it would send again what was stored. */
+    static <P extends DefaultMQProducer> P patient(P producer) {
+        producer.setSendMsgTimeout(60_000);
+        producer.setMqClientApiTimeout(60_000);
         return producer;
     }
 
@@ -54,7 +64,26 @@ abstract class RocketMq {
     }
 
     static SendResult send(DefaultMQProducer producer, Message message) throws Exception {
-        return stored(producer.send(message));
+        return stored(routed(() -> producer.send(message)));
+    }
+
+    interface Sending {
+        SendResult send() throws Exception;
+    }
+
+    /** Where a busy machine kept the client from asking for a route, nothing was sent: it asks again. */
+    static SendResult routed(Sending sending) throws Exception {
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(Suite.PATIENCE);
+        while (true) {
+            try {
+                return sending.send();
+            } catch (MQClientException problem) {
+                boolean noRoute = problem.getResponseCode() == ClientErrorCode.NOT_FOUND_TOPIC_EXCEPTION;
+                if (!noRoute || System.nanoTime() > deadline) {
+                    throw problem;
+                }
+            }
+        }
     }
 
     static SendResult stored(SendResult result) {
@@ -84,7 +113,8 @@ abstract class RocketMq {
         consumer.setConsumeFromWhere(ConsumeFromWhere.CONSUME_FROM_FIRST_OFFSET);
         consumer.setInstanceName(unique("member"));
         // Else it would not note the offsets of messages whose listener is about to return.
-        consumer.setAwaitTerminationMillisWhenShutdown(10_000);
+        consumer.setAwaitTerminationMillisWhenShutdown(60_000);
+        consumer.setMqClientApiTimeout(60_000);
         consumer.subscribe(topic, tags);
         suite.after(consumer::shutdown);
         return consumer;

@@ -32,12 +32,12 @@ final class RocketMqProducer extends RocketMq {
 
     void run() {
         check("tutorial_producer_and_consumer", () -> {
-            DefaultMQProducer producer = new DefaultMQProducer("please_rename_unique_group_name");
+            DefaultMQProducer producer = patient(new DefaultMQProducer("please_rename_unique_group_name"));
             producer.setNamesrvAddr(suite.option("--name-server"));
             producer.start();
             suite.after(producer::shutdown);
             for (int i = 0; i < 10; i++) {
-                stored(producer.send(new Message("TopicTest", "TagA", ("Hello RocketMQ " + i).getBytes())));
+                send(producer, new Message("TopicTest", "TagA", ("Hello RocketMQ " + i).getBytes()));
             }
             BlockingQueue<MessageExt> inbox = member("please_rename_unique_group_name_4", "TopicTest");
             Set<String> bodies = bodies(inbox, 10).keySet();
@@ -165,7 +165,7 @@ final class RocketMqProducer extends RocketMq {
         long before = 0;
         SendResult marked = null;
         // Until a millisecond has passed between the two, so that the search can tell them apart.
-        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(20);
+        long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(Suite.PATIENCE);
         while (marked == null) {
             long last = System.currentTimeMillis();
             while (System.currentTimeMillis() <= last + 2) {
