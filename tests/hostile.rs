@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::amqp::{self, Amqp, Bytes};
 use support::broker::{Broker, Options};
-use support::measure::{Memory, SetAtEnd, Spread};
+use support::measure::{Memory, SetAtEnd, Spread, stretch};
 use support::mqtt::{self, Connect, Mqtt};
 use support::remoting::{self, Remoting};
 use support::stomp::Stomp;
@@ -584,9 +584,11 @@ fn others_are_served<T>(broker: &Broker, meanwhile: impl FnOnce() -> T) -> T {
         "others: median {before:?} before; median {median:?}, p99 {p99:?} of {} meanwhile",
         times.len()
     );
+    // Where the broker has to wait for a processor, it cannot be as fast.
+    let stretch = stretch(broker.pid());
     assert!(
-        median <= ROUND_TRIP_MAX,
-        "others took {median:?}, and {before:?} before"
+        median <= ROUND_TRIP_MAX.mul_f64(stretch),
+        "others took {median:?}, and {before:?} before, while the broker ran {stretch:.1} times longer than it had to"
     );
     result
 }

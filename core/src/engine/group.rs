@@ -356,7 +356,7 @@ impl State {
 
     /// The entry tells whether the message is wanted: only wanted ones are read.
     fn pull_by_entry(&mut self, pull: &Pull, filter: &Filter, pulled: &mut Pulled) -> Result<(), Refusal> {
-        let mut wanted: Vec<Entry> = Vec::new();
+        let mut wanted: Vec<Entry> = Vec::with_capacity(pull.messages_max.min(64) as usize);
         let mut bytes = 0u64;
         let message_queue = self.message_queue(&pull.topic, pull.queue_id)?;
         let scan_max = PULL_SCAN_MAX.max(pull.messages_max as usize);

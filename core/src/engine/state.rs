@@ -730,6 +730,16 @@ impl State {
         }
     }
 
+    /// Whether somebody waits for the log to be safe.
+    fn is_awaited(&self) -> bool {
+        !self.waiting.is_empty() || !self.held_links.is_empty()
+    }
+
+    /// Whether something is unwritten that somebody waits for.
+    pub(crate) fn awaits_write(&self) -> bool {
+        self.log.has_unwritten() && self.is_awaited()
+    }
+
     /// Ends a hold: hands over what it has to tell.
     pub(crate) fn finish(&mut self) -> After {
         self.act_on_deadlines();
@@ -755,7 +765,7 @@ impl State {
         After {
             wakers,
             unwritten: self.log.has_unwritten(),
-            awaited: !self.waiting.is_empty() || !self.held_links.is_empty(),
+            awaited: self.is_awaited(),
             work: !self.work.is_empty(),
             long_work: !self.long_work.is_empty(),
             deadline_moved: std::mem::take(&mut self.deadline_moved),

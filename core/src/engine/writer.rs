@@ -2,7 +2,8 @@
 //!
 //! Whoever finds bytes unwritten and the writer's lock free writes them, in position order. Only the sync
 //! thread calls `fdatasync`. Lock order: writer, then engine; the sync signal is taken alone. A failed write
-//! or sync is final: nothing is confirmed after it.
+//! or sync is final: nothing is confirmed after it. A condition is notified only when somebody waits for it:
+//! otherwise each notification is a system call for nothing.
 
 use std::collections::HashSet;
 use std::io;
@@ -71,6 +72,10 @@ struct Writing {
 struct Signal {
     requested: bool,
     closing: bool,
+    /// The sync thread waits to be asked.
+    idle: bool,
+    /// How many wait for a step of it.
+    awaiting: usize,
 }
 
 impl Writer {
@@ -101,22 +106,41 @@ impl Writer {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn signal(&self) -> MutexGuard<'_, Signal> {
+        self.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sync thread has done a step, or ends.
+    fn tell_step(&self) {
+        if self.signal().awaiting > 0 {
+            self.stepped.notify_all();
+        }
+    }
+
     fn request_sync(&self) {
         if !self.requested.swap(true, Ordering::AcqRel) {
-            self.signal.lock().unwrap_or_else(PoisonError::into_inner).requested = true;
-            self.signalled.notify_one();
+            let idle = {
+                let mut signal = self.signal();
+                signal.requested = true;
+                signal.idle
+            };
+            if idle {
+                self.signalled.notify_one();
+            }
         }
     }
 
     /// Waits until somebody asks or the interval is over; gives whether the engine is closing.
     fn wait(&self) -> bool {
-        let mut signal = self.signal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signal = self.signal();
         if !signal.requested && !signal.closing {
+            signal.idle = true;
             signal = self
                 .signalled
                 .wait_timeout_while(signal, SYNC_INTERVAL, |signal| !signal.requested && !signal.closing)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            signal.idle = false;
         }
         signal.requested = false;
         self.requested.store(false, Ordering::Release);
@@ -230,13 +254,14 @@ impl Engine {
         let writer = &self.0.writer;
         match writer.flush {
             Flush::Sync if awaited || unsynced > SYNC_AT => writer.request_sync(),
-            Flush::Sync => {}
-            Flush::Async => {
+            Flush::Async if awaited || unsynced > SYNC_AT => {
                 self.write_through();
                 if unsynced > SYNC_AT {
                     writer.request_sync();
                 }
             }
+            // Acks and offsets: they go with what somebody waits for, or with the sync thread's next step.
+            Flush::Sync | Flush::Async => {}
         }
     }
 
@@ -246,42 +271,42 @@ impl Engine {
             let Ok(mut writing) = self.0.writer.writing.try_lock() else {
                 return;
             };
-            if writing.failed.is_some() || self.write_all(&mut writing).is_err() {
+            if writing.failed.is_some() || self.write_some(&mut writing).is_err() {
                 self.0.writer.request_sync();
                 return;
             }
             drop(writing);
-            if !self.lock().log.has_unwritten() {
+            if !self.lock().awaits_write() {
                 return;
             }
         }
     }
 
-    /// Writes everything that was appended so far and, in asynchronous mode, tells who waited for it.
-    fn write_all(&self, writing: &mut Writing) -> Result<(), StoreFailed> {
+    /// Writes what was appended so far and, in asynchronous mode, tells who waited for it. Says whether there
+    /// was anything.
+    fn write_some(&self, writing: &mut Writing) -> Result<bool, StoreFailed> {
         writing.check()?;
-        loop {
-            let end = self.lock().log.take_unwritten(&mut writing.pieces);
-            if writing.pieces.is_empty() {
-                return Ok(());
-            }
-            self.0
-                .writer
-                .write_pieces(writing)
-                .map_err(|error| writing.fail(&error))?;
-            writing.written = end;
-            if self.0.writer.flush == Flush::Async {
-                let after = {
-                    let mut state = self.lock();
-                    state.begin(self.0.clock.now());
-                    state.release(end);
-                    state.finish()
-                };
-                for waker in after.wakers {
-                    waker.wake();
-                }
+        let end = self.lock().log.take_unwritten(&mut writing.pieces);
+        if writing.pieces.is_empty() {
+            return Ok(false);
+        }
+        self.0
+            .writer
+            .write_pieces(writing)
+            .map_err(|error| writing.fail(&error))?;
+        writing.written = end;
+        if self.0.writer.flush == Flush::Async {
+            let after = {
+                let mut state = self.lock();
+                state.begin(self.0.clock.now());
+                state.release(end);
+                state.finish()
+            };
+            for waker in after.wakers {
+                waker.wake();
             }
         }
+        Ok(true)
     }
 
     /// Writes and syncs everything appended so far and tells who waited for it. The sync thread's one
@@ -292,9 +317,14 @@ impl Engine {
     pub fn sync_once(&self) -> Result<(), StoreFailed> {
         let writer = &self.0.writer;
         let mut writing = writer.writing();
-        self.write_all(&mut writing)?;
+        while self.write_some(&mut writing)? {}
         let (written, synced) = (writing.written, writing.synced);
         if written == synced {
+            drop(writing);
+            if writer.flush == Flush::Async && self.lock().awaits_write() {
+                // Whoever appended just now found this thread at it.
+                self.write_through();
+            }
             return Ok(());
         }
         if writer.flush == Flush::Async {
@@ -342,13 +372,13 @@ impl Engine {
         let result = loop {
             let closing = writer.wait();
             let result = self.sync_once();
-            writer.stepped.notify_all();
+            writer.tell_step();
             if closing || result.is_err() {
                 break result;
             }
         };
         writer.has_thread.store(false, Ordering::Release);
-        writer.stepped.notify_all();
+        writer.tell_step();
         result
     }
 
@@ -366,9 +396,11 @@ impl Engine {
                 }
             }
             writer.request_sync();
-            let signal = writer.signal.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut signal = writer.signal();
+            signal.awaiting += 1;
             // A step that ended before this wait began is found when it is over.
-            drop(writer.stepped.wait_timeout(signal, STEP_PAUSE));
+            let waited = writer.stepped.wait_timeout(signal, STEP_PAUSE);
+            waited.unwrap_or_else(PoisonError::into_inner).0.awaiting -= 1;
         }
         self.sync_once()
     }
@@ -376,7 +408,7 @@ impl Engine {
     /// Lets [`run_sync`](Self::run_sync) end once everything is durable.
     pub(crate) fn finish_writing(&self) {
         let writer = &self.0.writer;
-        writer.signal.lock().unwrap_or_else(PoisonError::into_inner).closing = true;
+        writer.signal().closing = true;
         writer.signalled.notify_all();
         *self.0.closing.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.0.closed.notify_all();

@@ -167,11 +167,15 @@ func acrossBeyondChecks(s *Suite) {
 		later.WithProperty("TIMER_DELAY_MS", "1500")
 		t.send(t.producer(), later)
 		t.send(t.producer(), message(topic, "now").WithTag("k"))
-		for i, want := range []string{"now", "later"} {
-			Equal(t, string(c.getSoon(queue).Body), want, fmt.Sprintf("message %d at AMQP", i))
-			Equal(t, string(subscriber.next("a message").body), want, fmt.Sprintf("message %d at MQTT", i))
+		// On a busy machine the second may be sent when the first is due.
+		got := map[string]int{}
+		for range 2 {
+			got["AMQP "+string(c.getSoon(queue).Body)]++
+			got["MQTT "+string(subscriber.next("a message").body)]++
+			t.True(got["AMQP later"]+got["MQTT later"] == 0 || time.Since(began) >= 1500*time.Millisecond,
+				"it came before it was due")
 		}
-		t.True(time.Since(began) >= 1500*time.Millisecond, "it came before it was due")
+		Equal(t, got, map[string]int{"AMQP now": 1, "MQTT now": 1, "AMQP later": 1, "MQTT later": 1}, "messages")
 	})
 	s.Check("across_a_group_created_later_reads_what_every_protocol_published", func(t *T) {
 		topic := t.Name("history")

@@ -9,7 +9,7 @@ const versions = [4, 5];
 
 function connect(options, after, more) {
   const client = mqtt.connect(`mqtt://${options.mqtt}`, {
-    clientId: unique('mqttjs'), clean: false, reconnectPeriod: 100, connectTimeout: 20_000,
+    clientId: unique('mqttjs'), clean: false, reconnectPeriod: 100, connectTimeout: 120_000,
     ...(more.protocolVersion === 5 && { properties: { sessionExpiryInterval: 600 } }), ...more,
   });
   // Nobody listens for a while: that is what is tested.

@@ -8,7 +8,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from checks import ask, equal, true, unique
+from checks import PATIENCE, ask, equal, true, unique
 
 checks = []
 
@@ -40,7 +40,7 @@ class Client:
         host, port = options.mqtt.rsplit(":", 1)
         self.client.connect(host, int(port), keepalive=60, **more)
         self.client.loop_start()
-        equal(self.connected.get(timeout=30), False, "session present at first")
+        equal(self.connected.get(timeout=PATIENCE), False, "session present at first")
 
     def __enter__(self):
         return self
@@ -51,10 +51,10 @@ class Client:
 
     def subscribe(self, topic, qos):
         self.client.subscribe(topic, qos)
-        self.granted.get(timeout=30)
+        self.granted.get(timeout=PATIENCE)
 
     def next(self):
-        return self.inbox.get(timeout=40)
+        return self.inbox.get(timeout=PATIENCE)
 
 
 def kill_and_start():
@@ -76,13 +76,13 @@ def unacknowledged_messages_come_again_with_the_same_packet_ids(options):
             for message in first[:3]:
                 subscriber.client.ack(message.mid, 1)
             for _ in range(10):
-                publisher.confirmed.get(timeout=30)
+                publisher.confirmed.get(timeout=PATIENCE)
             # A message behind the acknowledgements on the same connection: the broker has read them.
             subscriber.client.publish(topic, "10", 1)
-            subscriber.confirmed.get(timeout=30)
+            subscriber.confirmed.get(timeout=PATIENCE)
             first.append(subscriber.next())
             kill_and_start()
-            equal(subscriber.connected.get(timeout=40), True, "session present")
+            equal(subscriber.connected.get(timeout=PATIENCE), True, "session present")
             again = [subscriber.next() for _ in range(8)]
             equal([message.mid for message in again], [message.mid for message in first[3:]], "packet identifiers")
             equal([message.payload for message in again], [message.payload for message in first[3:]], "bodies")
@@ -114,8 +114,8 @@ def arrives_through_a_kill(options, version, qos):
         sending.start()
         kill_and_start()
         sending.join()
-        equal(subscriber.connected.get(timeout=40), True, "session present of the subscriber")
-        equal(publisher.connected.get(timeout=40), True, "session present of the publisher")
+        equal(subscriber.connected.get(timeout=PATIENCE), True, "session present of the subscriber")
+        equal(publisher.connected.get(timeout=PATIENCE), True, "session present of the publisher")
         while len(counts) < 300:
             take()
         publisher.client.publish(topic, "last", qos)

@@ -139,7 +139,7 @@ public final class Spring {
                 ReactorNettyTcpStompClient client = new ReactorNettyTcpStompClient(host(address), port(address));
                 prepare(client, converter);
                 suite.after(client::shutdown);
-                session = client.connect(login, events).get(30, TimeUnit.SECONDS);
+                session = client.connect(login, events).get(Suite.PATIENCE, TimeUnit.SECONDS);
             } else {
                 ClientManager container = ClientManager.createClient();
                 container.getProperties().put("org.glassfish.tyrus.incomingBufferSize", 2 * BODY_MAX);
@@ -151,7 +151,7 @@ public final class Spring {
                 client.start();
                 suite.after(client::stop);
                 URI uri = new URI("ws://" + suite.option("--stomp-websocket") + "/ws");
-                session = client.connect(uri, new WebSocketHttpHeaders(), login, events).get(30, TimeUnit.SECONDS);
+                session = client.connect(uri, new WebSocketHttpHeaders(), login, events).get(Suite.PATIENCE, TimeUnit.SECONDS);
             }
             connected = next(events.connected, "CONNECTED");
             session.setAutoReceipt(true);
@@ -168,7 +168,7 @@ public final class Spring {
         void awaitReceipt(StompSession.Receiptable sent, String what) throws InterruptedException {
             CountDownLatch came = new CountDownLatch(1);
             sent.addReceiptTask(came::countDown);
-            isTrue(came.await(30, TimeUnit.SECONDS), what + ": no receipt, but " + events.lost + events.errors);
+            isTrue(came.await(Suite.PATIENCE, TimeUnit.SECONDS), what + ": no receipt, but " + events.lost + events.errors);
         }
 
         /** Returns when the broker has it. */

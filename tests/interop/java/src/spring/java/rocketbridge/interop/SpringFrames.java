@@ -77,7 +77,7 @@ final class SpringFrames {
         }
 
         void send(Message<byte[]> message) throws Exception {
-            connection.send(message).get(30, TimeUnit.SECONDS);
+            connection.send(message).get(Suite.PATIENCE, TimeUnit.SECONDS);
         }
 
         /** Sends a frame and waits for its receipt. */
