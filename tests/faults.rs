@@ -34,6 +34,10 @@ const ATTEMPTS: u32 = 8;
 /// The call that fails where messages come one by one.
 const FAILING_CALL: usize = 20;
 
+/// Writes of zeros that prepare the log before anything is written to it: none of them waits for the disk, and none
+/// is the one that fails.
+const PREPARING_WRITES: usize = 64;
+
 /// The call that fails where everybody is at work; setting up takes far fewer.
 const FAILING_CALL_OF_LOAD: usize = 60;
 
@@ -334,7 +338,7 @@ fn no_confirm_follows(call: &str) {
     let publishers: [fn(&Recorder, &Addresses) -> io::Result<()>; 4] =
         [amqp_one_by_one, mqtt_one_by_one, stomp_one_by_one, native_one_by_one];
     for publisher in publishers {
-        let (options, _trace, _folder) = traced(&format!("{call}:error=EIO:when={FAILING_CALL}"));
+        let (options, _trace, _folder) = traced(&format!("{call}:error=EIO:when={}", failing(call, FAILING_CALL)));
         let mut broker = Broker::start_with(&options);
         let recorder = Recorder::default();
         let result = publisher(&recorder, &Addresses::of(&broker));
@@ -346,6 +350,11 @@ fn no_confirm_follows(call: &str) {
             "{confirmed} confirms before call {FAILING_CALL} failed"
         );
     }
+}
+
+/// The number of the failing call, those that prepare the log included.
+fn failing(call: &str, number: usize) -> usize {
+    number + if call == "pwrite64" { PREPARING_WRITES } else { 0 }
 }
 
 /// Ended with the documented exit code and a last line that says why.
@@ -430,7 +439,10 @@ fn native_one_by_one(recorder: &Recorder, addresses: &Addresses) -> io::Result<(
 /// Everybody at work when the disk fails; then a start on a good disk, and the history is judged.
 fn nothing_is_missing_after(call: &str) {
     let mut random = Random::from_environment();
-    let (options, _trace, _folder) = traced(&format!("{call}:error=EIO:when={FAILING_CALL_OF_LOAD}"));
+    let (options, _trace, _folder) = traced(&format!(
+        "{call}:error=EIO:when={}",
+        failing(call, FAILING_CALL_OF_LOAD)
+    ));
     let mut broker = Broker::start_with(&options);
     let load = Load::default();
     let at = Addresses::of(&broker);

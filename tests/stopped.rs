@@ -20,8 +20,8 @@ use support::stomp::Stomp;
 use support::wire::{PATIENCE, is_timeout};
 
 /// What a stopped client may cost, however much is published to it, KiB: the tail of the log that is kept for
-/// readers (64 MiB), transient messages (64 MiB), what waits for the disk (32 MiB), one connection's buffers
-/// and inbox (8 MiB), and the index of what waits (24 bytes a message).
+/// readers (32 MiB), transient messages (64 MiB), what waits for the disk (32 MiB), one connection's buffers
+/// and inbox (8 MiB), the index of what waits (24 bytes a message), and what the allocator makes of that.
 const MEMORY_MAX: u64 = 192 << 10;
 
 /// What each further stopped client may cost, KiB.

@@ -146,9 +146,7 @@ impl<'a> Client<'a> {
             engine,
             options,
             waker: Waker::from(Arc::new(Unpark(thread::current()))),
-            topics: (0..options.queues)
-                .map(|queue| encode_name(&name(queue).into()))
-                .collect(),
+            topics: topics(options.queues),
             bodies: bodies(options.size),
             began: Instant::now(),
             published: 0,
@@ -278,10 +276,17 @@ impl<'a> Client<'a> {
         let now_us = self.began.elapsed().as_micros() as u64;
         let open = self.published - self.confirmed;
         let left = self.options.messages - self.published;
-        let count = BATCH.min(left).min(self.options.confirm.saturating_sub(open));
+        let ahead = match self.options.ahead {
+            0 => u64::MAX,
+            _ if self.options.mode == Mode::Backlog => u64::MAX,
+            ahead => ahead,
+        };
+        let whole = BATCH.min(left).min(ahead);
+        let count = whole.min(self.options.confirm.saturating_sub(open));
+        let is_near = self.published + whole - self.delivered <= ahead;
         let mut moved = false;
         // Small rests of a window are left to gather.
-        if publish && count > 0 && (count == BATCH.min(left) || open == 0 || count == self.options.confirm) {
+        if publish && is_near && count > 0 && (count == whole || open == 0 || count == self.options.confirm) {
             moved = self.publish(count, now_us);
         }
         moved |= self.take(report, latencies)?;
@@ -393,6 +398,20 @@ impl<'a> Client<'a> {
 
 fn name(queue: u32) -> String {
     format!("rocketbridge-bench-{queue}")
+}
+
+/// The addresses of all queues, in one piece of memory, as a protocol cuts them out of what it read.
+fn topics(queues: u32) -> Vec<Bytes> {
+    let names: Vec<Bytes> = (0..queues).map(|queue| encode_name(&name(queue).into())).collect();
+    let all = Bytes::from(names.concat());
+    let mut end = 0;
+    names
+        .iter()
+        .map(|name| {
+            end += name.len();
+            all.slice(end - name.len()..end)
+        })
+        .collect()
 }
 
 /// Bodies that differ, in one piece of memory.

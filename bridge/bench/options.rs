@@ -203,6 +203,7 @@ fn engine() -> Command {
                 .help("When a persistent message is confirmed: when the disk has it, or the kernel"),
         )
         .arg(count("confirm", "4000", "Messages not yet confirmed, at most"))
+        .arg(ahead("2000"))
         .arg(count("ack-batch", "1", "Deliveries in one settlement, at least"))
         .arg(flag("backlog", "First publish everything, then consume everything"))
         .arg(flag("json", "The last line of standard output is a JSON object"))
@@ -286,8 +287,13 @@ fn rocketmq() -> Command {
         .arg(flag("fan-out", "Every consumer gets every message"))
 }
 
+fn ahead(far: &'static str) -> Arg {
+    let help = "How many messages publishers may be ahead of consumers; 0: any number";
+    count("ahead", far, help)
+}
+
 /// Options of all protocols.
-fn load(command: Command, url: &'static str, ahead: &'static str) -> Command {
+fn load(command: Command, url: &'static str, far: &'static str) -> Command {
     command
         .arg(
             Arg::new("url")
@@ -312,11 +318,7 @@ fn load(command: Command, url: &'static str, ahead: &'static str) -> Command {
                 .value_parser(value_parser!(f64))
                 .help("Messages a second of all publishers together [default: as many as possible]"),
         )
-        .arg(count(
-            "ahead",
-            ahead,
-            "How many messages publishers may be ahead of consumers; 0: any number",
-        ))
+        .arg(ahead(far))
         .arg(seconds("seconds", None, "Measure so long instead of --messages"))
         .arg(seconds("warm-up", Some("0"), "Do not measure the first seconds"))
         .arg(flag("backlog", "First publish everything, then consume everything"))

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
 /// Longest topic name in bytes; RocketMQ writes its length as a signed byte (record layout V1).
 pub const TOPIC_NAME_MAX: usize = 127;
@@ -37,29 +37,55 @@ fn is_plain(byte: u8) -> bool {
 /// a hash of the whole: then [`name_is_cut`] holds and the publisher keeps the original in
 /// [`Attribute::Topic`](crate::attributes::Attribute::Topic).
 pub fn encode_name(raw: &Bytes) -> Bytes {
+    match encode_bytes(raw) {
+        Cow::Borrowed(_) => raw.clone(),
+        Cow::Owned(name) => name.into(),
+    }
+}
+
+/// As [`encode_name`]; `raw` itself if it is spelled alike.
+pub fn encode_bytes(raw: &[u8]) -> Cow<'_, [u8]> {
     if !raw.is_empty() && raw.len() <= TOPIC_NAME_MAX && raw.iter().all(|b| is_plain(*b)) {
-        return raw.clone();
+        return Cow::Borrowed(raw);
     }
     if raw.is_empty() {
-        return Bytes::from_static(EMPTY_NAME);
+        return Cow::Owned(EMPTY_NAME.to_vec());
     }
-    let mut name = BytesMut::with_capacity(raw.len() + 16);
+    let mut name = Vec::with_capacity(raw.len() + 16);
     for &byte in raw {
         if is_plain(byte) {
-            name.put_u8(byte);
+            name.push(byte);
         } else {
-            name.put_u8(b'|');
-            put_hex(&mut name, byte);
+            name.extend_from_slice(&escape(byte));
         }
     }
     if name.len() > TOPIC_NAME_MAX {
         name.truncate(cut_point(&name));
-        name.put_slice(b"|~");
+        name.extend_from_slice(b"|~");
         for byte in fnv1a(raw).to_be_bytes() {
-            put_hex(&mut name, byte);
+            name.extend_from_slice(&escape(byte)[1..]);
         }
     }
-    name.freeze()
+    Cow::Owned(name)
+}
+
+/// Whether an encoded name is what [`encode_name`] makes of `raw`.
+pub fn is_name_of(name: &[u8], raw: &[u8]) -> bool {
+    if raw.is_empty() || name_is_cut(name) {
+        return encode_bytes(raw) == name;
+    }
+    if name.len() == raw.len() {
+        return name == raw && memchr::memchr(b'|', raw).is_none();
+    }
+    let mut rest = Some(name);
+    for &byte in raw {
+        rest = match rest {
+            Some(rest) if is_plain(byte) => rest.strip_prefix(&[byte]),
+            Some(rest) => rest.strip_prefix(&escape(byte)),
+            None => return false,
+        };
+    }
+    rest == Some(&[])
 }
 
 /// Never inside an escape, so that what is kept still decodes.
@@ -102,10 +128,10 @@ pub fn decode_name(name: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(raw)
 }
 
-fn put_hex(out: &mut BytesMut, byte: u8) {
+/// A byte that no name may have, as it is spelled in one.
+fn escape(byte: u8) -> [u8; 3] {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    out.put_u8(DIGITS[usize::from(byte >> 4)]);
-    out.put_u8(DIGITS[usize::from(byte & 15)]);
+    [b'|', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
 fn hex_value(digit: u8) -> Option<u8> {
@@ -228,6 +254,7 @@ mod tests {
     fn round_trip(raw: &[u8]) -> Vec<u8> {
         let name = encode_name(&Bytes::copy_from_slice(raw));
         assert!(name.len() <= TOPIC_NAME_MAX);
+        assert!(is_name_of(&name, raw) && !is_name_of(&name, &[raw, b"."].concat()));
         assert!(name.iter().all(|b| is_plain(*b) || *b == b'|'), "{name:?}");
         decode_name(&name).into_owned()
     }
@@ -242,6 +269,7 @@ mod tests {
         assert_eq!(encode_name(&Bytes::from_static(b"user.events")), "user|2Eevents");
         assert_eq!(encode_name(&Bytes::from_static(b"a|b")), "a|7Cb");
         assert_eq!(encode_name(&Bytes::from_static(b"%RETRY%g")), "%RETRY%g");
+        assert!(!is_name_of(b"a|7Cb", b"a|7Cb") && !is_name_of(b"a|", b"a|"));
     }
 
     #[test]
@@ -250,6 +278,7 @@ mod tests {
         let two = encode_name(&Bytes::from(vec![b'.'; 301]));
         assert!(name_is_cut(&one) && one.len() <= TOPIC_NAME_MAX);
         assert_ne!(one, two);
+        assert!(is_name_of(&one, &[b'.'; 300]) && !is_name_of(&one, &[b'.'; 301]));
         assert!(!name_is_cut(b"exchange_user"));
     }
 

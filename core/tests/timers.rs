@@ -327,6 +327,35 @@ fn a_timed_message_that_is_taken_back_never_comes() {
 }
 
 #[test]
+fn what_does_not_wait_any_more_cannot_be_taken_back() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    let wall = harness.clock.now().wall;
+    client.publish(native("taken", "one", Deliver::At(wall + Millis(1000))));
+    harness.engine.sync_once().unwrap();
+    let taken = stored(&harness.engine, &mut client).position;
+    client.publish(native("fires", "two", Deliver::At(wall + Millis(500))));
+    harness.engine.sync_once().unwrap();
+    let fired = stored(&harness.engine, &mut client).position;
+    let take_back = |position, key: &str| Request::TakeBack {
+        position,
+        unique_key: bytes(key),
+    };
+    client.ask(&harness.engine, take_back(taken, "one")).unwrap();
+    harness.clock.advance(500);
+    harness.engine.tick();
+    assert_eq!(pull(&harness, &mut client).messages.len(), 1);
+    harness.engine.sync_once().unwrap();
+    // The wall goes back: what fired is ahead again, and was delivered nevertheless.
+    harness.clock.step_wall(-400);
+    assert!(client.ask(&harness.engine, take_back(fired, "two")).is_err());
+    let harness = harness.kill_for(0);
+    let mut client = harness.client();
+    assert!(client.ask(&harness.engine, take_back(fired, "two")).is_err());
+    assert!(client.ask(&harness.engine, take_back(taken, "one")).is_err());
+}
+
+#[test]
 fn a_batch_may_hold_timed_messages() {
     let harness = Harness::new();
     let mut client = consumer(&harness, "q");

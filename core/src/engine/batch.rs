@@ -78,7 +78,7 @@ impl State {
             return Ok(());
         }
         self.dedup_key(link, publish)?;
-        let route = self.router.route(publish)?;
+        let route = self.router.route(publish, &self.queues)?;
         if !self.find_refusing(&route, publish).is_empty() {
             return Err(Reject::QueueFull);
         }

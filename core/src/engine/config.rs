@@ -117,7 +117,7 @@ impl Default for Config {
             check_max: 15,
             unsynced_max: 32 << 20,
             transient_max: 64 << 20,
-            tail_cache: 64 << 20,
+            tail_cache: 32 << 20,
             index_cache: 8 << 20,
             retention: Millis::from_secs(72 * 3600),
             checkpoint_bytes: 256 << 20,

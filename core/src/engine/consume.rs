@@ -22,11 +22,11 @@ impl State {
         self.queues.get_mut(id)
     }
 
-    /// The queue of that name. The router's table serves: an encoded name is as good as the name, unless
-    /// both were so long that they were cut.
+    /// The queue of that name. An encoded name is as good as the name, unless both were so long that they were
+    /// cut.
     pub(crate) fn queue_id(&self, name: &Bytes) -> Option<QueueId> {
-        let id = self.router.queue(&encode_name(name))?;
-        self.queues.get(id).filter(|queue| queue.spec.name == *name).map(|_| id)
+        let (id, queue) = self.queues.find(&encode_name(name))?;
+        (*queue.spec.name == **name).then_some(id)
     }
 
     /// The queue of that name, unless it is another connection's exclusive one.

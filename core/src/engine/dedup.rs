@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use crate::attributes::{Iter, Name, Value};
 use crate::boundary::{Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::change::Change;
+use crate::engine::config::Flush;
 use crate::engine::state::{LinkId, State};
 use crate::engine::trie::Map;
 use crate::message::Format;
@@ -346,7 +347,7 @@ impl State {
             queue_id: 0,
             queue_offset: 0,
             routes: 1,
-            weak: position.is_memory(),
+            weak: position.is_memory() || self.config.flush == Flush::Async,
         };
         if publish.detailed
             && !position.is_memory()
@@ -375,7 +376,7 @@ impl State {
             queue_id: 0,
             queue_offset: 0,
             routes: u32::from(closed.is_some()),
-            weak: closed.is_none(),
+            weak: closed.is_none() || self.config.flush == Flush::Async,
         };
         let outcome = Outcome {
             first: publish.token,

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::store::pages::{Entry, ListId, PAGE_ENTRIES, PageEntries, Pages};
 use crate::store::record::Position;
 
@@ -19,10 +21,50 @@ pub(crate) struct EntryList {
     /// Full pages from the one of `head` on.
     pages: PageDeque,
     /// The entries behind the pages, at most up to the end of their page, from `tail_start` on.
-    tail: Vec<Entry>,
+    tail: Tail,
     tail_start: u64,
-    /// Bit `n` is entry `n` of the tail's page.
-    tail_done: u64,
+}
+
+/// Most lists are empty: then it is only a pointer.
+#[derive(Default)]
+struct Tail(Option<Box<TailEntries>>);
+
+#[derive(Default)]
+struct TailEntries {
+    /// Bit `n` is entry `n` of the page that this becomes.
+    done: u64,
+    entries: SmallVec<[Entry; 2]>,
+}
+
+impl Tail {
+    fn entries(&self) -> &[Entry] {
+        self.0.as_ref().map_or(&[], |tail| &tail.entries)
+    }
+
+    fn len(&self) -> u64 {
+        self.entries().len() as u64
+    }
+
+    fn done(&self) -> u64 {
+        self.0.as_ref().map_or(0, |tail| tail.done)
+    }
+
+    fn push(&mut self, entry: Entry, done: u64) {
+        let TailEntries { entries, done: all } = &mut **self.0.get_or_insert_default();
+        if entries.len() == entries.capacity() {
+            entries.reserve_exact(entries.len().min(PAGE_ENTRIES - entries.len()));
+        }
+        entries.push(entry);
+        *all |= done;
+    }
+
+    /// Keeps its memory: lists that are emptied are filled again.
+    fn clear(&mut self) {
+        if let Some(tail) = &mut self.0 {
+            tail.done = 0;
+            tail.entries.clear();
+        }
+    }
 }
 
 /// Pages in a row. Most lists never have one: then it is only a pointer.
@@ -126,9 +168,8 @@ impl EntryList {
             store: Arc::clone(store),
             head: 0,
             pages: PageDeque::default(),
-            tail: Vec::new(),
+            tail: Tail::default(),
             tail_start: 0,
-            tail_done: 0,
         }
     }
 
@@ -139,7 +180,7 @@ impl EntryList {
 
     /// The sequence that the next entry gets.
     pub(crate) fn end(&self) -> u64 {
-        self.tail_start + self.tail.len() as u64
+        self.tail_start + self.tail.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -152,7 +193,6 @@ impl EntryList {
         self.head = sequence;
         self.tail.clear();
         self.tail_start = sequence;
-        self.tail_done = 0;
     }
 
     /// Appends an entry and gives its sequence.
@@ -167,17 +207,7 @@ impl EntryList {
 
     fn push_with(&mut self, entry: Entry, done: bool) -> u64 {
         let sequence = self.end();
-        if self.tail.capacity() == self.tail.len() {
-            self.tail.reserve_exact(
-                self.tail
-                    .len()
-                    .clamp(4, PAGE_ENTRIES - self.tail.len().min(PAGE_ENTRIES - 4)),
-            );
-        }
-        self.tail.push(entry);
-        if done {
-            self.tail_done |= bit(sequence);
-        }
+        self.tail.push(entry, if done { bit(sequence) } else { 0 });
         if (sequence + 1).is_multiple_of(PAGE) {
             self.close_page();
         }
@@ -189,24 +219,25 @@ impl EntryList {
         let start = self.tail_start % PAGE;
         let end = self.end();
         // What was never there counts as done.
-        let done = self.tail_done | bits(self.tail_start - start..self.tail_start);
-        let first = first_position(&self.tail);
+        let done = self.tail.done() | bits(self.tail_start - start..self.tail_start);
+        let tail = self.tail.entries();
+        let first = first_position(tail);
         if self.pages.is_empty() && done == u64::MAX {
             self.head = end;
         } else {
             let mut entries = Box::new([Entry::NONE; PAGE_ENTRIES]);
-            entries[start as usize..].copy_from_slice(&self.tail);
+            entries[start as usize..].copy_from_slice(tail);
             self.store.note_resident(self.id, (end - 1) / PAGE);
+            let mixed = is_mixed(tail, &self.store);
             self.pages.push_back(Page {
                 done,
                 first,
-                mixed: is_mixed(&self.tail, &self.store),
+                mixed,
                 slot: Slot::Resident(entries),
             });
         }
         self.tail.clear();
         self.tail_start = end;
-        self.tail_done = 0;
     }
 
     /// The page of a sequence below the tail.
@@ -216,7 +247,7 @@ impl EntryList {
 
     fn view(&self, sequence: u64) -> Option<View<'_>> {
         if sequence >= self.tail_start {
-            return Some(View::Tail(&self.tail, (self.tail_start % PAGE) as usize));
+            return Some(View::Tail(self.tail.entries(), (self.tail_start % PAGE) as usize));
         }
         let page = self.pages.get(self.page_index(sequence))?;
         match &page.slot {
@@ -241,7 +272,7 @@ impl EntryList {
 
     fn done_word(&self, sequence: u64) -> u64 {
         if sequence >= self.tail_start {
-            self.tail_done
+            self.tail.done()
         } else {
             self.pages
                 .get(self.page_index(sequence))
@@ -299,7 +330,9 @@ impl EntryList {
                 }
                 drop(view);
                 if at >= self.tail_start {
-                    self.tail_done |= new;
+                    if let Some(tail) = &mut self.tail.0 {
+                        tail.done |= new;
+                    }
                 } else {
                     let index = self.page_index(at);
                     self.pages[index].done |= new;
@@ -321,7 +354,7 @@ impl EntryList {
             self.head = (self.head / PAGE + 1) * PAGE;
             self.drop_front_page();
         }
-        let open = !self.tail_done >> (self.head % PAGE);
+        let open = !self.tail.done() >> (self.head % PAGE);
         let steps = u64::from(open.trailing_zeros());
         self.head = (self.head + steps).min(self.end());
         if self.is_empty() {
@@ -347,7 +380,7 @@ impl EntryList {
     pub(crate) fn drop_before(&mut self, position: Position) -> u64 {
         let head = self.head;
         while self.pages.len() > 1 && self.pages[1].first <= position
-            || self.pages.len() == 1 && first_position(&self.tail) <= position
+            || self.pages.len() == 1 && first_position(self.tail.entries()) <= position
         {
             self.head = (self.head / PAGE + 1) * PAGE;
             self.drop_front_page();
@@ -396,7 +429,9 @@ impl EntryList {
         }
         let at = (sequence % PAGE) as usize;
         if sequence >= self.tail_start {
-            self.tail[at - (self.tail_start % PAGE) as usize] = entry;
+            if let Some(tail) = &mut self.tail.0 {
+                tail.entries[at - (self.tail_start % PAGE) as usize] = entry;
+            }
             return true;
         }
         let index = self.page_index(sequence);
@@ -442,19 +477,19 @@ impl EntryList {
 
     /// What is behind the pages: first sequence, entries, bits of those done with.
     pub(crate) fn tail(&self) -> (u64, &[Entry], u64) {
-        (self.tail_start, &self.tail, self.tail_done)
+        (self.tail_start, self.tail.entries(), self.tail.done())
     }
 
     /// Reads back a page of a checkpoint. Pages come in order; what lies between is done with.
     pub(crate) fn restore_page(&mut self, number: u64, page: Page) {
-        if self.pages.is_empty() && self.tail.is_empty() {
+        if self.pages.is_empty() && self.tail.len() == 0 {
             self.head = self.head.max(number * PAGE);
             self.tail_start = number * PAGE;
         }
         while self.tail_start < number * PAGE {
             self.push_done();
         }
-        if self.tail_start == number * PAGE && self.tail.is_empty() {
+        if self.tail_start == number * PAGE && self.tail.len() == 0 {
             if matches!(page.slot, Slot::Resident(_)) {
                 self.store.note_resident(self.id, number);
             }

@@ -92,7 +92,7 @@ impl State {
             .collect();
         let shares = shares
             .into_iter()
-            .filter_map(|(id, cookie)| Some((self.queue(id)?.spec.name.clone(), cookie)))
+            .filter_map(|(id, cookie)| Some((self.queue(id)?.spec.to_name(), cookie)))
             .collect();
         Ok(Reply::Attached {
             present: resumed,

@@ -63,7 +63,7 @@ impl Engine {
             for (segment, count) in counts {
                 let most = by_segment.entry(segment).or_default();
                 if count > most.1 {
-                    *most = (queue.spec.name.clone(), count);
+                    *most = (queue.spec.to_name(), count);
                 }
             }
         }

@@ -428,7 +428,7 @@ impl State {
         let queue = self.queue(id)?;
         let DeadLetter { way, key } = queue.dead_letter()?.clone();
         let time_to_live = time_to_live(message);
-        let history = History::after(message, &queue.spec.name, reason, now, time_to_live);
+        let history = History::after(message, &queue.spec.to_name(), reason, now, time_to_live);
         let mut revived = Revived::of(message);
         let key = key.unwrap_or_else(|| entered(message).1);
         let (entry, topic, topic_name, key) = match way {

@@ -1,7 +1,6 @@
 //! One message's way in: routed, placed, encoded once, offered to queues and topics.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -39,7 +38,7 @@ pub(crate) struct Birth {
 
 /// Where a message goes.
 pub(crate) struct Placed {
-    route: Arc<Route>,
+    route: Route,
     /// Topic, message queue and offset.
     pub topic_queue: Option<(u32, u32, u64)>,
     /// Queues and groups that get it.
@@ -53,13 +52,10 @@ pub(crate) struct Placed {
 impl Placed {
     /// Some queues of the route do not get it.
     pub(crate) fn leave_out(&mut self, queues: &[u32]) {
-        let mut taking = self.route.queues.clone();
+        let mut taking = self.route.queues.to_vec();
         taking.retain(|queue| !queues.contains(queue));
         self.routes -= (self.route.queues.len() - taking.len()) as u32;
-        self.route = Arc::new(Route {
-            queues: taking,
-            ..*self.route
-        });
+        self.route.queues = taking.into();
     }
 }
 
@@ -170,12 +166,12 @@ impl State {
 
     /// Finds where a message goes. What makes a topic makes it here.
     pub(crate) fn place(&mut self, publish: &Publish) -> Result<Placed, Reject> {
-        let route = self.router.route(publish)?;
+        let route = self.router.route(publish, &self.queues)?;
         self.place_at(publish, route)
     }
 
     /// As [`place`](Self::place), for a message whose route is known.
-    pub(crate) fn place_at(&mut self, publish: &Publish, route: Arc<Route>) -> Result<Placed, Reject> {
+    pub(crate) fn place_at(&mut self, publish: &Publish, route: Route) -> Result<Placed, Reject> {
         let is_retained = self.check_retained(publish)?;
         let topic = match self.topic_of(publish, &route)? {
             TopicOf::None => None,
@@ -263,7 +259,7 @@ impl State {
         } else {
             message
         };
-        for id in &route.queues {
+        for id in &*route.queues {
             let level = self.queue(*id).map_or(0, |queue| queue.level_for(|| priority(publish)));
             self.offer(*id, level, &message, entry);
         }
@@ -371,7 +367,7 @@ impl State {
     /// one of them is to keep it whatever its publisher asked for.
     fn find_durable(
         &mut self,
-        route: &Arc<Route>,
+        route: &Route,
         publish: &Publish,
         logged: bool,
         destinations: &mut Destinations,
@@ -382,7 +378,7 @@ impl State {
         if !kept && self.keeping_queues == 0 {
             return keeps_all;
         }
-        for id in &route.queues {
+        for id in &*route.queues {
             if let Some(queue) = self.queue(*id).filter(|queue| queue.spec.durable)
                 && (kept || queue.keeps_all())
                 && !queue.leaves_out(publish.persistent)
@@ -486,7 +482,7 @@ impl State {
 }
 
 /// Whether a message is to be on the disk before its publisher hears of it.
-fn is_durable(position: Position, publish: &Publish, has_durable: bool) -> bool {
+pub(crate) fn is_durable(position: Position, publish: &Publish, has_durable: bool) -> bool {
     !position.is_memory() && (publish.persistent || has_durable || publish.format == Format::NATIVE)
 }
 

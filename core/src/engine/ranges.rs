@@ -12,18 +12,14 @@ pub(crate) struct Ranges {
 
 #[derive(Clone, Debug, Default)]
 struct Inner {
-    /// Start to end (exclusive).
-    ranges: BTreeMap<u64, u64>,
+    /// The lowest range, empty when the set is. Most sets have no other.
+    first: Range<u64>,
+    /// The others, start to end (exclusive).
+    rest: BTreeMap<u64, u64>,
     count: u64,
 }
 
-static EMPTY: BTreeMap<u64, u64> = BTreeMap::new();
-
 impl Ranges {
-    fn ranges(&self) -> &BTreeMap<u64, u64> {
-        self.inner.as_ref().map_or(&EMPTY, |inner| &inner.ranges)
-    }
-
     /// How many numbers are in the set.
     pub(crate) fn count(&self) -> u64 {
         self.inner.as_ref().map_or(0, |inner| inner.count)
@@ -34,12 +30,18 @@ impl Ranges {
     }
 
     pub(crate) fn contains(&self, number: u64) -> bool {
-        let below = self.ranges().range(..=number).next_back();
-        below.is_some_and(|(_, end)| number < *end)
+        let Some(inner) = &self.inner else { return false };
+        let below = inner.rest.range(..=number).next_back();
+        inner.first.contains(&number) || below.is_some_and(|(_, end)| number < *end)
     }
 
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
-        self.ranges().iter().map(|(start, end)| *start..*end)
+        self.inner.iter().flat_map(|inner| {
+            let first = Some(inner.first.clone()).filter(|first| !first.is_empty());
+            first
+                .into_iter()
+                .chain(inner.rest.iter().map(|(start, end)| *start..*end))
+        })
     }
 
     /// Adds numbers, some of which may be in already.
@@ -58,74 +60,130 @@ impl Ranges {
 
     /// How many ranges there are.
     pub(crate) fn runs(&self) -> usize {
-        self.ranges().len()
+        let runs = |inner: &Inner| usize::from(!inner.first.is_empty()) + inner.rest.len();
+        self.inner.as_deref().map_or(0, runs)
     }
 
     /// Takes the first range out.
     pub(crate) fn pop_first_run(&mut self) -> Option<Range<u64>> {
         let inner = self.inner.as_mut()?;
-        let (start, end) = inner.ranges.pop_first()?;
-        inner.count -= end - start;
-        Some(start..end)
+        let next = inner.next();
+        let first = std::mem::replace(&mut inner.first, next);
+        inner.count -= first.end - first.start;
+        Some(first).filter(|first| !first.is_empty())
     }
 
     /// Takes the smallest number out.
     pub(crate) fn pop_first(&mut self) -> Option<u64> {
-        self.inner.as_mut()?.pop_first()
+        let inner = self.inner.as_mut()?;
+        let first = inner.first.next()?;
+        inner.count -= 1;
+        if inner.first.is_empty() {
+            inner.first = inner.next();
+        }
+        Some(first)
     }
 }
 
 impl Inner {
+    /// Takes out what becomes the lowest range when the lowest is gone.
+    fn next(&mut self) -> Range<u64> {
+        self.rest.pop_first().map_or(0..0, |(start, end)| start..end)
+    }
+
     fn insert(&mut self, range: Range<u64>) {
+        let first = &mut self.first;
+        if first.is_empty() {
+            self.count += range.end - range.start;
+            *first = range;
+        } else if range.start > first.end {
+            self.insert_behind(range);
+        } else if range.end < first.start {
+            self.count += range.end - range.start;
+            let second = std::mem::replace(first, range);
+            self.rest.insert(second.start, second.end);
+        } else {
+            self.count -= first.end - first.start;
+            *first = first.start.min(range.start)..first.end.max(range.end);
+            // Grown, it may touch others.
+            while let Some(next) = self.rest.first_entry().filter(|next| *next.key() <= first.end) {
+                let (start, end) = next.remove_entry();
+                self.count -= end - start;
+                first.end = first.end.max(end);
+            }
+            self.count += first.end - first.start;
+        }
+    }
+
+    /// Adds a range that the first does not touch.
+    fn insert_behind(&mut self, range: Range<u64>) {
         let (mut start, mut end) = (range.start, range.end);
-        while let Some((old_start, old_end)) = self.ranges.range(..=end).next_back().map(|(s, e)| (*s, *e)) {
+        while let Some((old_start, old_end)) = self.rest.range(..=end).next_back().map(|(s, e)| (*s, *e)) {
             if old_end < start {
                 break;
             }
-            self.ranges.remove(&old_start);
+            self.rest.remove(&old_start);
             self.count -= old_end - old_start;
             start = start.min(old_start);
             end = end.max(old_end);
         }
-        self.ranges.insert(start, end);
+        self.rest.insert(start, end);
         self.count += end - start;
     }
 
     fn remove(&mut self, range: Range<u64>, mut each: impl FnMut(Range<u64>)) {
+        loop {
+            let Range { start, end } = self.first;
+            let cut = range.start.max(start)..range.end.min(end);
+            if cut.is_empty() {
+                break;
+            }
+            self.count -= cut.end - cut.start;
+            if cut.end < end {
+                self.first = cut.end..end;
+                if start < cut.start {
+                    self.rest.insert(cut.end, end);
+                    self.first = start..cut.start;
+                }
+            } else if start < cut.start {
+                self.first = start..cut.start;
+            } else {
+                self.first = self.next();
+            }
+            each(cut);
+        }
+        if !self.rest.is_empty() {
+            self.remove_behind(range, each);
+        }
+    }
+
+    /// Removes numbers that are in other ranges than the first.
+    fn remove_behind(&mut self, range: Range<u64>, mut each: impl FnMut(Range<u64>)) {
         let mut at = range.start;
-        if let Some((start, end)) = self.ranges.range(..at).next_back().map(|(s, e)| (*s, *e))
+        if let Some((start, end)) = self.rest.range(..at).next_back().map(|(s, e)| (*s, *e))
             && end > at
         {
             let cut = end.min(range.end);
-            self.ranges.insert(start, at);
+            self.rest.insert(start, at);
             self.count -= end - at;
             if cut < end {
-                self.ranges.insert(cut, end);
+                self.rest.insert(cut, end);
                 self.count += end - cut;
             }
             each(at..cut);
             at = cut;
         }
-        while let Some((start, end)) = self.ranges.range(at..range.end).next().map(|(s, e)| (*s, *e)) {
-            self.ranges.remove(&start);
+        while let Some((start, end)) = self.rest.range(at..range.end).next().map(|(s, e)| (*s, *e)) {
+            self.rest.remove(&start);
             let cut = end.min(range.end);
             self.count -= end - start;
             if cut < end {
-                self.ranges.insert(cut, end);
+                self.rest.insert(cut, end);
                 self.count += end - cut;
             }
             each(start..cut);
             at = cut;
         }
-    }
-
-    fn pop_first(&mut self) -> Option<u64> {
-        let (start, end) = self.ranges.pop_first()?;
-        if start + 1 < end {
-            self.ranges.insert(start + 1, end);
-        }
-        self.count -= 1;
-        Some(start)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use crate::address::encode_name;
 use crate::attributes::Iter;
 use crate::engine::change::Change;
 use crate::engine::dedup::Scope;
@@ -180,7 +179,7 @@ pub(crate) fn replay_change(state: &mut State, change: Change) {
             if let Some(queue) = state.queues.remove(id) {
                 state.release_entries(&queue);
                 state.count_policy(queue.policy(), false);
-                state.router.remove_queue(&encode_name(&queue.spec.name), id);
+                state.router.remove_queue(id);
             }
         }
         Change::Bound { queue, binding } => {

@@ -4,7 +4,6 @@
 
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -12,7 +11,7 @@ use crate::attributes::Attributes;
 use crate::boundary::{Native, Publish, Reject};
 use crate::engine::change::Change;
 use crate::engine::publish::{Birth, Placed};
-use crate::engine::router::{QueueId, Route};
+use crate::engine::router::QueueId;
 use crate::engine::state::State;
 use crate::history::History;
 use crate::message::{Format, Message};
@@ -150,17 +149,15 @@ impl State {
 
     fn check_republish(&mut self, revived: &Revived) -> Result<Placed, Reject> {
         self.check_size(&revived.publish)?;
-        let mut route = self.router.route_inside(&revived.publish)?;
+        let mut route = self.router.route_inside(&revived.publish, &self.queues)?;
         if let Some(history) = &revived.history {
             let goes_round = |id: &QueueId| {
                 let queue = self.queues.get(*id);
                 queue.is_some_and(|queue| history.is_cycle(&queue.spec.name))
             };
             if route.queues.iter().any(goes_round) {
-                route = Arc::new(Route {
-                    queues: route.queues.iter().copied().filter(|id| !goes_round(id)).collect(),
-                    ..*route
-                });
+                let others: Vec<_> = route.queues.iter().copied().filter(|id| !goes_round(id)).collect();
+                route.queues = others.into();
             }
         }
         let mut placed = self.place_at(&revived.publish, route)?;

@@ -4,6 +4,7 @@
 //! copy whatever matched.
 
 use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use crate::address::{encode_name, key_words, levels_from_key, split_whole_key, whole_key};
 use crate::attributes::Name;
 use crate::boundary::{Publish, Reject};
+use crate::engine::queues::Queues;
 use crate::engine::targets::{Found, HeadersIndex, Ring, Targets};
 use crate::engine::trie::{Map, Trie};
 use crate::message::{Entry, Format};
@@ -22,14 +24,41 @@ use crate::request::{Binding, Destination, Exchange, ExchangeKind, Matcher, Sour
 pub(crate) type QueueId = u32;
 
 /// Where a message goes: found once, kept until the topology changes.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     /// The queues, each once.
-    pub queues: Vec<QueueId>,
+    pub queues: QueueIds,
     /// The queue that the topic is named for exists and may be seen as a topic.
     pub addressed: bool,
     /// An exchange has the topic's name.
     pub exchange: bool,
+}
+
+/// Queues of a route. Most routes lead to one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum QueueIds {
+    One(QueueId),
+    Many(Arc<[QueueId]>),
+}
+
+impl Deref for QueueIds {
+    type Target = [QueueId];
+
+    fn deref(&self) -> &[QueueId] {
+        match self {
+            Self::One(queue) => std::slice::from_ref(queue),
+            Self::Many(queues) => queues,
+        }
+    }
+}
+
+impl From<Vec<QueueId>> for QueueIds {
+    fn from(queues: Vec<QueueId>) -> Self {
+        match queues[..] {
+            [queue] => Self::One(queue),
+            _ => Self::Many(queues.into()),
+        }
+    }
 }
 
 struct ExchangeState {
@@ -100,20 +129,18 @@ const TOPICS_ONLY: u64 = 1 << 33;
 /// Routes in the cache before it is emptied: bounds its memory against ever new keys.
 const CACHE_MAX: usize = 100_000;
 
-/// Exchanges, bindings and queue names.
+/// Exchanges and bindings.
 #[derive(Default)]
 pub(crate) struct Router {
     exchanges: Vec<Option<ExchangeState>>,
     exchange_ids: Map<Bytes, u32>,
     /// Patterns over whole addresses.
     root: Trie,
-    /// Queues by encoded name, and whether the topic of that name reaches them and is made for them. What
-    /// goes straight to a queue reaches it either way.
-    queues: Map<Bytes, (QueueId, bool)>,
     /// Every binding once, with its cookie and target.
     bindings: Map<Arc<Binding>, (Bytes, u64)>,
     by_queue: Map<QueueId, Vec<Arc<Binding>>>,
-    cache: Map<Box<[u8]>, Arc<Route>>,
+    /// Routes of everything that does not go straight to a queue.
+    cache: Map<Box<[u8]>, Route>,
     cache_key: Vec<u8>,
     /// What all routing so far has looked at: bindings, exchanges, nodes of tries.
     steps: u64,
@@ -202,26 +229,13 @@ impl Router {
 
     // --- queues -----------------------------------------------------------------------------------
 
-    /// The queue of that encoded name.
-    pub(crate) fn queue(&self, encoded_name: &[u8]) -> Option<QueueId> {
-        self.queues.get(encoded_name).map(|(queue, _)| *queue)
-    }
-
-    pub(crate) fn queue_count(&self) -> usize {
-        self.queues.len()
-    }
-
-    /// Adds a queue under its encoded name.
-    pub(crate) fn add_queue(&mut self, name: Bytes, queue: QueueId, addressable: bool) {
-        self.queues.insert(name, (queue, addressable));
+    /// A queue has come, or has another name than before.
+    pub(crate) fn queue_added(&mut self) {
         self.cache.clear();
     }
 
-    /// Removes a queue and its bindings; gives those.
-    pub(crate) fn remove_queue(&mut self, encoded_name: &[u8], queue: QueueId) -> Vec<Arc<Binding>> {
-        if self.queues.get(encoded_name).is_some_and(|(known, _)| *known == queue) {
-            self.queues.remove(encoded_name);
-        }
+    /// A queue has gone: removes its bindings and gives them.
+    pub(crate) fn remove_queue(&mut self, queue: QueueId) -> Vec<Arc<Binding>> {
         let gone = self.by_queue.remove(&queue).unwrap_or_default();
         for binding in &gone {
             self.unbind(binding);
@@ -332,24 +346,33 @@ impl Router {
     // --- routing ----------------------------------------------------------------------------------
 
     /// Where a message goes.
-    pub(crate) fn route(&mut self, publish: &Publish) -> Result<Arc<Route>, Reject> {
-        self.route_from(publish, false)
+    pub(crate) fn route(&mut self, publish: &Publish, queues: &Queues) -> Result<Route, Reject> {
+        self.route_from(publish, queues, false)
     }
 
     /// As [`route`](Self::route), for what the broker itself publishes: internal exchanges are open to it.
-    pub(crate) fn route_inside(&mut self, publish: &Publish) -> Result<Arc<Route>, Reject> {
-        self.route_from(publish, true)
+    pub(crate) fn route_inside(&mut self, publish: &Publish, queues: &Queues) -> Result<Route, Reject> {
+        self.route_from(publish, queues, true)
     }
 
-    fn route_from(&mut self, publish: &Publish, inside: bool) -> Result<Arc<Route>, Reject> {
+    fn route_from(&mut self, publish: &Publish, queues: &Queues, inside: bool) -> Result<Route, Reject> {
         let (topic, key) = (&publish.topic, &publish.key);
+        if publish.entry == Entry::Queue {
+            self.steps += 1;
+            let found = queues.find(topic);
+            return Ok(Route {
+                queues: found.map_or_else(|| QueueIds::Many(Arc::default()), |(queue, _)| QueueIds::One(queue)),
+                addressed: found.is_some_and(|(_, queue)| queue.spec.addressable),
+                exchange: self.exchange_ids.contains_key(topic),
+            });
+        }
         self.cache_key.clear();
         self.cache_key.push(publish.entry as u8);
         self.cache_key.extend_from_slice(&(topic.len() as u32).to_le_bytes());
         self.cache_key.extend_from_slice(topic);
         self.cache_key.extend_from_slice(key);
         if let Some(route) = self.cache.get(&self.cache_key[..]) {
-            return Ok(Arc::clone(route));
+            return Ok(route.clone());
         }
         let mut internal = false;
         if publish.entry == Entry::Exchange {
@@ -361,6 +384,7 @@ impl Router {
         }
         let mut walk = Walk {
             router: self,
+            named: queues,
             publish,
             exchanges: BTreeSet::new(),
             queues: Vec::new(),
@@ -369,20 +393,20 @@ impl Router {
             steps: 0,
         };
         walk.run();
-        let (mut queues, cacheable, steps) = (walk.queues, walk.cacheable, walk.steps);
+        let (mut found, cacheable, steps) = (walk.queues, walk.cacheable, walk.steps);
         self.steps += steps;
-        queues.sort_unstable();
-        queues.dedup();
-        let route = Arc::new(Route {
-            queues,
-            addressed: self.queues.get(topic).is_some_and(|(_, addressable)| *addressable),
+        found.sort_unstable();
+        found.dedup();
+        let route = Route {
+            queues: found.into(),
+            addressed: queues.find(topic).is_some_and(|(_, queue)| queue.spec.addressable),
             exchange: self.exchange_ids.contains_key(topic),
-        });
+        };
         if cacheable && !internal {
             if self.cache.len() >= CACHE_MAX {
                 self.cache.clear();
             }
-            self.cache.insert(self.cache_key[..].into(), Arc::clone(&route));
+            self.cache.insert(self.cache_key[..].into(), route.clone());
         }
         Ok(route)
     }
@@ -397,6 +421,8 @@ fn forget(list: &mut Vec<Arc<Binding>>, binding: &Arc<Binding>) {
 /// One evaluation of the table.
 struct Walk<'a> {
     router: &'a Router,
+    /// All queues.
+    named: &'a Queues,
     publish: &'a Publish,
     /// Exchanges visited, with which key: makes cycles of bindings harmless. An exchange that is reached by both
     /// keys looks for both: one way to it takes nothing from the other. The root is among them as [`TO_TOPICS`].
@@ -417,15 +443,13 @@ struct Step {
 impl Walk<'_> {
     fn run(&mut self) {
         let (entry, topic) = (self.publish.entry, &self.publish.topic);
-        if let Some((queue, addressable)) = self.router.queues.get(topic)
-            && (entry == Entry::Queue || (entry == Entry::Native && *addressable))
+        if entry == Entry::Native
+            && let Some((id, queue)) = self.named.find(topic)
+            && queue.spec.addressable
         {
-            self.queues.push(*queue);
+            self.queues.push(id);
         }
         self.steps += 1;
-        if entry == Entry::Queue {
-            return;
-        }
         let mut next = Vec::new();
         if let Some(id) = self.router.exchange_ids.get(topic) {
             next.push(Step {
@@ -455,8 +479,7 @@ impl Walk<'_> {
                 queue if queue < TO_EXCHANGE => self.queues.push(queue as QueueId),
                 TO_NAMED_QUEUE => {
                     let name = encode_name(&self.key(step.whole));
-                    self.queues
-                        .extend(self.router.queues.get(&name).map(|(queue, _)| *queue));
+                    self.queues.extend(self.named.find(&name).map(|(queue, _)| queue));
                     self.steps += 1;
                 }
                 target if !self.exchanges.insert((target, step.whole && target != TO_TOPICS)) => {}
@@ -640,9 +663,9 @@ mod tests {
             ..Publish::default()
         };
         let before = router.steps;
-        let route = router.route(&publish).expect("the exchange exists");
+        let route = router.route(&publish, &Queues::default()).expect("the exchange exists");
         assert_eq!(route.queues.len(), 1);
-        assert!(kind == ExchangeKind::Hash || route.queues == [7]);
+        assert!(kind == ExchangeKind::Hash || route.queues == QueueIds::One(7));
         router.steps - before
     }
 

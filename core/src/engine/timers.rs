@@ -16,8 +16,9 @@ use bytes::Bytes;
 
 use crate::boundary::{Deliver, Publish, Reject, Stored};
 use crate::engine::change::Change;
+use crate::engine::config::Flush;
 use crate::engine::progress::Entry;
-use crate::engine::publish::{Birth, Placed};
+use crate::engine::publish::{Birth, Placed, is_durable};
 use crate::engine::republish::{Done, Revived, edit_properties};
 use crate::engine::state::State;
 use crate::engine::wheel::{Search, Timer, Wheel};
@@ -183,7 +184,7 @@ impl State {
             queue_id: queue,
             queue_offset: 0,
             routes: placed.routes.max(1),
-            weak: self.config.flush == crate::engine::config::Flush::Async,
+            weak: !is_durable(position, publish, false) || self.config.flush == Flush::Async,
         }
     }
 
@@ -316,7 +317,7 @@ impl State {
             size: record.len() as u32,
         };
         // What is due may be on its way.
-        if due <= time || !self.timers.wheel(axis).recall(timer) {
+        if due <= time || !self.timers.wheel(axis).take_back(timer) {
             return Err(not_found());
         }
         self.change(&Change::TimerRecalled { axis, due, position });

@@ -112,9 +112,7 @@ impl State {
             Err(refusal) => return Err(refusal),
         }
         self.check_queue_limit()?;
-        // What a client's buffer holds is not kept for the sake of a name.
-        spec.name = Bytes::copy_from_slice(&spec.name);
-        if self.router.queue(&encode_name(&spec.name)).is_some() {
+        if self.queues.find(&encode_name(&spec.name)).is_some() {
             return Err(Refusal::Invalid(
                 "another queue's name is too much like this one".to_owned(),
             ));
@@ -140,7 +138,7 @@ impl State {
     }
 
     pub(crate) fn check_queue_limit(&self) -> Result<(), Refusal> {
-        if self.router.queue_count() >= self.config.queues_max {
+        if self.queues.len() >= self.config.queues_max {
             return Err(limit("queues", self.config.queues_max));
         }
         Ok(())
@@ -154,13 +152,13 @@ impl State {
 
     /// Puts a queue that was declared, now or before a restart.
     pub(crate) fn put_queue(&mut self, id: QueueId, spec: request::Queue) {
-        let topic = encode_name(&spec.name);
-        self.router.add_queue(topic, id, spec.addressable);
+        self.router.queue_added();
         self.count_policy(spec.policy.as_deref(), true);
         if let Some(queue) = self.queue(id) {
             // A checkpoint knew it already.
             let before = std::mem::replace(&mut queue.spec, spec.into());
             self.count_policy(before.policy(), false);
+            self.queues.name(id);
             return;
         }
         let entries = EntryList::new(ListId::queue(id, 0), &self.pages);
@@ -207,7 +205,7 @@ impl State {
         self.settled.retain(|(queue, ..)| *queue != id);
         let nothing = EntryList::new(ListId::queue(id, 0), &self.pages);
         self.dispose(queue.take_levels(nothing));
-        let gone = self.router.remove_queue(&encode_name(&queue.spec.name), id);
+        let gone = self.router.remove_queue(id);
         self.drop_unbound_exchanges(gone);
         if let Some(owner) = queue.owner().and_then(|owner| self.link(owner)) {
             owner.exclusive.retain(|exclusive| *exclusive != id);

@@ -136,6 +136,14 @@ impl Bucket {
         }
     }
 
+    fn has(&self, offset: u64, position: Position) -> bool {
+        let mut found = false;
+        if position.0 <= self.highest {
+            self.each(|at, other, _| found |= u64::from(at) == offset && other == position);
+        }
+        found
+    }
+
     fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -316,6 +324,17 @@ impl Wheel {
             .map(|(key, _)| key.saturating_sub(2) * SECOND);
         let millis = self.millis.first_key_value().map(|(key, _)| *key);
         [minute, second, millis].into_iter().flatten().min()
+    }
+
+    /// A timer shall not fire. `false` when it does not wait (any more). Looks through the timers of its minute at
+    /// most: nothing else tells whether it fired.
+    pub(crate) fn take_back(&mut self, timer: Timer) -> bool {
+        let Timer { due, position, .. } = timer;
+        let waits = |bucket: Option<&Bucket>, offset: u64| bucket.is_some_and(|bucket| bucket.has(offset, position));
+        let waits = waits(self.millis.get(&due), 0)
+            || waits(self.seconds.get(&(due / SECOND)), due % SECOND)
+            || waits(self.minutes.get(&(due / MINUTE)), due % MINUTE);
+        waits && self.recall(timer)
     }
 
     /// A timer that still waits shall not fire. `false` when it was recalled before.

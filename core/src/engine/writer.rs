@@ -30,8 +30,8 @@ const SYNC_AT: usize = 8 << 20;
 /// How much of the log is prepared at once for small writes that are synced.
 const PREPARED_AT_ONCE: u64 = 1 << 20;
 
-/// A write from this size on is not worth preparing for.
-const SMALL_WRITE_MAX: u64 = 256 << 10;
+/// A larger write is not worth preparing for: its messages share the sync.
+const SMALL_WRITE_MAX: u64 = 64 << 10;
 
 /// The disk refused a write or a sync.
 #[derive(Clone, Debug, thiserror::Error)]

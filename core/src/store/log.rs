@@ -17,8 +17,11 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Memory of one tail chunk.
 const CHUNK_SIZE: usize = 1 << 20;
 
-/// Bytes read at once from a segment whose records are not in memory any more.
+/// Bytes read at once from a segment whose records are not in memory any more, by a reader that goes on.
 const READ_SIZE: usize = 64 << 10;
+
+/// Bytes read where nobody has read before: records of one queue among many lie far apart.
+const READ_SIZE_FIRST: usize = 4 << 10;
 
 /// Blocks of older records kept after they were read.
 const READ_CACHE: usize = 64;
@@ -312,7 +315,8 @@ impl Log {
         // Not beyond what is on the disk: what is written there later would be missing in the block.
         let in_memory = self.chunks.front().map_or(self.end, |chunk| chunk.base);
         let readable = (self.segment_size - offset).min(in_memory.saturating_sub(at));
-        let size = len.max(READ_SIZE.min(readable as usize));
+        let ahead = if self.goes_on(at) { READ_SIZE } else { READ_SIZE_FIRST };
+        let size = len.max(ahead.min(readable as usize));
         let mut read = Ok(0);
         let block = ChunkWriter::new(size).append(size, |buffer| {
             read = self.storage.read(FileId::segment(segment), offset, buffer)
@@ -325,6 +329,12 @@ impl Log {
         }
         self.blocks.push_back((at, block.clone()));
         Ok(block.part(0, len))
+    }
+
+    /// Whether somebody reads on from what was read lately.
+    fn goes_on(&self, at: u64) -> bool {
+        let near = |(base, block): &(u64, Slice)| *base <= at && at - base <= (block.len() + READ_SIZE) as u64;
+        self.blocks.iter().rev().any(near)
     }
 
     /// The record at a position that a client named: checked, since anybody can make one up.
@@ -350,5 +360,51 @@ impl Log {
             Some(chunk) if at + len as u64 > chunk.end() => None,
             _ => self.read(position, len).ok(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::storage::MemoryStorage;
+
+    /// A log of records of 1 KiB, nearly all of them on the disk only, and where they are.
+    fn log_on_disk(records: usize) -> (Log, Vec<Position>) {
+        let storage = Arc::new(MemoryStorage::default());
+        storage.claim(FileId::segment(0), 0).unwrap();
+        let mut log = Log::new(Arc::clone(&storage) as Arc<dyn Storage>, 0, 64 << 20, 0, Millis(0));
+        let mut positions = Vec::new();
+        for number in 0..records {
+            let fill = |record: &mut [u8], _, _| record.fill(number as u8);
+            positions.push(log.append(1024, Millis(0), fill).0);
+        }
+        let mut pieces = Vec::new();
+        let end = log.take_unwritten(&mut pieces);
+        for (position, piece) in pieces {
+            storage.write(FileId::segment(0), position.0, &piece).unwrap();
+        }
+        log.set_synced(end);
+        log.trim();
+        (log, positions)
+    }
+
+    fn check(log: &mut Log, positions: &[Position], number: usize) {
+        let record = log.read(positions[number], 1024).unwrap();
+        assert!(record.iter().all(|byte| *byte == number as u8), "record {number}");
+    }
+
+    #[test]
+    fn records_far_apart_are_read_alone_and_neighbours_together() {
+        let (mut log, positions) = log_on_disk(8 << 10);
+        for number in (0..6000).step_by(200) {
+            check(&mut log, &positions, number);
+        }
+        assert_eq!(log.blocks.len(), 30);
+        assert!(log.blocks.iter().all(|(_, block)| block.len() == READ_SIZE_FIRST));
+        let (mut log, positions) = log_on_disk(8 << 10);
+        for number in 0..640 {
+            check(&mut log, &positions, number);
+        }
+        assert!(log.blocks.len() <= 12, "{} reads for 640 KiB", log.blocks.len());
     }
 }

@@ -37,8 +37,10 @@ struct File {
 
 impl File {
     fn settle(&mut self) {
-        self.synced.clone_from(&self.current);
-        self.unsynced.clear();
+        self.synced.resize(self.current.len(), 0);
+        for (offset, bytes) in self.unsynced.drain(..) {
+            self.synced[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        }
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) {
@@ -260,7 +262,8 @@ impl Storage for Disk {
         self.inner().whole(file.area, |inner| {
             let file = inner.file(file)?;
             file.current.truncate(size as usize);
-            file.settle();
+            file.synced.clone_from(&file.current);
+            file.unsynced.clear();
             Ok(())
         })
     }

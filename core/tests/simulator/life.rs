@@ -6,8 +6,9 @@ use std::sync::Arc;
 use rocketbridge_core::engine::Flush;
 
 use crate::disk::{Disk, Fault};
-use crate::model::{Binding, Catalog, Flag, Lease, State};
-use crate::probe::{Observed, Probe, Routes, different};
+use crate::model::{Binding, Catalog, Due, Flag, Lease, State};
+use crate::names::TIMED_KEYS;
+use crate::probe::{Later, Observed, Probe, Routes, different};
 use crate::random::Random;
 use crate::world::{SimClock, World, check};
 
@@ -54,10 +55,16 @@ pub fn simulate(seed: u64, trace: bool) -> u64 {
         started: (0, 0),
         highest_wall: 0,
         ended_notices: Vec::new(),
+        asked: BTreeSet::new(),
+        lives: 0,
+        entered: 0,
+        steps_wall: false,
+        stepped: 0,
         trace: trace.then(Vec::new),
     };
     world.highest_wall = world.clock.wall();
     world.started = (world.clock.mono(), world.clock.wall());
+    world.steps_wall = world.random.once_in(2);
     let lives = 2 + world.random.below(3);
     for _ in 0..lives {
         world.live();
@@ -151,11 +158,13 @@ impl World {
         // What the links saw is gone with them.
         self.links.clear();
         self.ended_notices.clear();
+        self.asked.clear();
         self.settled.clear();
-        if self.random.once_in(2) {
+        if self.steps_wall && self.random.once_in(2) {
             // The wall may be anywhere after a restart.
             let millis = self.random.below(20_000) as i64 - 10_000;
             self.clock.step_wall(millis);
+            self.stepped += millis.unsigned_abs();
             self.highest_wall = self.highest_wall.max(self.clock.wall());
         }
         let mut safe = match end {
@@ -196,12 +205,16 @@ impl World {
 
     /// The prefix of the history that a disk has, as a state.
     fn find_prefix(&mut self, disk: &Disk, safe: usize, flagged: bool) -> (State, Option<BTreeSet<Binding>>) {
-        let engine = match Self::open(disk, self.segment_size, self.flush, &self.clock) {
+        // Timed messages are waited for on this one.
+        let clock = Arc::new(self.clock.copy());
+        let engine = match Self::open(disk, self.segment_size, self.flush, &clock) {
             Ok(engine) => engine,
             Err(error) => self.fail(&format!("it does not start: {error}")),
         };
         let mut probe = Probe::of(&engine);
         let observed = probe.observe(&self.catalog);
+        let unflagged = std::mem::take(&mut probe.unflagged);
+        let stored_at = std::mem::take(&mut probe.stored_at);
         let mut state = self.base.clone();
         let wall = self.clock.wall();
         let mut wrong = String::new();
@@ -221,12 +234,19 @@ impl World {
             if differences.is_empty() {
                 // What can be seen only by changing it is asked once: prefixes that look alike so far route
                 // the same addresses.
-                let (routes, holders) = asked.get_or_insert_with(|| (probe.routes(&state), probe.holders()));
+                let (routes, holders, keys, later) = asked.get_or_insert_with(|| {
+                    let routes = probe.routes(&state);
+                    let (holders, mut keys) = probe.holders();
+                    keys.extend(probe.keys());
+                    (routes, holders, keys, probe.later(&clock))
+                });
                 differences = different(
                     "routes",
                     &routes_within_limits(&state, routes),
                     &Observed::routes_of(&state),
                 );
+                differences += &different("keys", keys, &Observed::keys_of(&state, &self.catalog));
+                differences += &different("timed and half messages", &later.kinds(), &Observed::later_of(&state));
                 if !state.holders.keys().eq(holders.iter()) {
                     differences += &format!("\nsessions: {holders:?}, expected {:?}", state.holders.keys());
                 }
@@ -239,7 +259,7 @@ impl World {
             }
             wrong += &format!("\nnot {count}:{differences}");
         }
-        let Some((count, state)) = found else {
+        let Some((count, mut state)) = found else {
             let all = self.effects.len();
             self.fail(&format!(
                 "no prefix of {safe} to {all} effects is what was recovered{wrong}"
@@ -247,7 +267,7 @@ impl World {
         };
         let faults = std::mem::take(&mut probe.faults);
         check!(self, faults.is_empty(), "{faults:?}");
-        for (name, id) in std::mem::take(&mut probe.unflagged) {
+        for (name, id) in unflagged {
             let Some(message) = self.catalog.messages.get(id) else {
                 continue;
             };
@@ -258,12 +278,63 @@ impl World {
                 "message {id} in {name:?} was delivered before, and is not flagged"
             );
         }
-        self.check_stored_times(&probe.stored_at);
+        self.check_stored_times(&stored_at);
+        if let Some((.., later)) = asked {
+            self.learn_times(&mut state, &later);
+        }
         self.note(|| format!("recovered {count} effects, {safe} were safe"));
         let differ = candidates.iter().any(|bindings| *bindings != state.bindings);
         let all: BTreeSet<Binding> = candidates.into_iter().flatten().collect();
         let unsure = differ.then(|| all.difference(&state.bindings).cloned().collect());
         (state, unsure)
+    }
+
+    /// When timed messages are due and transactions are asked about: that goes by what the wall says has passed.
+    fn learn_times(&mut self, state: &mut State, later: &Later) {
+        let now = self.clock.mono();
+        // What the log knows of the wall's steps may be lost with it.
+        let most = if self.stepped > 0 { self.stepped + 1000 } else { 0 };
+        let close = |known: u64, is: u64| is.abs_diff(known.max(now)) <= most;
+        for (at, (id, mono, wall)) in later.fired.iter().enumerate() {
+            // What is due already keeps its order.
+            let learnt = if *mono > now {
+                *mono
+            } else {
+                now - later.fired.len() as u64 + at as u64
+            };
+            match state.timers[id] {
+                Due::After(known) => {
+                    check!(
+                        self,
+                        close(known, *mono),
+                        "message {id} is due at {mono}, was at {known}"
+                    );
+                    state.timers.insert(*id, Due::After(learnt));
+                }
+                Due::At(known) => {
+                    let due = known.max(self.clock.wall());
+                    check!(self, *wall == due, "message {id} fires at {wall}, is due at {due}");
+                }
+            }
+        }
+        for (at, (id, asked)) in later.halves.iter().enumerate() {
+            let half = state.halves.get_mut(id).expect("it was compared");
+            let known = half.next;
+            half.next = if asked.first > now {
+                asked.first
+            } else {
+                now - later.halves.len() as u64 + at as u64
+            };
+            check!(
+                self,
+                close(known, asked.first),
+                "message {id} is asked about at {}, was at {known}",
+                asked.first
+            );
+            if let Some((position, number)) = asked.record {
+                self.learn_record(*id, position, number);
+            }
+        }
     }
 
     fn check_stored_times(&mut self, stored_at: &BTreeMap<u64, (usize, u64)>) {
@@ -300,6 +371,24 @@ impl World {
         self.effects.clear();
         (self.synced, self.written) = (0, 0);
         self.made.clear();
+        self.lives += 1;
+        // See where they are made.
+        self.live.keys.remove(TIMED_KEYS);
+        self.base.keys.remove(TIMED_KEYS);
+        for (id, message) in self.catalog.messages.iter_mut().enumerate() {
+            message.bound = 0;
+            // What fired and was lost fires again.
+            message.in_topic = self.live.topics.values().any(|topic| topic.messages.contains(&id));
+            if !message.in_topic {
+                message.place = None;
+            }
+            let queues = &self.live.queues;
+            let is_in = |incarnation: &u64| {
+                let mut all = queues.values().filter(|queue| queue.incarnation == *incarnation);
+                all.any(|queue| queue.items.iter().any(|item| item.id == id))
+            };
+            message.seen_in.retain(is_in);
+        }
         let mono = self.clock.mono();
         for holder in self.live.holders.values_mut() {
             holder.ends_at = Some(mono + holder.keep);

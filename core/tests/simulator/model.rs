@@ -5,8 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rocketbridge_core::boundary::{Deliver, HolderKey};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::ExchangeKind;
+
+use crate::names::{holder_queue, window_of};
 
 /// A message: its place in the [`Catalog`].
 pub type Id = usize;
@@ -20,8 +23,16 @@ pub struct Catalog {
 }
 
 pub struct Published {
+    pub described: Described,
+    /// Once it was put into queues.
     pub expires_at: Option<u64>,
     pub persistent: bool,
+    /// When it entered its topic, among all that entered one.
+    pub order: usize,
+    /// Of the record of a timed or half message, and its number; once somebody was told.
+    pub record: Option<(u64, u64)>,
+    /// So many effects of this life must be safe before anybody may be told that it is.
+    pub bound: usize,
     /// It entered a topic.
     pub in_topic: bool,
     /// It is in the log, and so is what becomes of it.
@@ -30,6 +41,23 @@ pub struct Published {
     pub place: Option<(u32, u64)>,
     /// Deliveries that clients saw: incarnations of queues.
     pub seen_in: BTreeSet<u64>,
+}
+
+/// What the model has to know of a publish.
+#[derive(Clone, Debug)]
+pub struct Described {
+    pub entry: Entry,
+    pub topic: Name,
+    pub key: Name,
+    pub persistent: bool,
+    pub mandatory: bool,
+    pub native: bool,
+    pub deliver: Deliver,
+    pub half: bool,
+    pub time_to_live: Option<u64>,
+    /// The property by which copies are known.
+    pub dedup: Option<Name>,
+    pub holder_key: Option<HolderKey>,
 }
 
 impl Catalog {
@@ -44,6 +72,8 @@ pub struct Exchange {
     pub durable: bool,
     pub auto_delete: bool,
     pub internal: bool,
+    /// Copies of messages are known.
+    pub dedup: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +174,32 @@ pub struct Holder {
     pub ends_at: Option<u64>,
 }
 
+/// Which clock a timed message is due on, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// The monotonic one.
+    After(u64),
+    /// The wall.
+    At(u64),
+}
+
+/// A transaction that was not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Half {
+    /// When its producers are asked next, or it is given up; monotonic.
+    pub next: u64,
+    /// How often they were.
+    pub checks: u32,
+}
+
+/// An open key: its value, the message that opened it, and when it closes, monotonic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenKey {
+    pub value: Name,
+    pub id: Id,
+    pub closes_at: u64,
+}
+
 /// A change that a disk keeps.
 #[derive(Clone, Debug)]
 pub enum Effect {
@@ -170,6 +226,15 @@ pub enum Effect {
     Offset(Name, Name, u32, u64),
     Holder(Name, u64),
     HolderGone(Name),
+    Timer(Id, Due),
+    /// They fired, or were taken back.
+    TimersGone(Vec<Id>),
+    /// There is one, or its producers were asked.
+    Half(Id, Half),
+    HalfGone(Id),
+    /// In a scope: an exchange's, a topic's or a session's.
+    Key(Name, Name, Id),
+    KeyClosed(Name, Name),
     /// All of it or nothing.
     Batch(Vec<Effect>),
 }
@@ -185,6 +250,10 @@ pub struct State {
     /// By group, topic and message queue.
     pub offsets: BTreeMap<(Name, Name, u32), u64>,
     pub holders: BTreeMap<Name, Holder>,
+    pub timers: BTreeMap<Id, Due>,
+    pub halves: BTreeMap<Id, Half>,
+    /// By scope, the oldest first.
+    pub keys: BTreeMap<Name, Vec<OpenKey>>,
 }
 
 /// Why a message is refused.
@@ -217,12 +286,18 @@ impl State {
 
     /// The queues that get a message.
     pub fn route(&self, entry: Entry, topic: &str, key: &str) -> Result<BTreeSet<Name>, Refused> {
+        let exchange = self.exchanges.get(topic);
+        if entry == Entry::Exchange && exchange.is_some_and(|exchange| exchange.internal) {
+            return Err(Refused::Internal);
+        }
+        self.route_inside(entry, topic, key)
+    }
+
+    /// As [`route`](Self::route), for what the broker publishes again.
+    pub fn route_inside(&self, entry: Entry, topic: &str, key: &str) -> Result<BTreeSet<Name>, Refused> {
         let mut found = BTreeSet::new();
-        if entry == Entry::Exchange {
-            let exchange = self.exchanges.get(topic).ok_or(Refused::NoExchange)?;
-            if exchange.internal {
-                return Err(Refused::Internal);
-            }
+        if entry == Entry::Exchange && !self.exchanges.contains_key(topic) {
+            return Err(Refused::NoExchange);
         }
         if let Some(queue) = self.queues.get(topic)
             && (entry == Entry::Queue || (entry == Entry::Native && queue.spec.addressable))
@@ -300,8 +375,31 @@ impl State {
         gone
     }
 
+    /// The message that opened a key.
+    pub fn opened(&self, scope: &str, value: &str, mono: u64) -> Option<Id> {
+        let mut open = self.keys.get(scope)?.iter();
+        let found = open.find(|key| key.value == value && key.closes_at > mono);
+        found.map(|key| key.id)
+    }
+
+    pub fn open_key(&mut self, scope: &str, key: OpenKey) {
+        let keys = self.keys.entry(scope.to_owned()).or_default();
+        keys.retain(|known| known.value != key.value);
+        keys.push(key);
+        if window_of(scope).is_some_and(|most| keys.len() > most) {
+            keys.remove(0);
+        }
+    }
+
+    pub fn close_key(&mut self, scope: &str, value: &str) -> Option<Id> {
+        let keys = self.keys.get_mut(scope)?;
+        let at = keys.iter().position(|key| key.value == value)?;
+        Some(keys.remove(at).id)
+    }
+
     pub fn remove_exchange(&mut self, name: &str) -> Vec<Binding> {
         self.exchanges.remove(name);
+        self.keys.remove(name);
         self.unbind_all(|binding| {
             binding.source == Source::Exchange(name.to_owned()) || binding.target == Target::Exchange(name.to_owned())
         })
@@ -390,6 +488,24 @@ impl State {
             }
             Effect::HolderGone(name) => {
                 self.holders.remove(&name);
+                self.keys.remove(&holder_queue(&name));
+            }
+            Effect::Timer(id, due) => {
+                self.timers.insert(id, due);
+            }
+            Effect::TimersGone(ids) => self.timers.retain(|id, _| !ids.contains(id)),
+            Effect::Half(id, half) => {
+                self.halves.insert(id, half);
+            }
+            Effect::HalfGone(id) => {
+                self.halves.remove(&id);
+            }
+            Effect::Key(scope, value, id) => {
+                let closes_at = u64::MAX;
+                self.open_key(&scope, OpenKey { value, id, closes_at });
+            }
+            Effect::KeyClosed(scope, value) => {
+                self.close_key(&scope, &value);
             }
             Effect::Batch(effects) => effects.iter().for_each(|effect| self.apply(effect)),
         }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use rocketbridge_core::address::Pattern;
 use rocketbridge_core::boundary::Publish;
 use rocketbridge_core::message::{Entry, Format};
-use rocketbridge_core::request::{self, ExchangeKind, HashOn, Limit, Matcher};
+use rocketbridge_core::request::{self, Dedup, ExchangeKind, HashOn, Limit, Matcher};
+
+use rocketbridge_core::time::Millis;
 
 use crate::model::{self, Id, Source, State, Target};
 
@@ -17,6 +19,36 @@ pub const KEYS: [&str; 4] = ["", "a", "a.b", "b"];
 pub const PATTERNS: [&str; 6] = ["#", "a", "a.#", "*", "*.b", "b"];
 /// Patterns over whole addresses.
 pub const FILTERS: [&str; 6] = ["#", "t0", "t0.#", "*.a", "e0.#", "t1.*"];
+
+/// The topic of messages whose transaction nobody ended.
+pub const GIVEN_UP: &str = "TRANS_CHECK_MAX_TIME_TOPIC";
+/// The group of all producers of transactions.
+pub const PRODUCERS: &str = "p0";
+
+/// The property by which topics and exchanges know copies.
+pub const DEDUP: &str = "k";
+/// Keys that a topic or exchange remembers.
+pub const WINDOW: usize = 2;
+/// A topic that remembers keys by time.
+pub const TIMED_KEYS: &str = "t1";
+/// For how long.
+pub const KEY_TIME: u64 = 3000;
+/// Values of keys.
+pub const KEY_VALUES: [&str; 4] = ["0", "1", "2", "3"];
+
+/// How many keys are remembered in a scope.
+pub fn window_of(scope: &str) -> Option<usize> {
+    (scope != TIMED_KEYS && !scope.starts_with('\0')).then_some(WINDOW)
+}
+
+/// How copies are known at a topic or exchange.
+pub fn dedup(scope: &str) -> Dedup {
+    Dedup {
+        property: bytes(DEDUP),
+        keys_max: window_of(scope).unwrap_or(1000) as u32,
+        time: (scope == TIMED_KEYS).then_some(Millis(KEY_TIME)),
+    }
+}
 
 /// Message queues of a topic that a foreign publish makes.
 pub const TOPIC_QUEUES: u32 = 2;
@@ -68,7 +100,7 @@ pub fn exchange(name: &str, exchange: &model::Exchange) -> request::Exchange {
         internal: exchange.internal,
         alternate: None,
         hash_on: HashOn::Key,
-        dedup: None,
+        dedup: exchange.dedup.then(|| dedup(name)),
         arguments: Bytes::new(),
     }
 }
@@ -79,6 +111,7 @@ pub fn exchange_of(exchange: &request::Exchange) -> model::Exchange {
         durable: exchange.durable,
         auto_delete: exchange.auto_delete,
         internal: exchange.internal,
+        dedup: exchange.dedup.is_some(),
     }
 }
 

@@ -2,16 +2,26 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use rocketbridge_core::attributes::{self, Attribute, Attributes, AttributesBuilder, Value};
 use rocketbridge_core::boundary::*;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::{self, *};
+use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::Millis;
 
-use crate::model::{self, Effect, Flag, Holder, Item, Lease, Name, Published, Refused, Spec, State};
+use crate::model::{
+    self, Described, Due, Effect, Flag, Half, Holder, Item, Lease, Name, Published, Refused, Spec, State,
+};
 use crate::names::*;
 use crate::world::{Awaited, Expect, Expected, Got, Sub, Why, World, check};
 
 const LINKS_MAX: usize = 4;
+
+/// When producers are asked about a transaction first, and how long after that again, milliseconds.
+pub const CHECK_AFTER: u64 = 2000;
+pub const CHECK_INTERVAL: u64 = 3000;
+/// How often.
+pub const CHECK_MAX: u32 = 2;
 
 /// How long sessions are kept.
 const KEEP: u64 = 9000;
@@ -24,7 +34,10 @@ impl World {
             return self.add_link();
         }
         let at = *self.random.pick(&links);
-        match self.random.below(100) {
+        match self.random.below(107) {
+            100..101 => self.join_producers(at),
+            101..104 => self.end_transaction(at),
+            104..106 => self.take_back(at),
             0..27 => self.publish(at),
             27..30 => self.commit(at),
             30..46 => self.settle(at),
@@ -46,8 +59,8 @@ impl World {
             91..92 => self.join(at),
             92..93 => self.declare_topic(at),
             93..95 => self.drop_link(at),
-            95..97 => self.pass_time(),
-            97..99 => self.maintain(),
+            95..98 => self.pass_time(),
+            98..100 => self.maintain(),
             _ => self.cancel_pulls(at),
         }
         self.observe();
@@ -68,7 +81,8 @@ impl World {
             ids.push((id, publish.token));
             batch.push_back(publish);
         }
-        let described: Vec<Described> = batch.iter().map(Described::of).collect();
+        let first = self.catalog.messages.len() - batch.len();
+        let described: Vec<Described> = self.described(first..first + batch.len());
         self.note(|| format!("link {at} publishes {ids:?}: {described:?}"));
         let admission = self.link(at).link.publish(&mut batch);
         let taken = count - batch.len();
@@ -81,8 +95,12 @@ impl World {
             self.link(at).blocked = true;
         }
         for ((id, token), described) in ids.into_iter().zip(described).take(taken) {
-            let (fate, returned) = self.published(id, &described);
-            let bound = self.effects.len();
+            let (fate, returned) = self.published(at, id, &described);
+            let bound = match fate {
+                Expected::Duplicate(original) => self.catalog.messages[original].bound,
+                _ => self.effects.len(),
+            };
+            self.catalog.messages[id].bound = bound;
             let awaited = Awaited {
                 id,
                 bound,
@@ -95,20 +113,41 @@ impl World {
         self.link(at).token -= batch.len() as u64;
     }
 
+    fn described(&self, ids: std::ops::Range<usize>) -> Vec<Described> {
+        let messages = &self.catalog.messages[ids];
+        messages.iter().map(|message| message.described.clone()).collect()
+    }
+
     fn new_publish(&mut self, at: usize, id: usize) -> Publish {
+        let half = self.random.once_in(12);
+        let deliver = match self.random.below(if half { 1 } else { 24 }) {
+            1 => Deliver::After(Millis(self.random.below(6000))),
+            2 => Deliver::At(Millis(self.clock.wall() - 500 + self.random.below(6000))),
+            3 => Deliver::After(Millis(60_000 + self.random.below(200_000))),
+            _ => Deliver::Now,
+        };
+        let deliver = self.own_time(deliver);
+        let is_later = half || deliver != Deliver::Now;
         let padding = match self.random.below(20) {
+            _ if is_later => self.random.below(60) as usize,
             0 => 1500,
             1..4 => self.random.below(700) as usize,
             _ => self.random.below(60) as usize,
         };
-        let entry = [
-            Entry::Queue,
-            Entry::Queue,
-            Entry::Exchange,
-            Entry::Exchange,
-            Entry::Topic,
+        let entries = [
             Entry::Native,
-        ][self.random.index(6)];
+            Entry::Topic,
+            Entry::Exchange,
+            Entry::Exchange,
+            Entry::Queue,
+            Entry::Queue,
+        ];
+        // To whom a timed message goes that goes straight to a queue can be seen in that queue only.
+        let entry = entries[self.random.index(match is_later {
+            true if half => 1,
+            true => 4,
+            false => 6,
+        })];
         let topic = match entry {
             Entry::Queue => *self.random.pick(&QUEUES),
             Entry::Exchange => *self.random.pick(&EXCHANGES),
@@ -126,19 +165,69 @@ impl World {
             detailed: self.random.once_in(2),
             ..publish(entry, topic, key, body(id, padding))
         };
+        publish.deliver = deliver;
+        publish.detailed |= is_later;
+        let is_remembered = TOPICS.contains(&topic) || EXCHANGES.contains(&topic);
+        let dedup = (is_remembered && self.random.once_in(3)).then(|| (*self.random.pick(&KEY_VALUES)).to_owned());
+        // How long is left of a key's time after a restart depends on the wall.
+        let dedup = dedup.map(|value| match topic {
+            TIMED_KEYS => format!("{}-{value}", self.lives),
+            _ => value,
+        });
+        if self.link(at).holder.is_some() && entry != Entry::Queue && !half && self.random.once_in(3) {
+            let number = self.random.below(3);
+            publish.holder_key = Some(match self.random.below(3) {
+                0 => HolderKey::Close(number),
+                _ => HolderKey::Open(number),
+            });
+        }
+        // Which keys of what is not kept are remembered depends on what else was told.
+        publish.persistent |= dedup.is_some() || publish.holder_key.is_some();
+        let mut time_to_live = None;
         if entry == Entry::Native {
             publish.format = Format::NATIVE;
+            let mut properties = format!("UNIQ_KEY\x01u{id}\x02PGROUP\x01{PRODUCERS}\x02");
             if !key.is_empty() {
-                publish.origin = bytes(&format!("TAGS\x01{key}\x02"));
+                properties += &format!("TAGS\x01{key}\x02");
             }
+            if let Some(value) = &dedup {
+                properties += &format!("{DEDUP}\x01{value}\x02");
+            }
+            publish.origin = bytes(&properties);
             publish.native = Some(Box::new(Native {
                 queue_id: self.random.once_in(2).then_some(0),
                 topic_queues: TOPIC_QUEUES,
+                half,
                 ..Native::default()
             }));
+        } else {
+            let millis = if self.steps_wall {
+                600_000
+            } else {
+                self.random.below(3000)
+            };
+            time_to_live = self.random.once_in(5).then_some(millis);
+            publish.attributes = attributes(dedup.as_deref(), time_to_live);
         }
+        let described = Described {
+            entry,
+            topic: topic.to_owned(),
+            key: key.to_owned(),
+            persistent: publish.persistent,
+            mandatory: publish.mandatory,
+            native: entry == Entry::Native,
+            deliver,
+            half,
+            time_to_live,
+            dedup,
+            holder_key: publish.holder_key,
+        };
         self.catalog.messages.push(Published {
+            described,
             expires_at: None,
+            order: 0,
+            record: None,
+            bound: 0,
             persistent: publish.persistent,
             in_topic: false,
             logged: false,
@@ -148,57 +237,203 @@ impl World {
         publish
     }
 
+    /// The same time, or one that no other timed message has: of two that are due at once nobody says which
+    /// comes first.
+    fn own_time(&self, deliver: Deliver) -> Deliver {
+        let mono = self.clock.mono();
+        let is_free = |due| !self.live.timers.values().any(|known| *known == due);
+        let mut times = 0..;
+        match deliver {
+            Deliver::Now => None,
+            Deliver::After(Millis(delay)) => times
+                .find(|more| is_free(Due::After(mono + delay + more)))
+                .map(|more| Deliver::After(Millis(delay + more))),
+            Deliver::At(Millis(at)) => times
+                .find(|more| is_free(Due::At(at + more)))
+                .map(|more| Deliver::At(Millis(at + more))),
+        }
+        .unwrap_or(deliver)
+    }
+
+    /// The scope of a publish's key and its value there.
+    fn key_of(&mut self, at: usize, publish: &Described) -> Option<(Name, Name)> {
+        if let Some(HolderKey::Open(number) | HolderKey::Close(number)) = publish.holder_key {
+            let holder = self.link(at).holder.clone()?;
+            return Some((holder_queue(&holder), number.to_string()));
+        }
+        let exchange = self.live.exchanges.get(&publish.topic);
+        let remembers = TOPICS.contains(&publish.topic.as_str()) || exchange.is_some_and(|exchange| exchange.dedup);
+        let value = publish.dedup.clone().filter(|_| remembers)?;
+        Some((publish.topic.clone(), value))
+    }
+
+    /// Whether a scope's keys are kept over a restart.
+    fn keeps_keys(&self, scope: &str) -> bool {
+        let holder = scope.strip_prefix('\0').and_then(|name| self.live.holders.get(name));
+        holder.is_none_or(|holder| holder.durable)
+    }
+
     /// What becomes of a message, and whether it comes back.
-    fn published(&mut self, id: usize, publish: &Described) -> (Expected, bool) {
-        let Described {
-            entry,
-            topic,
-            key,
-            persistent,
-            mandatory,
-            native,
-        } = publish;
-        let queues = match self.live.route(*entry, topic, key) {
+    fn published(&mut self, at: usize, id: usize, publish: &Described) -> (Expected, bool) {
+        let mono = self.clock.mono();
+        let key = self.key_of(at, publish);
+        if let Some(HolderKey::Close(_)) = publish.holder_key {
+            let closed = key
+                .as_ref()
+                .and_then(|(scope, value)| self.live.close_key(scope, value));
+            if let Some((scope, value)) = key.filter(|(scope, _)| closed.is_some() && self.keeps_keys(scope)) {
+                self.effect(Effect::KeyClosed(scope, value));
+            }
+            return (Expected::Closed(closed.is_some()), false);
+        }
+        let opened = key
+            .as_ref()
+            .and_then(|(scope, value)| self.live.opened(scope, value, mono));
+        if let Some(original) = opened {
+            return (Expected::Duplicate(original), false);
+        }
+        let queues = match self.live.route(publish.entry, &publish.topic, &publish.key) {
             Ok(queues) => queues,
             Err(refused) => return (Expected::Rejected(reject(refused)), false),
         };
+        let (enters, groups) = self.enter(publish);
+        let routes = queues.len() + if enters { groups } else { 0 };
+        let returned = routes == 0 && publish.mandatory;
+        let due = match publish.deliver {
+            Deliver::After(Millis(delay)) if delay > 0 => Some(Due::After(mono + delay)),
+            Deliver::At(Millis(wall)) if wall > self.clock.wall() => Some(Due::At(wall)),
+            _ => None,
+        };
+        let key_effect = key.map(|(scope, value)| {
+            let closes_at = if scope == TIMED_KEYS { mono + KEY_TIME } else { u64::MAX };
+            let open = model::OpenKey {
+                value: value.clone(),
+                id,
+                closes_at,
+            };
+            self.live.open_key(&scope, open);
+            self.keeps_keys(&scope).then_some(Effect::Key(scope, value, id))
+        });
+        let key_effect = key_effect.flatten();
+        let later = if publish.half {
+            let next = mono + CHECK_AFTER;
+            self.live.halves.insert(id, Half { next, checks: 0 });
+            Some(Effect::Half(id, Half { next, checks: 0 }))
+        } else if let Some(due) = due {
+            self.live.timers.insert(id, due);
+            Some(Effect::Timer(id, due))
+        } else {
+            None
+        };
+        if let Some(effect) = later {
+            self.effect_with(effect, key_effect);
+            let durable = publish.persistent || publish.native;
+            let routes = routes.max(1);
+            return (
+                Expected::Stored {
+                    durable,
+                    routes,
+                    later: true,
+                },
+                returned,
+            );
+        }
+        let logged = self.put(id, publish, queues, enters, key_effect);
+        let durable = logged && (publish.persistent || publish.native);
+        (
+            Expected::Stored {
+                durable,
+                routes,
+                later: false,
+            },
+            returned,
+        )
+    }
+
+    /// An effect and what one record says with it.
+    fn effect_with(&mut self, effect: Effect, other: Option<Effect>) {
+        match other {
+            Some(other) => self.effect(Effect::Batch(vec![effect, other])),
+            None => self.effect(effect),
+        }
+    }
+
+    /// Whether a message enters its topic, which is made then, and how many groups are there for it.
+    fn enter(&mut self, publish: &Described) -> (bool, usize) {
+        let topic = &publish.topic;
         let groups = self.live.groups.iter().filter(|(of, _)| of == topic).count();
         let known = self.live.topics.contains_key(topic);
         let addressed = self.live.queues.get(topic).is_some_and(|queue| queue.spec.addressable);
-        let enters = (*native || *persistent || groups > 0) && (known || *entry != Entry::Queue || addressed);
-        let routes = queues.len() + if enters { groups } else { 0 };
-        let returned = routes == 0 && *mandatory;
+        let enters = (publish.native || publish.persistent || groups > 0)
+            && (known || publish.native || publish.entry != Entry::Queue || addressed);
         if enters && !known {
-            self.live.topics.entry(topic.clone()).or_default().queues = TOPIC_QUEUES;
-            self.effect(Effect::Topic(topic.clone(), TOPIC_QUEUES));
+            let queues = if topic == GIVEN_UP { 1 } else { TOPIC_QUEUES };
+            self.live.topics.entry(topic.clone()).or_default().queues = queues;
+            self.effect(Effect::Topic(topic.clone(), queues));
         }
+        (enters, groups)
+    }
+
+    /// A message goes to queues and into its topic. Gives whether it is in the log.
+    fn put(
+        &mut self,
+        id: usize,
+        publish: &Described,
+        queues: BTreeSet<Name>,
+        enters: bool,
+        key: Option<Effect>,
+    ) -> bool {
+        let now = self.now();
+        self.entered += 1;
+        let message = &mut self.catalog.messages[id];
+        message.expires_at = publish.time_to_live.map(|millis| now + millis);
         if enters {
-            self.catalog.messages[id].in_topic = true;
-            self.live.topics.get_mut(topic).expect("just made").messages.insert(id);
+            (message.in_topic, message.order) = (true, self.entered);
+            let topic = self.live.topics.get_mut(&publish.topic).expect("just made");
+            topic.messages.insert(id);
         }
         let durable_queues: Vec<u64> = queues
             .iter()
             .map(|name| &self.live.queues[name])
             .filter(|queue| {
-                let left_out = !*persistent && queue.of_holder && queue.consumers.is_empty();
-                (*persistent || enters) && queue.spec.durable && !left_out
+                let left_out = !publish.persistent && queue.of_holder && queue.consumers.is_empty();
+                (publish.persistent || enters) && queue.spec.durable && !left_out
             })
             .map(|queue| queue.incarnation)
             .collect();
         let logged = enters || !durable_queues.is_empty();
         self.catalog.messages[id].logged = logged;
         if logged {
-            self.effect(Effect::Message {
+            let effect = Effect::Message {
                 id,
                 queues: durable_queues,
-                topic: enters.then(|| topic.clone()),
-            });
+                topic: enters.then(|| publish.topic.clone()),
+            };
+            self.effect_with(effect, key);
         }
         for name in &queues {
-            self.offer(name, id, *persistent);
+            self.offer(name, id, publish.persistent);
         }
-        let durable = logged && (*persistent || *native);
-        (Expected::Stored { durable, routes }, returned)
+        logged
+    }
+
+    /// The broker publishes a message again, routed now.
+    fn republish(&mut self, id: usize, publish: &Described) {
+        let Ok(queues) = self.live.route_inside(publish.entry, &publish.topic, &publish.key) else {
+            return;
+        };
+        let (enters, _) = self.enter(publish);
+        self.put(id, publish, queues, enters, None);
+    }
+
+    /// What the log holds as one batch: these effects, what `act` makes, and what is settled meanwhile.
+    fn in_batch(&mut self, first: Vec<Effect>, act: impl FnOnce(&mut Self)) {
+        self.end_of_hold();
+        self.batch = Some(first);
+        act(self);
+        self.end_of_hold();
+        let batch = self.batch.take().expect("just begun");
+        self.effect(Effect::Batch(batch));
     }
 
     /// Publishes and settles in one atomic batch.
@@ -216,8 +451,14 @@ impl World {
                 ..self.new_publish(at, id)
             });
         }
-        let described: Vec<Described> = publishes.iter().map(Described::of).collect();
-        let settlements = self.some_settlements(at);
+        let described: Vec<Described> = self.described(first..first + publishes.len());
+        let mut settlements = self.some_settlements(at);
+        for settlement in &mut settlements {
+            // Only what was delivered before: what the batch brings may be delivered before it settles.
+            let leases = &self.link(at).subs[&settlement.subscription.0].leases;
+            let last = *leases.keys().next_back().expect("something is leased");
+            settlement.count = settlement.count.min((last - settlement.first + 1) as u32);
+        }
         let nothing = publishes.is_empty() && settlements.is_empty();
         self.note(|| format!("link {at} commits {first}: {described:?}, {settlements:?}"));
         let request = Request::Commit(Commit {
@@ -226,6 +467,9 @@ impl World {
             ..Commit::default()
         });
         let refused = described.iter().enumerate().find_map(|(index, publish)| {
+            if matches!(publish.holder_key, Some(HolderKey::Close(_))) {
+                return None;
+            }
             let refused = self.live.route(publish.entry, &publish.topic, &publish.key).err()?;
             Some(Expect::Rejected(index, reject(refused)))
         });
@@ -235,17 +479,14 @@ impl World {
         if nothing {
             return self.ask(at, request, Expect::Done, None);
         }
-        self.batch = Some(Vec::new());
-        for (index, publish) in described.iter().enumerate() {
-            self.published(first + index, publish);
-        }
-        for settlement in settlements {
-            self.settled_by(at, settlement);
-        }
-        let settled = std::mem::take(&mut self.settled);
-        self.effect(Effect::Settled(settled));
-        let batch = self.batch.take().expect("just begun");
-        self.effect(Effect::Batch(batch));
+        self.in_batch(Vec::new(), |world| {
+            for (index, publish) in described.iter().enumerate() {
+                world.published(at, first + index, publish);
+            }
+            for settlement in settlements {
+                world.settled_by(at, settlement);
+            }
+        });
         let bound = self.effects.len();
         self.ask(at, request, Expect::Done, Some(bound));
     }
@@ -262,9 +503,12 @@ impl World {
             lease: Lease::Ready,
             flag: Flag::No,
         };
-        self.live.queues.get_mut(name).expect("just found").items.push(item);
+        let queue = self.live.queues.get_mut(name).expect("just found");
+        queue.items.push(item);
+        let last = queue.items.len() - 1;
         if at_once {
-            self.deliver(name);
+            // Even what may not wait at all.
+            self.fly(name, last);
         } else {
             self.enforce_limit(name);
         }
@@ -706,6 +950,12 @@ impl World {
             durable: !self.random.once_in(4),
             auto_delete: self.random.once_in(4),
             internal: self.random.once_in(8),
+            dedup: false,
+        };
+        let wanted = model::Exchange {
+            // Which keys are known after a crash depends on what else was told, if the exchange itself is not.
+            dedup: wanted.durable && self.random.once_in(2),
+            ..wanted
         };
         let thing = format!("exchange {name}");
         let request = Request::DeclareExchange(exchange(&name, &wanted));
@@ -962,6 +1212,7 @@ impl World {
         let Some(holder) = self.live.holders.remove(name) else {
             return;
         };
+        self.live.keys.remove(&holder_queue(name));
         if holder.durable {
             self.effect(Effect::HolderGone(name.to_owned()));
         }
@@ -1129,16 +1380,31 @@ impl World {
     }
 
     fn pass_time(&mut self) {
+        // A log that is full makes timers wait: by how much depends on bytes.
+        if self.live.timers.len() + self.live.halves.len() > 0 && self.disk.has_refused() {
+            return;
+        }
+        let unsynced = self.effects.len() - self.synced;
+        if !self.live.timers.is_empty() && unsynced > 10 && !self.sync() {
+            return;
+        }
         match self.random.below(4) {
-            0 => {
+            0 if self.steps_wall => {
                 let millis = self.random.below(20_000) as i64 - 10_000;
                 self.clock.step_wall(millis);
+                self.stepped += millis.unsigned_abs();
             }
+            1 => self.clock.advance(4000 + self.random.below(4000)),
             _ => self.clock.advance(1 + self.random.below(4000)),
         }
         self.highest_wall = self.highest_wall.max(self.clock.wall());
         let (mono, wall) = (self.clock.mono(), self.clock.wall());
         self.note(|| format!("it is {mono}, {wall}"));
+        self.check_halves();
+        self.fire_timers(|due| matches!(due, Due::After(at) if *at <= mono));
+        self.fire_timers(|due| matches!(due, Due::At(at) if *at <= wall));
+        self.deliver_all();
+        self.end_of_hold();
         let ended: Vec<Name> = self
             .live
             .holders
@@ -1151,6 +1417,145 @@ impl World {
         }
         self.engine.tick();
     }
+
+    // --- timed messages and transactions ----------------------------------------------------------
+
+    /// What is due by now is published, routed by the bindings of now.
+    fn fire_timers(&mut self, is_due: impl Fn(&Due) -> bool) {
+        let mut fired: Vec<(u64, usize)> = Vec::new();
+        for (id, due) in &self.live.timers {
+            if is_due(due) {
+                let (Due::After(at) | Due::At(at)) = due;
+                fired.push((*at, *id));
+            }
+        }
+        if fired.is_empty() {
+            return;
+        }
+        fired.sort_unstable();
+        let ids: Vec<usize> = fired.into_iter().map(|(_, id)| id).collect();
+        self.in_batch(vec![Effect::TimersGone(ids.clone())], |world| {
+            for id in ids {
+                world.live.timers.remove(&id);
+                let publish = world.catalog.messages[id].described.clone();
+                world.republish(id, &publish);
+            }
+        });
+    }
+
+    fn take_back(&mut self, at: usize) {
+        let messages = self.catalog.messages.iter().enumerate();
+        let timed: Vec<(usize, u64)> = messages
+            .filter(|(_, message)| message.described.native && !message.described.half)
+            .filter_map(|(id, message)| Some((id, message.record?.0)))
+            .collect();
+        if timed.is_empty() {
+            return;
+        }
+        let (id, position) = *self.random.pick(&timed);
+        let is_other = self.random.once_in(8);
+        let unique_key = bytes(&format!("u{}", if is_other { id + 1 } else { id }));
+        let request = Request::TakeBack {
+            position: Position(position),
+            unique_key,
+        };
+        let waits = match self.live.timers.get(&id) {
+            None => false,
+            Some(Due::After(at)) => *at > self.clock.mono(),
+            Some(Due::At(at)) => *at > self.clock.wall(),
+        };
+        if !waits || is_other {
+            return self.ask(at, request, Expect::Refused(Why::NotFound), None);
+        }
+        self.live.timers.remove(&id);
+        self.effect(Effect::TimersGone(vec![id]));
+        let bound = self.effects.len();
+        self.ask(at, request, Expect::Done, Some(bound));
+    }
+
+    /// Producers are asked about transactions that were not ended.
+    fn check_halves(&mut self) {
+        let mono = self.clock.mono();
+        let due = self.live.halves.iter().filter(|(_, half)| half.next <= mono);
+        let mut due: Vec<(u64, usize)> = due.map(|(id, half)| (half.next, *id)).collect();
+        due.sort_unstable();
+        for (_, id) in due {
+            let checks = self.live.halves[&id].checks;
+            if checks < CHECK_MAX {
+                let half = Half {
+                    next: mono + CHECK_INTERVAL,
+                    checks: checks + 1,
+                };
+                self.live.halves.insert(id, half);
+                self.effect(Effect::Half(id, half));
+                if self.links.iter().flatten().any(|link| link.produces) {
+                    self.asked.insert(id);
+                }
+                continue;
+            }
+            let publish = Described {
+                entry: Entry::Queue,
+                topic: GIVEN_UP.to_owned(),
+                ..self.catalog.messages[id].described.clone()
+            };
+            self.end_half(id, &publish);
+        }
+    }
+
+    /// A half message is published.
+    fn end_half(&mut self, id: usize, publish: &Described) {
+        self.live.halves.remove(&id);
+        self.enter(publish);
+        self.in_batch(vec![Effect::HalfGone(id)], |world| world.republish(id, publish));
+    }
+
+    fn join_producers(&mut self, at: usize) {
+        self.link(at).produces = true;
+        let request = Request::JoinProducers {
+            group: bytes(PRODUCERS),
+            client_id: bytes(&format!("client {at}")),
+        };
+        self.ask(at, request, Expect::Done, None);
+    }
+
+    fn end_transaction(&mut self, at: usize) {
+        let messages = self.catalog.messages.iter().enumerate();
+        let halves: Vec<(usize, (u64, u64))> = messages
+            .filter(|(_, message)| message.described.half)
+            .filter_map(|(id, message)| Some((id, message.record?)))
+            .collect();
+        if halves.is_empty() {
+            return;
+        }
+        let (id, (position, offset)) = *self.random.pick(&halves);
+        let verdict = [Verdict::Commit, Verdict::Commit, Verdict::Rollback, Verdict::Unknown][self.random.index(4)];
+        let (other_group, other_offset) = (self.random.once_in(10), self.random.once_in(10));
+        let request = Request::EndTransaction(EndTransaction {
+            position: Position(position),
+            offset: offset + u64::from(other_offset),
+            group: bytes(if other_group { "g0" } else { PRODUCERS }),
+            verdict,
+            from_check: self.random.once_in(2),
+        });
+        let end = match self.live.halves.contains_key(&id) {
+            false => TransactionEnd::NotFound,
+            true if other_group => TransactionEnd::OtherGroup,
+            true if other_offset => TransactionEnd::OtherOffset,
+            true => TransactionEnd::Done,
+        };
+        if end != TransactionEnd::Done || verdict == Verdict::Unknown {
+            return self.ask(at, request, Expect::Transaction(end), None);
+        }
+        if verdict == Verdict::Commit {
+            let publish = self.catalog.messages[id].described.clone();
+            self.end_half(id, &publish);
+        } else {
+            self.live.halves.remove(&id);
+            self.effect(Effect::HalfGone(id));
+        }
+        let bound = self.effects.len();
+        self.ask(at, request, Expect::Transaction(end), Some(bound));
+    }
 }
 
 fn reject(refused: Refused) -> Reject {
@@ -1160,30 +1565,14 @@ fn reject(refused: Refused) -> Reject {
     }
 }
 
-/// What the model has to know of a publish.
-#[derive(Debug)]
-struct Described {
-    entry: Entry,
-    topic: Name,
-    key: Name,
-    persistent: bool,
-    mandatory: bool,
-    native: bool,
-}
-
-impl Described {
-    fn of(publish: &Publish) -> Self {
-        Self {
-            entry: publish.entry,
-            topic: text(&publish.topic),
-            key: text(&publish.key),
-            persistent: publish.persistent,
-            mandatory: publish.mandatory,
-            native: publish.format == Format::NATIVE,
-        }
+fn attributes(dedup: Option<&str>, time_to_live: Option<u64>) -> Attributes {
+    let mut builder = AttributesBuilder::default();
+    if let Some(millis) = time_to_live {
+        builder.put(attributes::Name::Known(Attribute::TimeToLive), Value::Uint(millis));
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("names are text")
+    if let Some(value) = dedup {
+        let name = attributes::Name::User(DEDUP.as_bytes());
+        builder.put(name, Value::Text(value.as_bytes()));
+    }
+    builder.finish()
 }

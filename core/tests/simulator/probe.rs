@@ -10,16 +10,51 @@ use rocketbridge_core::engine::{Engine, EngineLink};
 use rocketbridge_core::inbox::Inbox;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
+use rocketbridge_core::store::record::Position;
 use rocketbridge_core::time::Millis;
 
 use crate::model::{self, Catalog, Id, Name, State};
 use crate::names::*;
+use crate::operations::CHECK_MAX;
+use crate::world::SimClock;
 
 /// Bodies of the probe's own messages have numbers from here on.
 const PROBES: Id = 1 << 40;
 
+/// Stands for any half message: nobody may see it.
+const SECRET: Id = PROBES - 1;
+
 /// Where a message of an address goes, and how many groups there are for it.
 pub type Routes = BTreeMap<(u8, Name, Name), (BTreeSet<Name>, usize)>;
+
+/// What is there for later, found by waiting for it.
+#[derive(Debug, Default)]
+pub struct Later {
+    /// In their order, with both clocks when they fired.
+    pub fired: Vec<(Id, u64, u64)>,
+    /// Half messages in the order in which they were asked about or given up.
+    pub halves: Vec<(Id, Asked)>,
+}
+
+/// What was seen of a half message.
+#[derive(Debug)]
+pub struct Asked {
+    /// When somebody was asked about it first, or it was given up; monotonic.
+    pub first: u64,
+    /// How often somebody was asked.
+    pub times: u32,
+    /// Its position and number.
+    pub record: Option<(u64, u64)>,
+}
+
+impl Later {
+    /// The messages, those of transactions with how often somebody was asked.
+    pub fn kinds(&self) -> BTreeMap<Id, Option<u32>> {
+        let fired = self.fired.iter().map(|(id, ..)| (*id, None));
+        let halves = self.halves.iter().map(|(id, asked)| (*id, Some(asked.times)));
+        fired.chain(halves).collect()
+    }
+}
 
 /// A broker's durable state, as far as it can be seen without changing it.
 #[derive(Debug, Default)]
@@ -51,6 +86,30 @@ impl Observed {
                 .collect(),
             offsets: state.offsets.clone(),
         }
+    }
+
+    /// What a broker with that state must show by and by.
+    pub fn later_of(state: &State) -> BTreeMap<Id, Option<u32>> {
+        let timers = state.timers.keys().map(|id| (*id, None));
+        let halves = state.halves.iter();
+        timers
+            .chain(halves.map(|(id, half)| (*id, Some(CHECK_MAX - half.checks))))
+            .collect()
+    }
+
+    /// The keys that must be open.
+    pub fn keys_of(state: &State, catalog: &Catalog) -> BTreeMap<(Name, Name), Id> {
+        let scopes = state.keys.iter().filter(|(scope, _)| *scope != TIMED_KEYS);
+        let keys = scopes.flat_map(|(scope, keys)| keys.iter().map(move |key| (scope, key)));
+        let shown = |id: Id| {
+            if catalog.messages[id].described.half {
+                SECRET
+            } else {
+                id
+            }
+        };
+        keys.map(|(scope, key)| ((scope.clone(), key.value.clone()), shown(key.id)))
+            .collect()
     }
 
     /// What is different, in words.
@@ -217,11 +276,11 @@ impl<'a> Probe<'a> {
                 observed.exchanges.insert(name.to_owned(), exchange_of(&exchange));
             }
         }
-        for topic in all_topics() {
+        for topic in all_topics().chain([GIVEN_UP]) {
             if let Some(messages) = self.topic(topic, catalog) {
                 observed.topics.insert(topic.to_owned(), messages);
             }
-            for group in GROUPS {
+            for group in GROUPS.into_iter().filter(|_| topic != GIVEN_UP) {
                 for queue in 0..TOPIC_QUEUES {
                     let asked = self.ask(Request::CommittedOffset {
                         group: bytes(group),
@@ -301,10 +360,11 @@ impl<'a> Probe<'a> {
                 for message in &pulled.messages {
                     let id = id_of(message.body());
                     self.stored_at.insert(message.position().0, (id, message.stored_at().0));
-                    if before.is_some_and(|before| before >= id) {
+                    let order = catalog.messages.get(id).map(|message| message.order);
+                    if before.is_some() && before >= order {
                         self.faults.push(format!("{name}/{queue} has {id} behind {before:?}"));
                     }
-                    before = Some(id);
+                    before = order;
                     let place = catalog.messages.get(id).and_then(|message| message.place);
                     if place.is_some_and(|place| place != (queue, offset)) {
                         self.faults
@@ -391,9 +451,9 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// The sessions that are there. Those that are not are made thereby.
-    pub fn holders(&mut self) -> BTreeSet<Name> {
-        let mut present = BTreeSet::new();
+    /// The sessions that are there, with their open keys. Those that are not are made thereby.
+    pub fn holders(&mut self) -> (BTreeSet<Name>, BTreeMap<(Name, Name), Id>) {
+        let (mut present, mut keys) = (BTreeSet::new(), BTreeMap::new());
         for name in HOLDERS {
             let attached = self.ask(Request::Attach(Attach {
                 holder: bytes(name),
@@ -406,8 +466,145 @@ impl<'a> Probe<'a> {
             if matches!(attached, Ok(Reply::Attached { present: true, .. })) {
                 present.insert(name.to_owned());
             }
+            for number in 0..3 {
+                let publish = |publish: &mut Publish| publish.holder_key = Some(HolderKey::Open(number));
+                if let Some(id) = self.original("t0", publish) {
+                    keys.insert((holder_queue(name), number.to_string()), id);
+                }
+            }
         }
-        present
+        (present, keys)
+    }
+
+    /// The open keys of topics and exchanges that remember some number of them.
+    pub fn keys(&mut self) -> BTreeMap<(Name, Name), Id> {
+        let mut keys = BTreeMap::new();
+        for scope in EXCHANGES.into_iter().chain(TOPICS).filter(|scope| *scope != TIMED_KEYS) {
+            for value in KEY_VALUES {
+                let origin = bytes(&format!("{DEDUP}\x01{value}\x02"));
+                if let Some(id) = self.original(scope, |publish| publish.origin = origin) {
+                    keys.insert((scope.to_owned(), value.to_owned()), id);
+                }
+            }
+        }
+        keys
+    }
+
+    /// The message of which one would be a copy. It is published to a message queue that there is not: if it is
+    /// no copy, nothing comes of it.
+    fn original(&mut self, topic: &str, edit: impl FnOnce(&mut Publish)) -> Option<Id> {
+        let mut publish = publish(Entry::Native, topic, "", body(PROBES, 0));
+        publish.format = Format::NATIVE;
+        publish.native = Some(Box::new(Native {
+            queue_id: Some(77),
+            topic_queues: TOPIC_QUEUES,
+            ..Native::default()
+        }));
+        edit(&mut publish);
+        let admission = self.link.publish(&mut VecDeque::from([publish]));
+        if admission == Admission::Partial {
+            self.faults.push("a key cannot be asked for".to_owned());
+        }
+        let mut fates = self.events().into_iter().filter_map(|event| match event {
+            Event::Outcome(outcome) => Some(outcome.fate),
+            _ => None,
+        });
+        match fates.next() {
+            Some(Fate::Duplicate(stored)) => Some(self.id_at(stored.position)),
+            Some(Fate::Rejected(Reject::NoQueue)) => None,
+            other => {
+                self.faults.push(format!("a key at {topic}: {other:?}"));
+                None
+            }
+        }
+    }
+
+    /// The message whose record lies there.
+    fn id_at(&mut self, position: Position) -> Id {
+        match self.ask(Request::View { position }) {
+            Ok(Reply::Message(message)) => id_of(message.body()),
+            // Nobody may see a half message.
+            _ => SECRET,
+        }
+    }
+
+    /// Waits until nothing is left for later.
+    pub fn later(&mut self, clock: &SimClock) -> Later {
+        let mut later = Later::default();
+        if self.engine.timers().0 == 0 && self.engine.half_count() == 0 {
+            return later;
+        }
+        let tap_name = "tap later";
+        let _ = self.ask(Request::DeclareQueue(queue(tap_name, &tap(), false)));
+        for name in EXCHANGES {
+            let wanted = model::Exchange {
+                kind: ExchangeKind::Fanout,
+                durable: false,
+                auto_delete: false,
+                internal: false,
+                dedup: false,
+            };
+            let _ = self.ask(Request::DeclareExchange(exchange(name, &wanted)));
+        }
+        let everything = model::Binding {
+            source: model::Source::Everything,
+            matcher: "#".to_owned(),
+            target: model::Target::Queue(tap_name.to_owned()),
+        };
+        let _ = self.ask(Request::Bind(binding(&State::default(), &everything)));
+        let (group, client_id) = (bytes(PRODUCERS), bytes("probe"));
+        let _ = self.ask(Request::JoinProducers { group, client_id });
+        let mut given_up = self.given_up();
+        for _ in 0..10_000 {
+            self.engine.fire();
+            let (mono, wall) = (clock.mono(), clock.wall());
+            for event in self.events() {
+                if let Event::Notice(Notice::CheckTransaction(check)) = event {
+                    let record = Some((check.position.0, check.offset));
+                    later.asked(id_of(check.message.body()), mono, 1, record);
+                }
+            }
+            let before = later.fired.len();
+            let now_given_up = self.given_up();
+            for id in now_given_up.iter().filter(|id| !given_up.contains(id)) {
+                later.asked(*id, mono, 0, None);
+            }
+            given_up = now_given_up;
+            let fired = self.content(tap_name);
+            later.fired.extend(fired.into_iter().map(|id| (id, mono, wall)));
+            if later.fired.len() > before {
+                // A log that is full makes timers wait.
+                self.engine.sync_once().expect("this disk works");
+            }
+            if self.engine.timers().0 == 0 && self.engine.half_count() == 0 {
+                return later;
+            }
+            let next = self.engine.next_deadline().map_or(0, |at| at.0);
+            clock.advance(next.saturating_sub(mono).max(1));
+        }
+        self.faults.push("timed messages do not come to an end".to_owned());
+        later
+    }
+
+    /// Messages whose transaction nobody ended.
+    fn given_up(&mut self) -> BTreeSet<Id> {
+        self.topic(GIVEN_UP, &Catalog::default()).unwrap_or_default()
+    }
+}
+
+impl Later {
+    fn asked(&mut self, id: Id, mono: u64, times: u32, record: Option<(u64, u64)>) {
+        match self.halves.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, asked)) => asked.times += times,
+            None => {
+                let asked = Asked {
+                    first: mono,
+                    times,
+                    record,
+                };
+                self.halves.push((id, asked));
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use rocketbridge_core::time::{Clock, Millis, Now};
 use crate::disk::Disk;
 use crate::model::{self, Catalog, Effect, Flag, Id, Lease, Name, State};
 use crate::names;
+use crate::operations::{CHECK_AFTER, CHECK_INTERVAL, CHECK_MAX};
 use crate::probe::Probe;
 use crate::random::Random;
 
@@ -35,6 +36,14 @@ impl SimClock {
     pub fn advance(&self, millis: u64) {
         self.mono.fetch_add(millis, Ordering::Relaxed);
         self.wall.fetch_add(millis, Ordering::Relaxed);
+    }
+
+    /// Another clock that shows the same time.
+    pub fn copy(&self) -> Self {
+        Self {
+            mono: AtomicU64::new(self.mono()),
+            wall: AtomicU64::new(self.wall()),
+        }
     }
 
     pub fn step_wall(&self, millis: i64) {
@@ -80,6 +89,7 @@ pub enum Expect {
     },
     Topic(u32),
     Offset(Option<u64>),
+    Transaction(TransactionEnd),
     /// Topic, message queue; what a pull found from an offset on.
     Pulled {
         topic: Name,
@@ -126,7 +136,16 @@ pub struct Awaited {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     Rejected(Reject),
-    Stored { durable: bool, routes: usize },
+    /// Of a timed or half message its place is not the one that it will have.
+    Stored {
+        durable: bool,
+        routes: usize,
+        later: bool,
+    },
+    /// A copy of that message.
+    Duplicate(Id),
+    /// The session's key is closed; whether it was open.
+    Closed(bool),
 }
 
 #[derive(Debug)]
@@ -153,6 +172,8 @@ pub struct SimLink {
     /// By incarnation of the queue.
     pub gets: BTreeMap<u64, u32>,
     pub holder: Option<Name>,
+    /// It may be asked about transactions.
+    pub produces: bool,
     pub blocked: bool,
 }
 
@@ -201,6 +222,16 @@ pub struct World {
     /// The highest wall time that any life of the broker has seen.
     pub highest_wall: u64,
     pub ended_notices: Vec<(usize, u32)>,
+    /// Half messages that somebody must be asked about just now.
+    pub asked: BTreeSet<Id>,
+    /// Of the broker so far.
+    pub lives: usize,
+    /// So many messages entered a topic.
+    pub entered: usize,
+    /// Whether the wall is stepped at all. When it is, nobody knows when a message expires that was recovered.
+    pub steps_wall: bool,
+    /// By how much the wall was stepped so far.
+    pub stepped: u64,
     pub trace: Option<Vec<String>>,
 }
 
@@ -212,6 +243,13 @@ pub fn config(flush: Flush) -> Config {
         body_max: 4 << 10,
         checkpoint_bytes: 3 << 10,
         index_cache: 1 << 10,
+        check_after: Millis(CHECK_AFTER),
+        check_interval: Millis(CHECK_INTERVAL),
+        check_max: CHECK_MAX,
+        dedup_topics: names::TOPICS
+            .iter()
+            .map(|topic| (names::bytes(topic), names::dedup(topic)))
+            .collect(),
         ..Config::default()
     }
 }
@@ -270,6 +308,7 @@ impl World {
             subs: BTreeMap::new(),
             gets: BTreeMap::new(),
             holder: None,
+            produces: false,
             blocked: false,
         };
         let free = self.links.iter().position(Option::is_none);
@@ -386,16 +425,31 @@ impl World {
                 self.done(name, index);
                 continue;
             }
-            let acknowledges = self.acknowledges(queue);
-            let persistent = self.catalog.messages[id].persistent;
-            let never = acknowledges
-                .iter()
-                .all(|kind| *kind == 0 || (*kind == 2 && !persistent));
-            let queue = self.live.queues.get_mut(name).expect("just found");
-            queue.items[index].lease = Lease::Flying;
-            if never && queue.spec.durable && self.catalog.messages[id].logged {
-                self.settled.push((queue.incarnation, id));
-            }
+            self.fly(name, index);
+        }
+    }
+
+    /// An item is on its way to one of the queue's consumers.
+    pub fn fly(&mut self, name: &str, index: usize) {
+        let queue = &self.live.queues[name];
+        let id = queue.items[index].id;
+        let persistent = self.catalog.messages[id].persistent;
+        let never = self
+            .acknowledges(queue)
+            .iter()
+            .all(|kind| *kind == 0 || (*kind == 2 && !persistent));
+        let queue = self.live.queues.get_mut(name).expect("just found");
+        queue.items[index].lease = Lease::Flying;
+        if never && queue.spec.durable && self.catalog.messages[id].logged {
+            self.settled.push((queue.incarnation, id));
+        }
+    }
+
+    /// Every queue gives up what has expired at its head, and delivers what it can.
+    pub fn deliver_all(&mut self) {
+        for name in self.live.queues.keys().cloned().collect::<Vec<_>>() {
+            self.expire(&name);
+            self.deliver(&name);
         }
     }
 
@@ -431,7 +485,7 @@ impl World {
         self.made.get(thing).copied().unwrap_or(0)
     }
 
-    fn end_of_hold(&mut self) {
+    pub fn end_of_hold(&mut self) {
         if !self.settled.is_empty() {
             let settled = std::mem::take(&mut self.settled);
             self.effect(Effect::Settled(settled));
@@ -449,10 +503,7 @@ impl World {
 
     /// Everything the links were told in a hold, against what the model says of it.
     pub fn observe(&mut self) {
-        for name in self.live.queues.keys().cloned().collect::<Vec<_>>() {
-            self.expire(&name);
-            self.deliver(&name);
-        }
+        self.deliver_all();
         let mut last = BTreeMap::new();
         for at in self.living() {
             for event in self.events(at) {
@@ -460,6 +511,8 @@ impl World {
                 self.on_event(at, event, &mut last);
             }
         }
+        let unasked = self.asked.first().copied();
+        check!(self, unasked.is_none(), "nobody was asked about message {unasked:?}");
         self.end_of_hold();
         for at in self.living() {
             let link = self.link(at);
@@ -533,6 +586,12 @@ impl World {
                 check!(self, expected.is_some(), "subscription {subscription:?} ended");
                 self.ended_notices.swap_remove(expected.expect("checked"));
             }
+            Event::Notice(Notice::CheckTransaction(check)) => {
+                let id = names::id_of(check.message.body());
+                let right = self.asked.remove(&id) && self.link(at).produces && check.group == names::PRODUCERS;
+                check!(self, right, "asked about message {id}: {check:?}");
+                self.learn_record(id, check.position.0, check.offset);
+            }
             Event::Notice(_) => {}
             Event::Writable => {
                 let was = std::mem::replace(&mut self.link(at).blocked, false);
@@ -555,7 +614,32 @@ impl World {
                         "message {id} rejected: {why:?}, not {expected:?}"
                     );
                 }
-                (Fate::Stored(stored), Expected::Stored { durable, routes }) => {
+                (Fate::Duplicate(stored), Expected::Duplicate(original)) => {
+                    let position = stored.position.0;
+                    let known = self.known_positions.get(&position).copied();
+                    check!(
+                        self,
+                        known.is_none_or(|known| known == original),
+                        "message {id} is a copy of the one at {position}, {known:?}, expected {original}"
+                    );
+                    check!(
+                        self,
+                        stored.weak == (self.flush == Flush::Async),
+                        "message {id}: {stored:?}"
+                    );
+                    self.safe(awaited.bound);
+                }
+                (Fate::Stored(stored), Expected::Closed(was_open)) => {
+                    check!(
+                        self,
+                        stored.routes == u32::from(was_open),
+                        "{stored:?}, expected {was_open}"
+                    );
+                    if was_open {
+                        self.safe(awaited.bound);
+                    }
+                }
+                (Fate::Stored(stored), Expected::Stored { durable, routes, later }) => {
                     let weak = !durable || self.flush == Flush::Async;
                     check!(self, stored.weak == weak, "message {id}: {stored:?}");
                     check!(
@@ -569,7 +653,9 @@ impl World {
                         self.link(at).returned.remove(&token) == awaited.returned,
                         "message {id} was confirmed, but not returned before"
                     );
-                    if outcome.count == 1 && self.catalog.messages[id].in_topic {
+                    if later {
+                        self.learn_record(id, stored.position.0, stored.queue_offset);
+                    } else if outcome.count == 1 && self.catalog.messages[id].in_topic {
                         self.learn_place(id, stored.queue_id, stored.queue_offset);
                     }
                     if durable {
@@ -579,6 +665,16 @@ impl World {
                 (fate, expected) => self.fail(&format!("message {id}: {fate:?}, expected {expected:?}")),
             }
         }
+    }
+
+    /// Where a timed or half message lies.
+    pub fn learn_record(&mut self, id: Id, position: u64, number: u64) {
+        let known = *self.catalog.messages[id].record.get_or_insert((position, number));
+        check!(
+            self,
+            known == (position, number),
+            "message {id} lies at {position}, {number}, before at {known:?}"
+        );
     }
 
     fn learn_place(&mut self, id: Id, queue: u32, offset: u64) {
@@ -785,6 +881,9 @@ impl World {
             }
             (Ok(Reply::Topic(is)), Expect::Topic(queues)) => {
                 check!(self, is.queues == queues, "{is:?}, expected {queues} queues");
+            }
+            (Ok(Reply::Transaction(is)), Expect::Transaction(expected)) => {
+                check!(self, is == expected, "the transaction is {is:?}, expected {expected:?}");
             }
             (Ok(Reply::Offset(is)), Expect::Offset(expected)) => {
                 check!(self, is == expected, "offset {is:?}, expected {expected:?}");

@@ -6,6 +6,7 @@ import (
 
 	"github.com/apache/rocketmq-client-go/v2/primitive"
 	"github.com/eclipse/paho.golang/paho"
+	"github.com/go-stomp/stomp/v3"
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
@@ -79,6 +80,65 @@ func acrossPropertyChecks(s *Suite) {
 		Equal(t, p.ContentType+"|"+p.ResponseTopic+"|"+string(p.CorrelationData),
 			"application/json|replies/here|correlation-7", "MQTT's own properties")
 		Equal(t, p.User.Get("plain")+"|"+p.User.Get("KEYS"), "grüße, 世界|key1 key2", "MQTT user properties")
+	})
+	s.Check("across_mqtt_and_native_properties_reach_stomp_clients", func(t *T) {
+		c, topic := t.stomp(), t.Name("properties")
+		subscription := c.subscribe("/topic/"+topic+".#", stomp.AckAuto)
+		t.clean5().publish(&paho.Publish{Topic: topic + "/k", QoS: 1, Payload: []byte("{}"), Properties: &paho.PublishProperties{
+			ContentType: "application/json", ResponseTopic: "replies/here", CorrelationData: []byte("correlation-7"),
+			User: paho.UserProperties{{Key: "message-id", Value: "message-7"}, {Key: "type", Value: "order.created"},
+				{Key: "app-id", Value: "interop"}, {Key: "priority", Value: "5"}, {Key: "plain", Value: "grüße, 世界"}},
+		}})
+		msg := primitive.NewMessage(topic, []byte("{}")).WithTag("k")
+		// As the Java clients call it; this one has a name of its own.
+		msg.WithProperty("__SHARDINGKEY", "shard-1")
+		for name, value := range sharedProperties {
+			msg.WithProperty(name, value)
+		}
+		fromMQTT := c.next(subscription, "MQTT's at STOMP").Header
+		t.send(t.producer(), msg)
+		fromNative := c.next(subscription, "RocketMQ's at STOMP").Header
+		for name, want := range sharedProperties {
+			switch name {
+			case "message-id":
+				name = "amqp-message-id"
+			case "reply-to":
+				want = "/reply-queue/" + want
+			}
+			Equal(t, fromMQTT.Get(name), want, "STOMP header "+name+" of MQTT's")
+			Equal(t, fromNative.Get(name), want, "STOMP header "+name+" of RocketMQ's")
+		}
+		Equal(t, fromNative.Get("x-sharding-key")+fromNative.Get("persistent"), "shard-1true", "ordering key, persistent")
+		Equal(t, fromMQTT.Get("persistent"), "true", "QoS 1 is persistent")
+	})
+	s.Check("across_a_time_to_live_is_everybodys", func(t *T) {
+		a, five, st, topic := t.amqp(), t.clean5(), t.stomp(), t.Name("expiry")
+		t.Ok(a.ch.ExchangeDeclare(topic, "topic", true, false, false, false, nil), "declare")
+		queue := a.durableQueue()
+		a.bind(queue, "#", topic, nil)
+		five.subscribe(paho.SubscribeOptions{Topic: topic + "/#", QoS: 1}, 0)
+		subscription := st.subscribe("/topic/"+topic+".#", stomp.AckAuto)
+		a.confirmMode()
+		for from, publish := range map[string]func(){
+			"amqp": func() {
+				a.confirmed(topic, "k", amqp.Publishing{DeliveryMode: amqp.Persistent, Expiration: "600000", Body: []byte("x")})
+			},
+			"mqtt": func() {
+				five.publish(&paho.Publish{Topic: topic + "/k", QoS: 1, Payload: []byte("x"),
+					Properties: &paho.PublishProperties{MessageExpiry: pointer(uint32(600))}})
+			},
+			"stomp": func() {
+				st.send("/topic/"+topic+".k", []byte("x"), "persistent", "true", "expiration", "600000")
+			},
+		} {
+			publish()
+			expiry := Receive(t, five.inbox, "the message at MQTT").properties.MessageExpiry
+			t.True(expiry != nil && *expiry <= 600 && *expiry > 500, "of %s at MQTT: %v", from, expiry)
+			Equal(t, a.getSoon(queue).Expiration, "600000", "of "+from+" at AMQP")
+			Equal(t, st.next(subscription, "the message at STOMP").Header.Get("expiration"), "600000", "of "+from+" at STOMP")
+		}
+		native := t.bodies(t.member(t.Name("group"), topic), 3)
+		Equal(t, native, map[string]int{"x": 3}, "bodies at the native group")
 	})
 	s.Check("across_mqtt_properties_reach_amqp_and_native_clients", func(t *T) {
 		c, topic := t.amqp(), t.Name("properties")
