@@ -10,14 +10,14 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use support::broker::{Broker, Options};
 use support::history::{Event, Extent};
 use support::load::{self, Addresses, CLIENTS, Load};
-use support::measure::SetAtEnd;
 use support::random::Random;
 
 const SECONDS_DEFAULT: u64 = 5;
@@ -56,19 +56,16 @@ fn memory_and_disk_stay_as_they_are_under_load() {
     if time >= JUDGED_FROM {
         (load.pause, load.body_max) = (PAUSE, BODY_MAX);
     }
-    let mut broker = Broker::start_with(&Options {
+    let options = Options {
         config: format!("[store]\nretention = \"{}s\"\n", RETENTION.as_secs()),
         ..Options::default()
-    });
-    let addresses = Addresses::of(&broker);
-    load::set_up(&load, &addresses, &mut random).expect("it works");
-    let samples = work(&load, &broker, &mut random, time);
-    assert!(broker.is_running(), "it ended by itself:\n{}", broker.log());
-    // The clients have cut their connections: an acknowledgement that was not followed by a confirmed publish may
-    // have been lost with them, as it may in a crash.
-    load.recorder.record(Event::Crashed);
-    load::drain(&load, &addresses, &mut random).expect("it works");
-    let log = broker.log();
+    };
+    let mut broker = Broker::start_with(&options);
+    load::set_up(&load, &Addresses::of(&broker), &mut random).expect("it works");
+    let samples = work(&load, &mut broker, &mut random, time);
+    let log = broker.whole_log();
+    let broker = broker.restart(&options);
+    load::drain(&load, &Addresses::of(&broker), &mut random).expect("it works");
     let complaints: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     load.recorder.with(|history| {
@@ -85,28 +82,27 @@ fn memory_and_disk_stay_as_they_are_under_load() {
     }
 }
 
-/// All clients at once for that time.
-fn work(load: &Load, broker: &Broker, random: &mut Random, time: Duration) -> Vec<Sample> {
+/// All clients at once for that time. The broker is killed at the end: when a client goes by itself, what it has
+/// acknowledged last may never arrive, and what it had comes to another one late.
+fn work(load: &Load, broker: &mut Broker, random: &mut Random, time: Duration) -> Vec<Sample> {
     let addresses = Addresses::of(broker);
     let start = Instant::now();
     let mut samples = Vec::new();
+    let killed = AtomicBool::new(false);
     let (sender, failures) = channel();
     thread::scope(|scope| {
-        let _end = SetAtEnd(&load.stop);
         for client in CLIENTS {
-            let (random, sender) = (random.fork(), sender.clone());
+            let (random, sender, killed) = (random.fork(), sender.clone(), &killed);
             scope.spawn(move || {
-                if let Err(error) = client.run(load, &addresses, random) {
-                    let _ = sender.send(format!("{client:?}: {error}"));
+                let result = client.run(load, &addresses, random);
+                if !killed.load(Ordering::SeqCst) {
+                    let _ = sender.send(format!("{client:?}: {result:?}"));
                 }
             });
         }
-        while start.elapsed() < time {
-            match failures.recv_timeout(SAMPLE_EVERY) {
-                Ok(failure) => panic!("{failure}\n{}", broker.log()),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => unreachable!("this thread has a sender"),
-            }
+        let mut failure = None;
+        while failure.is_none() && start.elapsed() < time {
+            failure = failures.recv_timeout(SAMPLE_EVERY).ok();
             let sample = Sample {
                 memory: broker.resident_kib() << 10,
                 disk: disk_usage(&broker.data_dir()),
@@ -114,17 +110,18 @@ fn work(load: &Load, broker: &Broker, random: &mut Random, time: Duration) -> Ve
             samples.push(sample);
             if samples.len().is_multiple_of(TELL_EVERY) {
                 let minutes = start.elapsed().as_secs() / 60;
-                println!(
-                    "{minutes} min: memory {} MiB, disk {} MiB",
-                    sample.memory >> 20,
-                    sample.disk >> 20
-                );
+                let (memory, disk) = (sample.memory >> 20, sample.disk >> 20);
+                println!("{minutes} min: memory {memory} MiB, disk {disk} MiB");
             }
         }
+        killed.store(true, Ordering::SeqCst);
+        let alive = broker.is_running();
+        broker.kill();
+        // Not before the kill: the threads end when their broker is gone.
+        assert_eq!(failure, None, "{}", broker.log());
+        assert!(alive, "it ended by itself:\n{}", broker.log());
     });
-    if let Some(failure) = failures.try_iter().next() {
-        panic!("{failure}\n{}", broker.log());
-    }
+    load.recorder.record(Event::Crashed);
     samples
 }
 

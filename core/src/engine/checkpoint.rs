@@ -36,7 +36,9 @@ const INTERVAL: Millis = Millis::from_secs(15);
 /// Between two looks at what is to be done.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Between two slices of what takes long, for others to have their turn: the lock goes to whoever comes first.
+/// Slices of what takes long, about 0.1 ms each, and a pause for others to have their turn: the lock goes to whoever
+/// comes first. On a busy machine the pause is as long as it takes to get the processor again.
+const SLICES_AT_ONCE: usize = 8;
 const SLICE_PAUSE: Duration = Duration::from_micros(100);
 
 /// When room is short: so much is used, percent, and less than so many bytes are free. A tenth of a large disk
@@ -189,13 +191,18 @@ impl Engine {
         self.0.has_maintenance.store(false, Ordering::Release);
     }
 
-    /// One slice of what takes long. If more is left, the end of the hold calls for it again.
+    /// Some slices of what takes long. If more is left, the end of the hold calls for it again.
     fn do_long_work(&self) {
-        self.hold(|state| {
-            if let Some(work) = state.long_work.pop_front() {
-                state.go_on(work);
+        for _ in 0..SLICES_AT_ONCE {
+            let is_left = self.hold(|state| {
+                let work = state.long_work.pop_front();
+                work.map(|work| state.go_on(work)).is_some()
+            });
+            if !is_left {
+                return;
             }
-        });
+            std::thread::yield_now();
+        }
     }
 
     /// Gives up the space that was kept for this.
