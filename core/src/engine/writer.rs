@@ -150,9 +150,12 @@ impl Writer {
     /// Tries once more to make the next segment, for there may be room by now: when publishers wait and nobody
     /// settles anything, nobody else writes and would look.
     pub(crate) fn look_for_room(&self) -> io::Result<()> {
-        let mut writing = self.writing();
-        if writing.failed.is_none() && self.full.load(Ordering::Acquire) {
-            self.claim_ahead(&mut writing)?;
+        // Not taken for nothing: who writes may hold it as long as the disk takes.
+        if self.full.load(Ordering::Acquire) {
+            let mut writing = self.writing();
+            if writing.failed.is_none() {
+                self.claim_ahead(&mut writing)?;
+            }
         }
         Ok(())
     }
