@@ -52,7 +52,12 @@ fn ten_million_messages_come_back_and_go_and_others_do_not_notice() {
     let messages = std::env::var("ROCKETBRIDGE_SCALE_MESSAGES");
     let messages = messages.map_or(MESSAGES_DEFAULT, |text| text.parse().expect("a number"));
     let is_judged = messages >= JUDGED_FROM;
-    let broker = Broker::start_with(&Options::default());
+    // What is published to a queue is history of a topic, too; here only the queue is to keep it.
+    let options = Options {
+        config: "[store]\nretention = \"1s\"\n".to_owned(),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
     let big = Big {
         broker: &broker,
         messages,
