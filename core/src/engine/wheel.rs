@@ -63,6 +63,24 @@ fn take_varint(bytes: &[u8], at: &mut usize) -> u64 {
     }
 }
 
+/// Writes one timer of a bucket. `last` is the position of the timer before.
+fn put_timer(out: &mut Vec<u8>, offset: u16, position: Position, size: u32, last: &mut u64) {
+    out.extend_from_slice(&offset.to_le_bytes());
+    put_varint(out, zigzag((position.0 / 8) as i64 - (*last / 8) as i64));
+    put_varint(out, u64::from(size / 8));
+    *last = position.0;
+}
+
+/// Reads one timer of a bucket at `at`: its offset, position and size. `position` is that of the timer before.
+fn take_timer(piece: &[u8], at: &mut usize, position: &mut u64) -> Option<(u16, Position, u32)> {
+    let offset = u16::from_le_bytes(piece.get(*at..*at + 2)?.try_into().ok()?);
+    *at += 2;
+    let step = unzigzag(take_varint(piece, at));
+    *position = ((*position / 8) as i64).wrapping_add(step) as u64 * 8;
+    let size = (take_varint(piece, at) * 8) as u32;
+    Some((offset, Position(*position), size))
+}
+
 const fn zigzag(number: i64) -> u64 {
     ((number << 1) ^ (number >> 63)) as u64
 }
@@ -87,11 +105,7 @@ impl Bucket {
             let grown = (piece.capacity() * 2).clamp(64, PIECE);
             piece.reserve_exact(grown - piece.len());
         }
-        piece.extend_from_slice(&offset.to_le_bytes());
-        let step = (position.0 / 8) as i64 - (self.last_position / 8) as i64;
-        put_varint(piece, zigzag(step));
-        put_varint(piece, u64::from(size / 8));
-        self.last_position = position.0;
+        put_timer(piece, offset, position, size, &mut self.last_position);
         self.highest = self.highest.max(position.0);
         self.len += 1;
     }
@@ -111,13 +125,9 @@ impl Bucket {
 
     fn peek(&self) -> Option<((u16, Position, u32), usize)> {
         let piece = self.pieces.front()?;
-        let mut at = self.read;
-        let offset = u16::from_le_bytes(piece.get(at..at + 2)?.try_into().ok()?);
-        at += 2;
-        let step = unzigzag(take_varint(piece, &mut at));
-        let position = ((self.read_position / 8) as i64).wrapping_add(step) as u64 * 8;
-        let size = (take_varint(piece, &mut at) * 8) as u32;
-        Some(((offset, Position(position), size), at))
+        let (mut at, mut position) = (self.read, self.read_position);
+        let timer = take_timer(piece, &mut at, &mut position)?;
+        Some((timer, at))
     }
 
     /// Calls `each` with every timer in it.
@@ -125,13 +135,8 @@ impl Bucket {
         let mut position = self.read_position;
         for (index, piece) in self.pieces.iter().enumerate() {
             let mut at = if index == 0 { self.read } else { 0 };
-            while at + 2 <= piece.len() {
-                let offset = u16::from_le_bytes([piece[at], piece[at + 1]]);
-                at += 2;
-                let step = unzigzag(take_varint(piece, &mut at));
-                position = ((position / 8) as i64).wrapping_add(step) as u64 * 8;
-                let size = (take_varint(piece, &mut at) * 8) as u32;
-                each(offset, Position(position), size);
+            while let Some((offset, position, size)) = take_timer(piece, &mut at, &mut position) {
+                each(offset, position, size);
             }
         }
     }
@@ -368,20 +373,17 @@ impl Wheel {
                         return false;
                     }
                     steps -= 1;
-                    let offset = u16::from_le_bytes([piece[search.at], piece[search.at + 1]]);
-                    search.at += 2;
-                    let step = unzigzag(take_varint(piece, &mut search.at));
-                    let position = ((search.position / 8) as i64).wrapping_add(step) as u64 * 8;
-                    let size = (take_varint(piece, &mut search.at) * 8) as u32;
-                    search.position = position;
+                    let Some((offset, position, size)) = take_timer(piece, &mut search.at, &mut search.position) else {
+                        break;
+                    };
                     let timer = Timer {
                         due: minute * MINUTE + u64::from(offset),
-                        position: Position(position),
+                        position,
                         size,
                     };
-                    if span.contains(&position) && !self.left.contains(&timer.position) {
+                    if span.contains(&position.0) && !self.left.contains(&position) {
                         bytes += size;
-                        let was_recalled = self.gone.contains_key(&timer.position);
+                        let was_recalled = self.gone.contains_key(&position);
                         found.push(if was_recalled { Err(timer) } else { Ok(timer) });
                     }
                 }
@@ -425,10 +427,7 @@ impl Wheel {
                 (last, count) = (0, 0);
             }
             count += 1;
-            bytes.extend_from_slice(&(offset as u16).to_le_bytes());
-            put_varint(&mut bytes, zigzag((position.0 / 8) as i64 - last));
-            put_varint(&mut bytes, u64::from(size / 8));
-            last = (position.0 / 8) as i64;
+            put_timer(&mut bytes, offset as u16, position, size, &mut last);
         };
         for (due, bucket) in self.millis.range(minute * MINUTE..(minute + 1) * MINUTE) {
             bucket.each(|_, position, size| add(due % MINUTE, position, size));
@@ -447,15 +446,11 @@ impl Wheel {
     /// Replay of a checkpoint: timers of a minute, which are all of those before `end`. Gives each.
     pub(crate) fn restore(&mut self, minute: u64, end: Position, bytes: &[u8], mut each: impl FnMut(Timer)) {
         self.known.insert(minute, end);
-        let (mut at, mut last) = (0, 0i64);
-        while at + 2 <= bytes.len() {
-            let offset = u16::from_le_bytes([bytes[at], bytes[at + 1]]);
-            at += 2;
-            last = last.wrapping_add(unzigzag(take_varint(bytes, &mut at)));
-            let size = (take_varint(bytes, &mut at) * 8) as u32;
+        let (mut at, mut last) = (0, 0);
+        while let Some((offset, position, size)) = take_timer(bytes, &mut at, &mut last) {
             let timer = Timer {
                 due: minute * MINUTE + u64::from(offset),
-                position: Position(last as u64 * 8),
+                position,
                 size,
             };
             each(timer);
