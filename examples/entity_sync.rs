@@ -29,6 +29,7 @@
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use futures_lite::StreamExt;
@@ -41,7 +42,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const EXCHANGES: [&str; 2] = ["exchange_user", "exchange_group"];
 
@@ -51,8 +52,11 @@ const WINDOW: usize = 100;
 /// Deliveries that an instance may hold.
 const PREFETCH: u16 = 20;
 
-/// Between two attempts to reach the broker.
+/// Between two attempts to reach the broker, and between two looks at a connection.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// For the broker's greeting, and its goodbye.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -135,13 +139,28 @@ fn entities(count: usize) -> Vec<Entity> {
         .collect()
 }
 
-async fn connect() -> Result<Connection, lapin::Error> {
+async fn connect() -> Result<Connection, Failure> {
     let url = std::env::var("AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned());
-    Connection::connect(
-        &url,
-        ConnectionProperties::default().with_connection_name("entity_sync".into()),
-    )
-    .await
+    let properties = ConnectionProperties::default().with_connection_name("entity_sync".into());
+    Ok(timeout(PATIENCE, Connection::connect(&url, properties)).await??)
+}
+
+/// What comes of `work`, or an error when the connection is gone. lapin (4.12) tells everybody who waits for
+/// the broker that the connection is lost, except who begins to wait in the moment in which it ends.
+async fn unless_lost<T, E: Into<Failure>>(
+    connection: &Connection,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    let lost = async {
+        while connection.status().connected() {
+            sleep(PAUSE).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        result = work => result.map_err(E::into),
+        () = lost => Err("the connection is lost".into()),
+    }
 }
 
 /// What both sides agree on. Declaring what is there already changes nothing, so everybody does it.
@@ -201,34 +220,45 @@ async fn publish_until_done(mut entities: Vec<Entity>) {
 }
 
 /// One attempt. What is confirmed and was not returned leaves the list.
-async fn publish(entities: &mut Vec<Entity>) -> Result<(), lapin::Error> {
+async fn publish(entities: &mut Vec<Entity>) -> Result<(), Failure> {
     let connection = connect().await?;
+    let channel = unless_lost(&connection, confirming_channel(&connection)).await?;
+    let mut waiting = std::mem::take(entities);
+    while !waiting.is_empty() {
+        let window = waiting.drain(..waiting.len().min(WINDOW)).collect();
+        if let Err(error) = publish_window(&connection, &channel, window, entities).await {
+            entities.append(&mut waiting);
+            return Err(error);
+        }
+    }
+    timeout(PATIENCE, connection.close(200, "done".into())).await??;
+    Ok(())
+}
+
+async fn confirming_channel(connection: &Connection) -> Result<Channel, lapin::Error> {
     let channel = connection.create_channel().await?;
     for exchange in EXCHANGES {
         declare_exchange(&channel, exchange).await?;
     }
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    let mut waiting = std::mem::take(entities);
-    while !waiting.is_empty() {
-        let window = waiting.drain(..waiting.len().min(WINDOW)).collect();
-        if let Err(error) = publish_window(&channel, window, entities).await {
-            entities.append(&mut waiting);
-            return Err(error);
-        }
-    }
-    connection.close(200, "done".into()).await
+    Ok(channel)
 }
 
 /// Publishes all, then waits for the confirms of all. What has to be published again goes to `again`.
-async fn publish_window(channel: &Channel, window: Vec<Entity>, again: &mut Vec<Entity>) -> Result<(), lapin::Error> {
+async fn publish_window(
+    connection: &Connection,
+    channel: &Channel,
+    window: Vec<Entity>,
+    again: &mut Vec<Entity>,
+) -> Result<(), Failure> {
     let mut confirms = Vec::new();
     for entity in &window {
-        confirms.push(send(channel, entity).await);
+        confirms.push(unless_lost(connection, send(channel, entity)).await);
     }
     let mut result = Ok(());
     for (entity, confirm) in window.into_iter().zip(confirms) {
         let confirmation = match confirm {
-            Ok(confirm) => confirm.await,
+            Ok(confirm) => unless_lost(connection, confirm).await,
             Err(error) => Err(error),
         };
         match confirmation {
@@ -285,6 +315,15 @@ async fn consume_for_ever(service: String, instance: u32, done: UnboundedSender<
 
 async fn consume(service: &str, instance: u32, done: &UnboundedSender<(String, String)>) -> Result<(), Failure> {
     let connection = connect().await?;
+    unless_lost(&connection, consume_on(&connection, service, instance, done)).await
+}
+
+async fn consume_on(
+    connection: &Connection,
+    service: &str,
+    instance: u32,
+    done: &UnboundedSender<(String, String)>,
+) -> Result<(), Failure> {
     let channel = connection.create_channel().await?;
     declare(&channel, service).await?;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;

@@ -57,8 +57,7 @@ fn example(broker: &Broker, words: &[&str]) -> (Process, Receiver<String>) {
     command
         .args(words)
         .env("AMQP_URL", amqp_url(broker))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null());
+        .stdout(Stdio::piped());
     spawn(command)
 }
 

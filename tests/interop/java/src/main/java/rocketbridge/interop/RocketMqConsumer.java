@@ -209,7 +209,7 @@ final class RocketMqConsumer extends RocketMq {
         puller.subscribe(topic, MessageSelector.bySql("n in ('7', '11') and n > 8"));
         puller.start();
         suite.after(puller::shutdown);
-        equal(poll(puller, 1), Map.of("11", 1), "bodies of the pull consumer");
+        equal(poll(puller, 1), Set.of("11"), "bodies of the pull consumer");
     }
 
     private void seek() throws Exception {
@@ -227,14 +227,14 @@ final class RocketMqConsumer extends RocketMq {
         for (MessageQueue queue : queues) {
             consumer.seekToBegin(queue);
         }
-        equal(poll(consumer, 40), numbers(0, 40), "bodies from the first offset");
+        equal(poll(consumer, 40), numbers(0, 40).keySet(), "bodies from the first offset");
         for (MessageQueue queue : queues) {
             consumer.seekToEnd(queue);
         }
         for (int i = 40; i < 60; i++) {
             send(producer, message(topic, "" + i));
         }
-        equal(poll(consumer, 20), numbers(40, 60), "bodies from the last offset");
+        equal(poll(consumer, 20), numbers(40, 60).keySet(), "bodies from the last offset");
         MessageQueue queue = queues.get(0);
         long end = producer.maxOffset(queue);
         consumer.seek(queue, 3);
@@ -248,14 +248,17 @@ final class RocketMqConsumer extends RocketMq {
         consumer.commitSync();
     }
 
-    private static Map<String, Integer> poll(DefaultLitePullConsumer consumer, int count) {
-        Map<String, Integer> bodies = new HashMap<>();
+    /**
+     * The first bodies that differ. One may come twice: the pull that a seek makes obsolete may be under way, and
+     * the client (4.9.8) gives the program what it brings, too.
+     */
+    private static Set<String> poll(DefaultLitePullConsumer consumer, int count) {
+        Set<String> bodies = new HashSet<>();
         long deadline = System.nanoTime() + TimeUnit.SECONDS.toNanos(Suite.PATIENCE);
-        for (int got = 0; got < count; ) {
-            isTrue(System.nanoTime() < deadline, "only " + got + " of " + count + " messages came");
+        while (bodies.size() < count) {
+            isTrue(System.nanoTime() < deadline, "only " + bodies.size() + " of " + count + " messages came");
             for (MessageExt message : consumer.poll(1000)) {
-                bodies.merge(text(message), 1, Integer::sum);
-                got++;
+                bodies.add(text(message));
             }
         }
         return bodies;
