@@ -894,6 +894,64 @@ fn receipts_acknowledgements_and_transactions() {
 }
 
 #[test]
+fn selectors() {
+    run(&[
+        (
+            "a queue gives what a selector takes and keeps the rest in its place",
+            |broker| {
+                let (mut client, destination) = (connect(broker, "1.2"), queue());
+                subscribe(
+                    &mut client,
+                    &destination,
+                    "id:r\nselector:colour = 'red' AND size > 1\n",
+                );
+                for (number, colour) in ["red", "red", "blue", "red", "green"].into_iter().enumerate() {
+                    client.send(&format!(
+                        "SEND\ndestination:{destination}\ncolour:{colour}\nsize:{number}\nreceipt:put\n\n{number}\0"
+                    ));
+                    client.receipt_among_messages("put");
+                }
+                assert_eq!(client.expect("MESSAGE").text(), "3");
+                client.quiet();
+                let mut other = connect(broker, "1.2");
+                subscribe(&mut other, &destination, "id:b\nack:client\nselector:colour <> 'red'\n");
+                let held = [other.expect("MESSAGE"), other.expect("MESSAGE")];
+                assert_eq!([held[0].text(), held[1].text()], ["2", "4"]);
+                assert_eq!(held[0].header("redelivered"), "false");
+                other.wire.end();
+                other.ended();
+                let mut rest = connect(broker, "1.2");
+                subscribe(&mut rest, &destination, "id:a\n");
+                let rest: Vec<_> = (0..4).map(|_| rest.expect("MESSAGE")).collect();
+                let rest: Vec<_> = rest
+                    .iter()
+                    .map(|frame| (frame.text(), frame.header("redelivered")))
+                    .collect();
+                let expected = [("0", "false"), ("1", "false"), ("2", "true"), ("4", "true")];
+                assert_eq!(rest, expected);
+            },
+        ),
+        (
+            "a selector knows JMS's names, and what is wrong with one is said",
+            |broker| {
+                let (mut client, destination) = (connect(broker, "1.2"), queue());
+                subscribe(&mut client, &destination, "id:j\nselector:JMSPriority = 7\n");
+                for priority in [4, 7] {
+                    client.send(&format!(
+                        "SEND\ndestination:{destination}\npriority:{priority}\n\n{priority}\0"
+                    ));
+                }
+                assert_eq!(client.expect("MESSAGE").text(), "7");
+                client.send(&format!(
+                    "SUBSCRIBE\nid:k\ndestination:{destination}\nselector:colour =\n\n\0"
+                ));
+                client.error("Invalid selector");
+            },
+        ),
+    ]);
+}
+
+#[test]
 fn websocket() {
     run(&[(
         "1.12 the highest subprotocol that is offered is chosen, at /ws",

@@ -226,6 +226,7 @@ impl<'a> Client<'a> {
                 window: None,
                 exclusive: false,
                 priority: 0,
+                selector: None,
             })
         })
     }

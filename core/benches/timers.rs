@@ -153,6 +153,7 @@ fn main() {
             window: None,
             exclusive: false,
             priority: 0,
+            selector: None,
         }),
     );
     let wall = clock.now().wall;

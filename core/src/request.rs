@@ -513,6 +513,8 @@ pub struct Subscribe {
     pub exclusive: bool,
     /// Consumers of a higher priority are served first, as long as they can take something.
     pub priority: i32,
+    /// It gets only what this takes; the rest stays in its place for others.
+    pub selector: Option<Box<Sql>>,
 }
 
 /// Taking a named session.

@@ -84,6 +84,7 @@ fn per_batch(flush: Flush, persistent: bool, size: u64) -> f64 {
             window: None,
             exclusive: false,
             priority: 0,
+            selector: None,
         }),
     );
     let (topic, body) = (Bytes::from_static(b"q"), Bytes::from(vec![7; 256]));

@@ -557,6 +557,7 @@ fn only_the_active_consumer_gets_something_until_it_goes() {
         window: None,
         exclusive: true,
         priority: 0,
+        selector: None,
     };
     let refused = broker.client.ask(&broker.harness.engine, Request::Subscribe(exclusive));
     assert!(matches!(refused, Err(Refusal::InUse)));
@@ -579,6 +580,7 @@ fn consumers_of_higher_priority_are_served_first_as_long_as_they_can_take() {
             window: Some(window),
             exclusive: false,
             priority,
+            selector: None,
         }));
         client
     };

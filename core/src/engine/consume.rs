@@ -9,8 +9,9 @@ use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionI
 use crate::engine::change::Change;
 use crate::engine::entries::EntryList;
 use crate::engine::progress::{Entry, Taken};
-use crate::engine::queue::{Consumer, Queue, Subscription};
+use crate::engine::queue::{Consumer, Queue, Subscription, Turn};
 use crate::engine::router::QueueId;
+use crate::engine::select::Selector;
 use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
 use crate::history::Reason;
 use crate::message::Message;
@@ -50,10 +51,12 @@ impl State {
     pub(crate) fn offer(&mut self, id: QueueId, level: u8, message: &Message, entry: Entry) {
         let persistent = message.is_persistent();
         let Some(queue) = self.queue(id) else { return };
-        if !queue.consumers().is_empty() && !queue.dirty && queue.ready() == 0 {
+        if queue.is_selected_from() {
+            self.mark_dirty(id);
+        } else if !queue.consumers().is_empty() && !queue.dirty && queue.ready() == 0 {
             // Nothing is before it: even a message that may not wait at all is handed over.
-            if let Some(consumer) = self.next_consumer(id) {
-                return self.hand_over(id, level, consumer, message, entry);
+            if let Some(turn) = self.next_consumer(id, 0) {
+                return self.hand_over(id, level, turn, message, entry);
             }
         } else if queue.leaves_out(persistent) {
             return;
@@ -76,20 +79,24 @@ impl State {
             .push(entry)
     }
 
-    fn hand_over(&mut self, id: QueueId, level: u8, consumer: Consumer, message: &Message, entry: Entry) {
-        let Consumer { link, subscription, .. } = consumer;
+    fn hand_over(&mut self, id: QueueId, level: u8, turn: Turn, message: &Message, entry: Entry) {
+        let Consumer { link, subscription, .. } = turn.consumer;
         let persistent = message.is_persistent();
         let state = self.link(link).and_then(|l| l.subscriptions.get(&subscription));
         let leased = state.is_some_and(|s| s.leases_message(persistent));
         let sequence = if leased {
             let sequence = self.keep(id, level, entry);
-            let taken = self.queue(id).and_then(Queue::take);
-            debug_assert_eq!(taken.map(|t| t.sequence), Some(sequence));
+            if let Some(queue) = self.queue(id) {
+                queue.served(turn);
+                let taken = queue.take();
+                debug_assert_eq!(taken.map(|t| t.sequence), Some(sequence));
+            }
             self.lease(link, subscription, sequence);
             sequence
         } else {
             let Self { queues, pages, .. } = self;
             let queue = queues.get_mut(id).expect("the caller looked");
+            queue.served(turn);
             let durable = queue.spec.durable;
             let list = queue.level_or(level, || EntryList::new(ListId::queue(id, level), pages));
             let sequence = list.pass();
@@ -139,18 +146,18 @@ impl State {
 
     // --- delivering -------------------------------------------------------------------------------
 
-    /// The next consumer in turn that can take a delivery.
-    fn next_consumer(&mut self, id: QueueId) -> Option<Consumer> {
+    /// The next consumer in turn, from the one that is asked `from`th on, that can take a delivery.
+    pub(crate) fn next_consumer(&mut self, id: QueueId, from: usize) -> Option<Turn> {
         let count = self.queue(id)?.consumers().len();
-        for step in 0..count {
-            let (at, consumer) = self.queue(id)?.consumer_at(step)?;
+        for step in from..count {
+            let turn = self.queue(id)?.consumer_at(step)?;
+            let consumer = turn.consumer;
             let state = self
                 .link(consumer.link)
                 .and_then(|l| l.subscriptions.get(&consumer.subscription));
             let has_credit = state.is_some_and(Subscription::has_credit);
             if has_credit && self.has_room(consumer.link, id) {
-                self.queue(id)?.served(at);
-                return Some(consumer);
+                return Some(turn);
             }
         }
         None
@@ -179,6 +186,9 @@ impl State {
     pub(crate) fn deliver(&mut self, id: QueueId) {
         if let Some(queue) = self.queue(id) {
             queue.dirty = false;
+            if queue.is_selected_from() {
+                return self.deliver_selected(id);
+            }
         }
         while self
             .queue(id)
@@ -191,21 +201,29 @@ impl State {
                 }
                 return;
             }
-            let Some(Consumer { link, subscription, .. }) = self.next_consumer(id) else {
+            let Some(turn) = self.next_consumer(id, 0) else {
                 break;
             };
-            let Some((taken, message)) = self.take_message(id) else {
-                continue;
-            };
-            let delivery = self.delivery(link, subscription, id, taken, message);
-            self.tell(link, Event::Delivery(delivery));
+            if let Some((taken, message)) = self.take_message(id) {
+                self.hand_out(id, turn, taken, message);
+            }
         }
         self.watch_head(id);
     }
 
+    /// A consumer gets what was taken for it.
+    pub(crate) fn hand_out(&mut self, id: QueueId, turn: Turn, taken: Taken, message: Message) {
+        if let Some(queue) = self.queue(id) {
+            queue.served(turn);
+        }
+        let Consumer { link, subscription, .. } = turn.consumer;
+        let delivery = self.delivery(link, subscription, id, taken, message);
+        self.tell(link, Event::Delivery(delivery));
+    }
+
     /// Takes the next message out of a queue; skips what has expired or cannot be read any more. `None` when
     /// there is nothing, or when the hold has done enough.
-    fn take_message(&mut self, id: QueueId) -> Option<(Taken, Message)> {
+    pub(crate) fn take_message(&mut self, id: QueueId) -> Option<(Taken, Message)> {
         loop {
             self.steps += 1;
             let taken = self.queue(id)?.take()?;
@@ -393,7 +411,7 @@ impl State {
     fn come_back(&mut self, id: QueueId, range: Range<u64>) {
         let Some(queue) = self.queue(id) else { return };
         if !queue.counts_attempts() {
-            return queue.give_back(range);
+            return self.came_back(id, range);
         }
         let (durable, limit) = (
             queue.spec.durable,
@@ -410,8 +428,8 @@ impl State {
         for (run, attempts) in runs {
             if limit.is_some_and(|limit| attempts > limit) {
                 self.give_up(id, run, Reason::DeliveryLimit);
-            } else if let Some(queue) = self.queue(id) {
-                queue.give_back(run);
+            } else {
+                self.came_back(id, run);
             }
         }
     }
@@ -429,16 +447,19 @@ impl State {
         if state.subscriptions.contains_key(&subscribe.subscription) {
             return Err(Refusal::Invalid("the subscription's number is in use".to_owned()));
         }
-        state.subscriptions.insert(
-            subscribe.subscription,
-            Subscription::new(id, subscribe.acknowledge, subscribe.window),
-        );
+        let selects = subscribe.selector.is_some();
+        let subscription = Subscription {
+            selector: subscribe.selector.map(|sql| Box::new(Selector::new(sql))),
+            ..Subscription::new(id, subscribe.acknowledge, subscribe.window)
+        };
+        state.subscriptions.insert(subscribe.subscription, subscription);
         let queue = self.queue(id).expect("just found");
         queue.exclusive_consumer = exclusive;
         queue.add_consumer(Consumer {
             link,
             subscription: subscribe.subscription,
             priority: subscribe.priority,
+            selects,
         });
         self.consumed(id);
         self.used(id);

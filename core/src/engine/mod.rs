@@ -28,6 +28,7 @@ mod republish;
 mod retained;
 mod retry;
 mod router;
+mod select;
 mod state;
 mod targets;
 mod timers;

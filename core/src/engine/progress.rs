@@ -136,6 +136,38 @@ impl Progress {
         })
     }
 
+    /// The first entry at or after `from` that waits to be delivered.
+    pub(crate) fn next_ready(&self, from: u64) -> Option<u64> {
+        if from < self.next
+            && let Some(returned) = self.returned.next(from)
+        {
+            return Some(returned);
+        }
+        self.entries.next_open(self.next.max(from))
+    }
+
+    /// Whether an entry came back and waits to be delivered again.
+    pub(crate) fn has_returned(&self, sequence: u64) -> bool {
+        self.returned.contains(sequence)
+    }
+
+    /// Takes an entry out of turn: one that came back, or the first that was never handed out.
+    pub(crate) fn take_at(&mut self, sequence: u64) -> Option<Taken> {
+        if sequence >= self.next {
+            let returned = std::mem::take(&mut self.returned);
+            let taken = self.take();
+            self.returned = returned;
+            debug_assert_eq!(taken.map(|taken| taken.sequence), Some(sequence));
+            return taken;
+        }
+        self.returned.remove(sequence..sequence + 1, |_| {});
+        Some(Taken {
+            sequence,
+            entry: self.entries.get(sequence).unwrap_or(Entry::NONE),
+            redelivered: true,
+        })
+    }
+
     /// Entries are done with. Calls `gone` with each that was not before.
     pub(crate) fn ack(&mut self, range: Range<u64>, mut gone: impl FnMut(Entry)) {
         let range = range.start.max(self.entries.head())..range.end.min(self.end());

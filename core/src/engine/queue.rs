@@ -9,8 +9,9 @@ use smallvec::SmallVec;
 use crate::boundary::SubscriptionId;
 use crate::engine::attempts::Attempts;
 use crate::engine::entries::EntryList;
-use crate::engine::progress::{Entry, Progress};
+use crate::engine::progress::{Entry, Progress, Taken};
 use crate::engine::ranges::Ranges;
+use crate::engine::select::Selector;
 use crate::engine::state::LinkId;
 use crate::history::Reason;
 use crate::policy::{DeadLetter, Limit, Overflow, Policy};
@@ -163,6 +164,8 @@ pub(crate) struct Extra {
     pub dying: VecDeque<(Range<u64>, Reason)>,
     /// Messages dropped because the queue was full.
     pub dropped: u64,
+    /// Never delivered, but before something that was: a consumer's selector did not take it.
+    passed: Ranges,
     /// The only consumer that gets something.
     active: Option<(LinkId, SubscriptionId)>,
 }
@@ -174,6 +177,8 @@ struct Consumers {
     list: SmallVec<[Consumer; 1]>,
     /// The consumer that is asked first next time.
     turn: usize,
+    /// How many of them have a selector.
+    selecting: usize,
 }
 
 /// A consumer as its queue keeps it.
@@ -182,6 +187,18 @@ pub(crate) struct Consumer {
     pub link: LinkId,
     pub subscription: SubscriptionId,
     pub priority: i32,
+    /// It has a selector.
+    pub selects: bool,
+}
+
+/// A consumer whose turn it may be.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    /// How many were asked before.
+    pub step: usize,
+    /// Its place among the consumers.
+    at: usize,
+    pub consumer: Consumer,
 }
 
 impl Queue {
@@ -210,6 +227,11 @@ impl Queue {
 
     pub(crate) fn consumers(&self) -> &[Consumer] {
         self.consumers.as_ref().map_or(&[], |consumers| &consumers.list)
+    }
+
+    /// Whether any of its consumers has a selector.
+    pub(crate) fn is_selected_from(&self) -> bool {
+        self.consumers.as_ref().is_some_and(|consumers| consumers.selecting > 0)
     }
 
     pub(crate) fn take_consumers(&mut self) -> impl Iterator<Item = Consumer> + use<> {
@@ -320,12 +342,12 @@ impl Queue {
     // --- entries ----------------------------------------------------------------------------------
 
     /// All levels in use, the lowest first.
-    pub(crate) fn levels(&self) -> impl Iterator<Item = &Progress> {
+    pub(crate) fn levels(&self) -> impl DoubleEndedIterator<Item = &Progress> {
         let higher = self.extra.iter().flat_map(|extra| extra.levels.values());
         std::iter::once(&self.progress).chain(higher)
     }
 
-    pub(crate) fn levels_mut(&mut self) -> impl Iterator<Item = &mut Progress> {
+    pub(crate) fn levels_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut Progress> {
         let higher = self.extra.iter_mut().flat_map(|extra| extra.levels.values_mut());
         std::iter::once(&mut self.progress).chain(higher)
     }
@@ -400,12 +422,35 @@ impl Queue {
     }
 
     /// Takes the next entry to be delivered.
-    pub(crate) fn take(&mut self) -> Option<crate::engine::progress::Taken> {
+    pub(crate) fn take(&mut self) -> Option<Taken> {
         let taken = self.top_mut().take()?;
+        Some(self.taken(taken))
+    }
+
+    /// Takes an entry out of turn, for a consumer that selects.
+    pub(crate) fn take_at(&mut self, sequence: u64) -> Option<Taken> {
+        let taken = self.list_of(sequence)?.take_at(sequence)?;
+        Some(self.taken(taken))
+    }
+
+    fn taken(&mut self, mut taken: Taken) -> Taken {
         if self.spec.limit().bytes.is_some() {
             self.extra_mut().leased_bytes += taken.entry.body_len();
         }
-        Some(taken)
+        if let Some(extra) = self.extra.as_deref_mut().filter(|extra| !extra.passed.is_empty()) {
+            let only = taken.sequence..taken.sequence + 1;
+            extra.passed.remove(only, |_| taken.redelivered = false);
+        }
+        taken
+    }
+
+    /// What was taken was not wanted after all: it is in its place again, as if nobody had looked.
+    pub(crate) fn put_back(&mut self, taken: Taken) {
+        let only = taken.sequence..taken.sequence + 1;
+        self.give_back(only.clone());
+        if !taken.redelivered {
+            self.extra_mut().passed.insert(only);
+        }
     }
 
     /// Whether only the lowest level was ever used.
@@ -423,6 +468,9 @@ impl Queue {
     pub(crate) fn take_all(&mut self) -> Vec<Range<u64>> {
         let mut ranges = Vec::new();
         self.levels_mut().for_each(|level| ranges.extend(level.take_all()));
+        if let Some(extra) = self.extra.as_deref_mut() {
+            extra.passed = Ranges::default();
+        }
         if self.spec.limit().bytes.is_some() {
             let bytes = self.levels().map(Progress::bytes).sum();
             self.extra_mut().leased_bytes = bytes;
@@ -475,7 +523,8 @@ impl Queue {
 
     /// Adds a consumer behind those of its priority.
     pub(crate) fn add_consumer(&mut self, consumer: Consumer) {
-        let Consumers { list, turn } = &mut **self.consumers.get_or_insert_default();
+        let Consumers { list, turn, selecting } = &mut **self.consumers.get_or_insert_default();
+        *selecting += usize::from(consumer.selects);
         let at = list.partition_point(|known| known.priority >= consumer.priority);
         list.insert(at, consumer);
         *turn = 0;
@@ -486,9 +535,10 @@ impl Queue {
         let Some(consumers) = &mut self.consumers else {
             return false;
         };
-        let Consumers { list, turn } = &mut **consumers;
+        let Consumers { list, turn, selecting } = &mut **consumers;
         let before = list.len();
         list.retain(|consumer| (consumer.link, consumer.subscription) != (link, subscription));
+        *selecting = list.iter().filter(|consumer| consumer.selects).count();
         *turn = 0;
         let after = list.len();
         if after == 0 {
@@ -498,39 +548,49 @@ impl Queue {
     }
 
     /// The consumer that is asked `step`th: those of the highest priority in turn, then those of the next.
-    pub(crate) fn consumer_at(&mut self, step: usize) -> Option<(usize, Consumer)> {
+    pub(crate) fn consumer_at(&mut self, step: usize) -> Option<Turn> {
         if self.is_single_active() {
             return (step == 0).then(|| self.active_consumer()).flatten();
         }
-        let Consumers { list: consumers, turn } = self.consumers.as_deref()?;
+        let Consumers {
+            list: consumers, turn, ..
+        } = self.consumers.as_deref()?;
         let known = *consumers.get(step)?;
         let is_peer = |consumer: Option<&Consumer>| consumer.is_some_and(|c| c.priority == known.priority);
         if is_peer(consumers.first()) && is_peer(consumers.last()) {
             let at = (turn + step) % consumers.len();
-            return Some((at, consumers[at]));
+            let consumer = consumers[at];
+            return Some(Turn { step, at, consumer });
         }
         let start = consumers.partition_point(|consumer| consumer.priority > known.priority);
         let end = consumers.partition_point(|consumer| consumer.priority >= known.priority);
         let first = if (start..end).contains(turn) { *turn } else { start };
         let at = start + (first - start + step - start) % (end - start);
-        Some((at, consumers[at]))
+        let consumer = consumers[at];
+        Some(Turn { step, at, consumer })
     }
 
-    fn active_consumer(&mut self) -> Option<(usize, Consumer)> {
+    fn active_consumer(&mut self) -> Option<Turn> {
         let active = self.extra().and_then(|extra| extra.active);
         let is_active = |consumer: &Consumer| Some((consumer.link, consumer.subscription)) == active;
         if let Some(at) = self.consumers().iter().position(is_active) {
-            return Some((at, self.consumers()[at]));
+            let consumer = self.consumers()[at];
+            return Some(Turn { step: 0, at, consumer });
         }
-        let first = *self.consumers().first()?;
-        self.extra_mut().active = Some((first.link, first.subscription));
-        Some((0, first))
+        let consumer = *self.consumers().first()?;
+        self.extra_mut().active = Some((consumer.link, consumer.subscription));
+        Some(Turn {
+            step: 0,
+            at: 0,
+            consumer,
+        })
     }
 
-    /// That consumer got something: the next one is asked first next time.
-    pub(crate) fn served(&mut self, at: usize) {
+    /// A consumer gets something: the next one is asked first next time.
+    pub(crate) fn served(&mut self, turn: Turn) {
         if let Some(consumers) = &mut self.consumers {
-            consumers.turn = if at + 1 < consumers.list.len() { at + 1 } else { 0 };
+            let next = turn.at + 1;
+            consumers.turn = if next < consumers.list.len() { next } else { 0 };
         }
     }
 }
@@ -544,6 +604,8 @@ pub(crate) struct Subscription {
     pub leases: Ranges,
     /// Deliveries go to it. Not one that was made for gets, nor one that ended with leases open.
     pub active: bool,
+    /// What it wants, if not everything.
+    pub selector: Option<Box<Selector>>,
 }
 
 impl Subscription {
@@ -554,6 +616,7 @@ impl Subscription {
             window,
             leases: Ranges::default(),
             active: true,
+            selector: None,
         }
     }
 

@@ -35,6 +35,20 @@ impl Ranges {
         inner.first.contains(&number) || below.is_some_and(|(_, end)| number < *end)
     }
 
+    /// The smallest number from `from` on.
+    pub(crate) fn next(&self, from: u64) -> Option<u64> {
+        let inner = self.inner.as_ref()?;
+        if from < inner.first.end {
+            return Some(from.max(inner.first.start));
+        }
+        if let Some((_, end)) = inner.rest.range(..=from).next_back()
+            && from < *end
+        {
+            return Some(from);
+        }
+        inner.rest.range(from..).next().map(|(start, _)| *start)
+    }
+
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
         self.inner.iter().flat_map(|inner| {
             let first = Some(inner.first.clone()).filter(|first| !first.is_empty());
@@ -218,6 +232,8 @@ mod tests {
             }
             assert!(ranges.iter().flatten().eq(model.iter().copied()));
             assert_eq!(ranges.count(), model.len() as u64);
+            let from = random(70);
+            assert_eq!(ranges.next(from), model.range(from..).next().copied());
         }
     }
 }

@@ -646,6 +646,7 @@ impl World {
             window,
             exclusive,
             priority: 0,
+            selector: None,
         });
         let refused = match self.find(at, &name) {
             Err(why) => Some(why),

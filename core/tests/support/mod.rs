@@ -395,6 +395,7 @@ impl Client {
             window,
             exclusive: false,
             priority: 0,
+            selector: None,
         }));
         subscription
     }

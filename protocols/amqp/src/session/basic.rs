@@ -90,6 +90,7 @@ impl Context<'_> {
             window: (prefetch > 0 && !consume.no_ack).then_some(prefetch),
             exclusive: consume.exclusive,
             priority,
+            selector: None,
         });
         let what = What::Consume {
             subscription,

@@ -262,6 +262,7 @@ impl Connecting {
                 window: Some(u32::from(self.window)),
                 exclusive: false,
                 priority: 0,
+                selector: None,
             }),
         );
     }

@@ -114,6 +114,7 @@ impl Client {
             window: Some(u32::from(window)),
             exclusive: false,
             priority: 0,
+            selector: None,
         };
         self.ask(Asked::Other, Request::Subscribe(consume), out);
     }

@@ -173,6 +173,7 @@ impl Client {
                 is_durable: false,
                 receipt: None,
                 selector: None,
+                shares: false,
             };
             let id: SubscriptionId = self.next_subscription();
             self.consume(id, plan, queue.clone(), out);

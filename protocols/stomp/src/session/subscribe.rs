@@ -45,6 +45,8 @@ pub(super) struct Plan {
     pub is_durable: bool,
     pub receipt: Option<Bytes>,
     pub selector: Option<Sql>,
+    /// Others may consume its queue, too.
+    pub shares: bool,
 }
 
 /// A SUBSCRIBE to an exchange whose type is not known yet.
@@ -87,6 +89,7 @@ pub(super) struct Subscription {
     pub takes: bool,
     /// Giving it up in so many words ends its queue too.
     pub is_durable: bool,
+    /// What it leaves out of a queue of its own is nobody's.
     pub selector: Option<Sql>,
     /// It pops messages of a topic instead of consuming a queue.
     pub grouped: Option<Box<Grouped>>,
@@ -242,7 +245,7 @@ impl Client {
             return Err(Error::DurableWithoutId);
         }
         let selector = frame.header(b"selector").filter(|text| !text.trim_ascii().is_empty());
-        let selector = selector.map(|text| compile(text, is_private)).transpose()?;
+        let selector = selector.map(compile).transpose()?;
         Ok(Plan {
             header: id.map(Bytes::copy_from_slice),
             tag,
@@ -253,6 +256,7 @@ impl Client {
             is_durable,
             receipt: frame.copy(b"receipt"),
             selector,
+            shares: !is_private,
         })
     }
 
@@ -323,7 +327,7 @@ impl Client {
     }
 
     /// Consumes a queue.
-    pub(super) fn consume(&mut self, id: SubscriptionId, plan: Plan, queue: Bytes, out: &mut Outbox) {
+    pub(super) fn consume(&mut self, id: SubscriptionId, mut plan: Plan, queue: Bytes, out: &mut Outbox) {
         let request = Subscribe {
             subscription: id,
             queue: queue.clone(),
@@ -334,6 +338,7 @@ impl Client {
             window: plan.window,
             exclusive: plan.exclusive,
             priority: plan.priority,
+            selector: plan.selector.take_if(|_| plan.shares).map(Box::new),
         };
         let asked = Asked::Subscribe {
             queue: queue.clone(),
@@ -425,13 +430,7 @@ fn durable_name(frame: &Frame) -> Option<&[u8]> {
         .filter(|name| !name.is_empty())
 }
 
-/// A selector of a queue of one's own: what it does not want is nobody's.
-fn compile(text: &[u8], is_private: bool) -> Result<Sql, Error> {
-    if !is_private {
-        return Err(Error::NotSupported(
-            "'selector' on a queue that others consume too".to_owned(),
-        ));
-    }
+fn compile(text: &[u8]) -> Result<Sql, Error> {
     let text = std::str::from_utf8(text).map_err(|_| Error::NotText("selector"))?;
     Sql::compile(text, Names::Jms).map_err(|error| Error::Selector(error.to_string()))
 }
