@@ -318,6 +318,19 @@ mod tests {
         let attributes = builder.finish();
         assert_eq!(attributes.iter().collect::<Vec<_>>(), entries);
         assert_eq!(builder.finish(), Attributes::EMPTY);
+        // Messages of earlier brokers hold them like this.
+        let block = [
+            &b"\x01\x07\x0a\0\0\0text/plain"[..],
+            b"\0\x01\0n\0",
+            b"\0\x01\0b\x02",
+            b"\0\0\0\x03\xfb\xff\xff\xff\xff\xff\xff\xff",
+            b"\x0b\x04\x09\0\0\0\0\0\0\0",
+            b"\0\x01\0f\x05\0\0\0\0\0\0\xe0\x3f",
+            b"\0\x01\0t\x06\x07\0\0\0\0\0\0\0",
+            b"\0\x01\0x\x08\x02\0\0\0\0\xff",
+            b"\0\x01\0l\x09\x03\0\0\0[1]",
+        ];
+        assert_eq!(attributes.as_bytes(), block.concat());
         for cut in 0..attributes.as_bytes().len() {
             assert!(Iter::new(&attributes.as_bytes()[..cut]).count() <= entries.len());
         }

@@ -291,6 +291,19 @@ mod tests {
         }
     }
 
+    /// Messages of earlier brokers carry it too.
+    #[test]
+    fn a_history_stands_on_the_disk_byte_for_byte_as_before() {
+        let mut history = history(vec![death("a", Reason::Expired), death("b", Reason::DeliveryLimit)]);
+        history.first.way = Way::Topics;
+        history.deaths[1].time_to_live = None;
+        let first = b"\x01\0\0\0b\x03\x01";
+        let last = b"\x01\0\0\0a\x01\0";
+        let of_a = b"\x01\0\0\0a\x01\x03\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\x01\0\0\0e\x01\0\0\0k\x07\0\0\0\0\0\0\0";
+        let of_b = b"\x01\0\0\0b\x03\x03\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\x01\0\0\0e\x01\0\0\0k\xff\xff\xff\xff\xff\xff\xff\xff";
+        assert_eq!(history.encode(), [&first[..], last, of_a, of_b].concat());
+    }
+
     #[test]
     fn a_circle_is_one_only_if_nobody_refused_the_message_on_the_way() {
         use Reason::{Expired, Limit, Rejected};
