@@ -1,10 +1,10 @@
-//! A disk in memory that the power leaves at any step.
+//! A disk in memory: the power leaves it at any step, it may be small, and it knows who reads index pages.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use rocketbridge_core::store::storage::{Area, FileId, Storage};
+use rocketbridge_core::store::storage::{Area, FileId, Space, Storage};
 
 use super::Random;
 
@@ -29,6 +29,12 @@ struct Disk {
     steps_left: Option<u64>,
     writes: u64,
     syncs: u64,
+    /// Bytes that it holds in all; no limit when there is none.
+    total: Option<u64>,
+    /// Bytes of somebody else's files.
+    foreign: u64,
+    /// How often each thread, by its name, has read index pages.
+    page_reads: BTreeMap<String, usize>,
 }
 
 impl Disk {
@@ -42,6 +48,19 @@ impl Disk {
             None => Ok(()),
         }
     }
+
+    fn used(&self) -> u64 {
+        let own: usize = self.files.values().map(|file| file.current.len()).sum();
+        self.foreign + own as u64
+    }
+
+    /// Makes sure that so many more bytes have room.
+    fn room(&self, bytes: u64) -> io::Result<()> {
+        match self.total {
+            Some(total) if self.used() + bytes > total => Err(io::ErrorKind::StorageFull.into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A disk in memory that forgets, tears and reorders what was not synced.
@@ -49,6 +68,32 @@ impl Disk {
 pub struct CrashStorage(Arc<Mutex<Disk>>);
 
 impl CrashStorage {
+    /// A disk that holds so many bytes.
+    pub fn small(total: u64) -> Self {
+        let storage = Self::default();
+        storage.0.lock().unwrap().total = Some(total);
+        storage
+    }
+
+    /// Bytes that are used, somebody else's with them.
+    pub fn used(&self) -> u64 {
+        self.0.lock().unwrap().used()
+    }
+
+    /// Somebody else's files take so many bytes from now on.
+    pub fn set_foreign(&self, bytes: u64) {
+        self.0.lock().unwrap().foreign = bytes;
+    }
+
+    /// How often each thread, by its name, has read index pages since this was forgotten.
+    pub fn page_reads(&self) -> BTreeMap<String, usize> {
+        self.0.lock().unwrap().page_reads.clone()
+    }
+
+    pub fn forget_page_reads(&self) {
+        self.0.lock().unwrap().page_reads.clear();
+    }
+
     /// The power goes after so many more writes, syncs and claims.
     pub fn fail_after(&self, steps: u64) {
         self.0.lock().unwrap().steps_left = Some(steps);
@@ -120,6 +165,9 @@ impl Storage for CrashStorage {
     fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
+        if !disk.files.contains_key(&file) {
+            disk.room(size)?;
+        }
         disk.files.entry(file).or_insert_with(|| Segment {
             synced: vec![0; size as usize],
             current: vec![0; size as usize],
@@ -132,8 +180,13 @@ impl Storage for CrashStorage {
         let mut disk = self.0.lock().unwrap();
         disk.step()?;
         disk.writes += 1;
-        let segment = disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
+        let segment = disk.files.get(&file).ok_or(io::ErrorKind::NotFound)?;
         let end = offset as usize + bytes.len();
+        let more = end.saturating_sub(segment.current.len());
+        if more > 0 {
+            disk.room(more as u64)?;
+        }
+        let segment = disk.files.get_mut(&file).expect("it was there");
         if segment.current.len() < end {
             segment.current.resize(end, 0);
             segment.synced.resize(end, 0);
@@ -144,7 +197,12 @@ impl Storage for CrashStorage {
     }
 
     fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let disk = self.0.lock().unwrap();
+        let mut disk = self.0.lock().unwrap();
+        if file.area == Area::Pages {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or_default().to_owned();
+            *disk.page_reads.entry(name).or_default() += 1;
+        }
         let segment = disk.files.get(&file).ok_or(io::ErrorKind::NotFound)?;
         let bytes = segment.current.get(offset as usize..).unwrap_or_default();
         let count = bytes.len().min(buffer.len());
@@ -171,5 +229,13 @@ impl Storage for CrashStorage {
     fn remove(&self, file: FileId) -> io::Result<()> {
         self.0.lock().unwrap().files.remove(&file);
         Ok(())
+    }
+
+    fn space(&self) -> io::Result<Option<Space>> {
+        let disk = self.0.lock().unwrap();
+        Ok(disk.total.map(|total| Space {
+            total,
+            free: total.saturating_sub(disk.used()),
+        }))
     }
 }

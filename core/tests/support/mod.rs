@@ -44,6 +44,13 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
+    /// The clock of a machine that starts when the wall says that.
+    pub fn starting_at(wall: Millis) -> Self {
+        let clock = Self::default();
+        clock.step_wall(wall.0 as i64 - clock.now().wall.0 as i64);
+        clock
+    }
+
     pub fn advance(&self, millis: u64) {
         self.mono.fetch_add(millis, Ordering::Relaxed);
     }
@@ -89,7 +96,12 @@ impl Harness {
     }
 
     pub fn on(storage: CrashStorage, config: Config) -> Result<Self, OpenError> {
-        let clock = Arc::new(ManualClock::default());
+        Self::at(ManualClock::default(), storage, config)
+    }
+
+    /// With a clock that was moved before.
+    pub fn at(clock: ManualClock, storage: CrashStorage, config: Config) -> Result<Self, OpenError> {
+        let clock = Arc::new(clock);
         let engine = Engine::open_storage(Arc::new(storage.clone()), SEGMENT, config, clock.clone())?;
         Ok(Self { engine, storage, clock })
     }
@@ -123,13 +135,8 @@ impl Harness {
     /// As [`kill`](Self::kill), and starts again so many milliseconds later: the wall has gone on, the
     /// monotonic clock begins anew.
     pub fn kill_for(self, millis: u64) -> Self {
-        let clock = Arc::new(ManualClock::default());
-        let wall = self.clock.now().wall.0 + millis;
-        clock.step_wall(wall as i64 - clock.now().wall.0 as i64);
-        let storage = self.storage.after_kill();
-        let engine =
-            Engine::open_storage(Arc::new(storage.clone()), SEGMENT, Config::default(), clock.clone()).unwrap();
-        Self { engine, storage, clock }
+        let clock = ManualClock::starting_at(Millis(self.clock.now().wall.0 + millis));
+        Self::at(clock, self.storage.after_kill(), Config::default()).unwrap()
     }
 
     /// The process dies; what the kernel has stays.
