@@ -153,6 +153,7 @@ async fn unless_lost<T, E: Into<Failure>>(
 ) -> Result<T, Failure> {
     let lost = async {
         while connection.status().connected() {
+            // Its events are not kept for who listens late, its state is.
             sleep(PAUSE).await;
         }
     };
@@ -213,6 +214,7 @@ async fn publish_until_done(mut entities: Vec<Entity>) {
             eprintln!("{} entities are not confirmed, again soon: {error}", entities.len());
         }
         if !entities.is_empty() {
+            // A broker that is away, or has no queue yet, is not asked without a break.
             sleep(PAUSE).await;
         }
     }
@@ -309,6 +311,7 @@ async fn consume_for_ever(service: String, instance: u32, done: UnboundedSender<
         if let Err(error) = consume(&service, instance, &done).await {
             eprintln!("{service} {instance}: again soon: {error}");
         }
+        // A broker that is away is not asked without a break.
         sleep(PAUSE).await;
     }
 }

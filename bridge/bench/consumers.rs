@@ -190,6 +190,7 @@ pub fn run(mut consumers: Vec<Consumer>, plan: Plan, goodbye: &[u8], shared: &Sh
             break Ok(());
         }
         if plan.naps && bytes > 0 && ready.is_empty() && bytes / readers < FEW_DELIVERIES {
+            // So that deliveries gather.
             thread::sleep(nap);
         }
         let time = if ready.is_empty() { IDLE_TIME } else { Duration::ZERO };

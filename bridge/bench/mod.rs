@@ -47,7 +47,8 @@ use wire::{Fault, Wire};
 /// are quiet.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// How long the threads of a run that is over may take to hear of it.
+/// How long a broker is left to read the last acknowledgements and goodbyes of a phase before its queues are drained or
+/// removed.
 const GOODBYE_TIME: Duration = Duration::from_millis(20);
 
 /// Runs what the options say and prints what was found. The exit code is 1 when something was lost or altered,
@@ -215,6 +216,7 @@ impl Run<'_> {
         let seconds = began.elapsed().as_secs_f64();
         let after = self.usage()?;
         if before.is_some() {
+            // Nothing tells when a broker has freed what it is going to free.
             thread::sleep(SETTLE_TIME);
         }
         let settled = self.usage()?;
@@ -296,7 +298,7 @@ impl Run<'_> {
                 Err(fault) => result = Err(fault),
             }
         });
-        // Brokers that hear a goodbye need not write of lost connections.
+        // MQTT and STOMP answer no goodbye.
         thread::sleep(GOODBYE_TIME);
         result
     }

@@ -17,7 +17,7 @@ use super::wire::{Fault, Scratch, Wire};
 /// How long a publisher with nothing to do waits before it looks again by itself.
 const IDLE_TIME: Duration = Duration::from_millis(20);
 
-/// How long it sleeps at most while it waits for the time of the next message.
+/// How long it sleeps while it waits for the time of the next message: a poll waits for whole milliseconds.
 const PACE_TIME: Duration = Duration::from_micros(100);
 
 /// Answers in fewer bytes than that are little: more will come soon.
@@ -273,10 +273,12 @@ pub fn run(
             }
             Ok(Turn::Moved) => wait(&mut poll, &mut events, Duration::ZERO)?,
             Ok(Turn::Little) => {
+                // So that answers gather.
                 thread::sleep(NAP);
                 wait(&mut poll, &mut events, Duration::ZERO)?;
             }
             Ok(Turn::Idle) if plan.rate > 0.0 && !shared.is_stopped() => {
+                // The next message is due by the clock.
                 thread::sleep(PACE_TIME);
                 wait(&mut poll, &mut events, Duration::ZERO)?;
             }

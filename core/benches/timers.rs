@@ -9,7 +9,8 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -38,9 +39,18 @@ fn resident() -> u64 {
     pages.unwrap_or(0) * 4096
 }
 
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 struct Client {
     link: rocketbridge_core::engine::EngineLink,
     inbox: Inbox,
+    waker: Waker,
     token: u64,
 }
 
@@ -54,7 +64,12 @@ impl Client {
         let inbox = Inbox::new();
         let mut link = engine.open(peer, inbox.clone());
         link.request(RequestId(0), Request::Login(Credentials::Anonymous));
-        Self { link, inbox, token: 0 }
+        Self {
+            link,
+            inbox,
+            waker: Waker::from(Arc::new(Unpark(thread::current()))),
+            token: 0,
+        }
     }
 
     fn publish(&mut self, deliver: Deliver) -> Publish {
@@ -72,15 +87,22 @@ impl Client {
 
     fn send(&mut self, batch: &mut VecDeque<Publish>) {
         while self.link.publish(batch) == Admission::Partial {
-            std::thread::sleep(Duration::from_millis(1));
+            let mut is_writable = false;
+            while !is_writable {
+                self.events(|event| is_writable |= matches!(event, Event::Writable));
+                if !is_writable {
+                    thread::park();
+                }
+            }
         }
         self.events(|_| {});
     }
 
+    /// Takes what there is; the next event unparks this thread.
     fn events(&mut self, mut each: impl FnMut(Event)) {
         let mut events = Vec::new();
         loop {
-            let taken = self.inbox.take(256, &mut events, Waker::noop());
+            let taken = self.inbox.take(256, &mut events, &self.waker);
             events.drain(..).for_each(&mut each);
             if taken.resume {
                 self.link.resume();
@@ -105,7 +127,7 @@ fn main() {
     };
     let engine = Engine::open(&folder, config, clock.clone()).expect("an empty folder");
     let syncing = engine.clone();
-    std::thread::spawn(move || syncing.run_sync());
+    thread::spawn(move || syncing.run_sync());
     let mut client = Client::new(&engine);
     let declare = Request::DeclareQueue(Queue {
         name: Bytes::from_static(b"timers"),
@@ -185,7 +207,7 @@ fn main() {
             .next_deadline()
             .map_or(1, |at| at.since(now.mono).0)
             .clamp(1, 1000);
-        std::thread::sleep(Duration::from_millis(wait));
+        thread::park_timeout(Duration::from_millis(wait));
     }
     errors.sort_unstable();
     let at = |part: f64| errors[((errors.len() - 1) as f64 * part) as usize] as f64 / 1000.0;

@@ -6,6 +6,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::codec::{Reader, put_bytes};
+
 /// Properties that more than one protocol knows.
 ///
 /// `Timestamp` and `TimeToLive` are in milliseconds ([`Value::Uint`]), `Priority` is a small
@@ -158,56 +160,44 @@ impl Attributes {
 
     /// Walks all properties.
     pub fn iter(&self) -> Iter<'_> {
-        Iter { rest: &self.0 }
+        Iter::new(&self.0)
     }
 }
 
 /// Walks an encoded block of attributes. Stops at the first byte that is not one of ours.
 #[derive(Clone, Debug)]
 pub struct Iter<'a> {
-    rest: &'a [u8],
+    rest: Reader<'a>,
 }
 
 impl<'a> Iter<'a> {
     /// Walks an encoded block.
     pub fn new(block: &'a [u8]) -> Self {
-        Self { rest: block }
-    }
-
-    fn take(&mut self, count: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(count)?;
-        self.rest = rest;
-        Some(taken)
-    }
-
-    fn number(&mut self) -> Option<u64> {
-        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
-    }
-
-    fn bytes(&mut self) -> Option<&'a [u8]> {
-        let length = u32::from_le_bytes(self.take(4)?.try_into().ok()?);
-        self.take(length as usize)
+        Self {
+            rest: Reader::new(block),
+        }
     }
 
     fn entry(&mut self) -> Option<(Name<'a>, Value<'a>)> {
-        let name = match self.take(1)?[0] {
+        let at = &mut self.rest;
+        let name = match at.u8()? {
             0 => {
-                let length = u16::from_le_bytes(self.take(2)?.try_into().ok()?);
-                Name::User(self.take(usize::from(length))?)
+                let length = at.u16()?;
+                Name::User(at.take(usize::from(length))?)
             }
             id => Name::Known(Attribute::from_id(id)?),
         };
-        let value = match self.take(1)?[0] {
+        let value = match at.u8()? {
             kind::NULL => Value::Null,
             kind::FALSE => Value::Bool(false),
             kind::TRUE => Value::Bool(true),
-            kind::INT => Value::Int(self.number()? as i64),
-            kind::UINT => Value::Uint(self.number()?),
-            kind::FLOAT => Value::Float(f64::from_bits(self.number()?)),
-            kind::TIMESTAMP => Value::Timestamp(self.number()?),
-            kind::TEXT => Value::Text(self.bytes()?),
-            kind::BINARY => Value::Binary(self.bytes()?),
-            kind::NESTED => Value::Nested(self.bytes()?),
+            kind::INT => Value::Int(at.u64()? as i64),
+            kind::UINT => Value::Uint(at.u64()?),
+            kind::FLOAT => Value::Float(f64::from_bits(at.u64()?)),
+            kind::TIMESTAMP => Value::Timestamp(at.u64()?),
+            kind::TEXT => Value::Text(at.slice()?),
+            kind::BINARY => Value::Binary(at.slice()?),
+            kind::NESTED => Value::Nested(at.slice()?),
             _ => return None,
         };
         Some((name, value))
@@ -220,7 +210,7 @@ impl<'a> Iterator for Iter<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let entry = self.entry();
         if entry.is_none() {
-            self.rest = &[];
+            self.rest = Reader::new(&[]);
         }
         entry
     }
@@ -289,8 +279,7 @@ impl AttributesBuilder {
 
     fn bytes(&mut self, kind: u8, bytes: &[u8]) {
         self.block.put_u8(kind);
-        self.block.put_u32_le(bytes.len() as u32);
-        self.block.put_slice(bytes);
+        put_bytes(&mut self.block, bytes);
     }
 }
 
@@ -318,6 +307,19 @@ mod tests {
         let attributes = builder.finish();
         assert_eq!(attributes.iter().collect::<Vec<_>>(), entries);
         assert_eq!(builder.finish(), Attributes::EMPTY);
+        // Messages of earlier brokers hold them like this.
+        let block = [
+            &b"\x01\x07\x0a\0\0\0text/plain"[..],
+            b"\0\x01\0n\0",
+            b"\0\x01\0b\x02",
+            b"\0\0\0\x03\xfb\xff\xff\xff\xff\xff\xff\xff",
+            b"\x0b\x04\x09\0\0\0\0\0\0\0",
+            b"\0\x01\0f\x05\0\0\0\0\0\0\xe0\x3f",
+            b"\0\x01\0t\x06\x07\0\0\0\0\0\0\0",
+            b"\0\x01\0x\x08\x02\0\0\0\0\xff",
+            b"\0\x01\0l\x09\x03\0\0\0[1]",
+        ];
+        assert_eq!(attributes.as_bytes(), block.concat());
         for cut in 0..attributes.as_bytes().len() {
             assert!(Iter::new(&attributes.as_bytes()[..cut]).count() <= entries.len());
         }

@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::address::{decode_name, whole_key};
+use crate::codec::{Reader, put_bytes, put_way};
 use crate::message::{Entry, Message};
 use crate::policy::Way;
 use crate::time::Millis;
@@ -152,10 +153,10 @@ impl History {
 
     /// Reads one back. `None` when the bytes are not one.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut at = Reader(bytes);
+        let mut at = Reader::new(bytes);
         let (first, last) = (at.mark()?, at.mark()?);
         let mut deaths = Vec::new();
-        while !at.0.is_empty() {
+        while !at.is_empty() {
             deaths.push(at.death()?);
         }
         Some(Self { first, last, deaths })
@@ -184,53 +185,7 @@ pub fn entered(message: &Message) -> (Way, Bytes) {
     }
 }
 
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.put_u32_le(bytes.len() as u32);
-    out.put_slice(bytes);
-}
-
-fn put_way(out: &mut Vec<u8>, way: &Way) {
-    match way {
-        Way::Queue => out.put_u8(0),
-        Way::Topics => out.put_u8(1),
-        Way::Exchange(name) => {
-            out.put_u8(2);
-            put_bytes(out, name);
-        }
-    }
-}
-
-struct Reader<'a>(&'a [u8]);
-
 impl Reader<'_> {
-    fn take(&mut self, count: usize) -> Option<&[u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        Some(self.take(1)?[0])
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
-    }
-
-    fn bytes(&mut self) -> Option<Bytes> {
-        let length = u32::from_le_bytes(self.take(4)?.try_into().ok()?);
-        self.take(length as usize).map(Bytes::copy_from_slice)
-    }
-
-    fn way(&mut self) -> Option<Way> {
-        Some(match self.u8()? {
-            0 => Way::Queue,
-            1 => Way::Topics,
-            2 => Way::Exchange(self.bytes()?),
-            _ => return None,
-        })
-    }
-
     fn mark(&mut self) -> Option<Mark> {
         Some(Mark {
             queue: self.bytes()?,
@@ -289,6 +244,19 @@ mod tests {
         for cut in 0..bytes.len() {
             assert_ne!(History::decode(&bytes[..cut]).as_ref(), Some(&history));
         }
+    }
+
+    /// Messages of earlier brokers carry it too.
+    #[test]
+    fn a_history_stands_on_the_disk_byte_for_byte_as_before() {
+        let mut history = history(vec![death("a", Reason::Expired), death("b", Reason::DeliveryLimit)]);
+        history.first.way = Way::Topics;
+        history.deaths[1].time_to_live = None;
+        let first = b"\x01\0\0\0b\x03\x01";
+        let last = b"\x01\0\0\0a\x01\0";
+        let of_a = b"\x01\0\0\0a\x01\x03\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\x01\0\0\0e\x01\0\0\0k\x07\0\0\0\0\0\0\0";
+        let of_b = b"\x01\0\0\0b\x03\x03\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x02\x01\0\0\0e\x01\0\0\0k\xff\xff\xff\xff\xff\xff\xff\xff";
+        assert_eq!(history.encode(), [&first[..], last, of_a, of_b].concat());
     }
 
     #[test]

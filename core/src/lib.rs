@@ -7,6 +7,7 @@
 pub mod address;
 pub mod attributes;
 pub mod boundary;
+mod codec;
 mod compression;
 pub mod engine;
 pub mod filter;

@@ -2,16 +2,14 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use rocketbridge_core::boundary::*;
-use rocketbridge_core::engine::{Config, Engine};
+use rocketbridge_core::engine::Config;
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::*;
-use rocketbridge_core::store::storage::{Area, FileId, Space, Storage};
+use rocketbridge_core::store::storage::{Area, FileId, Storage};
 use rocketbridge_core::time::Millis;
 use support::*;
 
@@ -298,140 +296,23 @@ fn retention_never_removes_a_queues_message() {
     assert_eq!(left, kept);
 }
 
-/// A disk that is full once so many bytes are claimed.
-#[derive(Clone)]
-struct SmallDisk {
-    disk: CrashStorage,
-    claimed: Arc<Mutex<BTreeMap<FileId, u64>>>,
-    total: u64,
-}
-
-impl SmallDisk {
-    fn used(&self) -> u64 {
-        self.claimed.lock().unwrap().values().sum()
-    }
-}
-
-impl Storage for SmallDisk {
-    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
-        self.disk.files(area)
-    }
-
-    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
-        if self.disk.files(file.area)?.contains(&file.number) {
-            return Ok(());
-        }
-        if self.used() + size > self.total {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.claimed.lock().unwrap().insert(file, size);
-        self.disk.claim(file, size)
-    }
-
-    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let end = offset + bytes.len() as u64;
-        let size = self.claimed.lock().unwrap().get(&file).copied().unwrap_or(0);
-        if end > size {
-            if self.used() + end - size > self.total {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
-            self.claimed.lock().unwrap().insert(file, end);
-        }
-        self.disk.write(file, offset, bytes)
-    }
-
-    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        self.disk.read(file, offset, buffer)
-    }
-
-    fn sync(&self, file: FileId) -> io::Result<()> {
-        self.disk.sync(file)
-    }
-
-    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
-        self.disk.truncate(file, size)
-    }
-
-    fn remove(&self, file: FileId) -> io::Result<()> {
-        self.claimed.lock().unwrap().remove(&file);
-        self.disk.remove(file)
-    }
-
-    fn space(&self) -> io::Result<Option<Space>> {
-        Ok(Some(Space {
-            total: self.total,
-            free: self.total - self.used(),
-        }))
-    }
-}
-
-/// Counts who reads index pages.
-struct WatchedDisk {
-    disk: CrashStorage,
-    read_by: Arc<Mutex<BTreeMap<String, usize>>>,
-}
-
-impl Storage for WatchedDisk {
-    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
-        self.disk.files(area)
-    }
-
-    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
-        self.disk.claim(file, size)
-    }
-
-    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.disk.write(file, offset, bytes)
-    }
-
-    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        if file.area == Area::Pages {
-            let thread = std::thread::current();
-            let name = thread.name().unwrap_or_default().to_owned();
-            *self.read_by.lock().unwrap().entry(name).or_default() += 1;
-        }
-        self.disk.read(file, offset, buffer)
-    }
-
-    fn sync(&self, file: FileId) -> io::Result<()> {
-        self.disk.sync(file)
-    }
-
-    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
-        self.disk.truncate(file, size)
-    }
-
-    fn remove(&self, file: FileId) -> io::Result<()> {
-        self.disk.remove(file)
-    }
-}
-
 /// Each page of a long queue is read once to let go what it names: none of that by a publisher who comes by, nor by
 /// who asked for it.
 #[test]
 fn emptying_a_long_queue_is_not_the_work_of_whoever_comes_by() {
     const MESSAGES: usize = 12_000;
     const PAGES: usize = MESSAGES / 64;
-    let read_by = Arc::new(Mutex::new(BTreeMap::new()));
-    let disk = WatchedDisk {
-        disk: CrashStorage::default(),
-        read_by: Arc::clone(&read_by),
-    };
     let config = Config {
         index_cache: 0,
         ..config()
     };
-    let harness = Harness {
-        storage: disk.disk.clone(),
-        clock: Arc::new(ManualClock::default()),
-        engine: Engine::open_storage(Arc::new(disk), SEGMENT, config, Arc::new(ManualClock::default())).unwrap(),
-    };
+    let harness = Harness::on(CrashStorage::default(), config).unwrap();
     let mut client = harness.client();
     let engine = harness.engine.clone();
     let maintenance = std::thread::Builder::new().name("maintenance".to_owned());
     let maintenance = maintenance.spawn(move || engine.run_maintenance()).unwrap();
     for delete in [false, true] {
-        read_by.lock().unwrap().clear();
+        harness.storage.forget_page_reads();
         client.ask(&harness.engine, Request::DeclareQueue(queue("a"))).unwrap();
         client.ask(&harness.engine, Request::DeclareQueue(queue("b"))).unwrap();
         for _ in 0..MESSAGES {
@@ -457,7 +338,7 @@ fn emptying_a_long_queue_is_not_the_work_of_whoever_comes_by() {
         let mut waited = std::time::Duration::ZERO;
         loop {
             client.publish(message(Entry::Queue, "b", "", "x"));
-            let read = read_by.lock().unwrap().clone();
+            let read = harness.storage.page_reads();
             let own: usize = read
                 .iter()
                 .filter(|(name, _)| *name != "maintenance")
@@ -481,23 +362,8 @@ fn emptying_a_long_queue_is_not_the_work_of_whoever_comes_by() {
 /// Somebody else's files fill the disk and go away, while the only publisher waits and nobody settles anything.
 #[test]
 fn a_disk_that_is_not_full_any_more_is_noticed_although_nobody_writes() {
-    let disk = SmallDisk {
-        disk: CrashStorage::default(),
-        claimed: Arc::default(),
-        total: 24 * SEGMENT,
-    };
-    let foreign = FileId {
-        area: Area::Reserve,
-        number: 99,
-    };
-    disk.claimed.lock().unwrap().insert(foreign, 16 * SEGMENT);
-    let clock = Arc::new(ManualClock::default());
-    let engine = Engine::open_storage(Arc::new(disk.clone()), SEGMENT, config(), clock.clone()).unwrap();
-    let harness = Harness {
-        engine,
-        storage: disk.disk.clone(),
-        clock,
-    };
+    let harness = Harness::on(CrashStorage::small(24 * SEGMENT), config()).unwrap();
+    harness.storage.set_foreign(16 * SEGMENT);
     let mut publisher = harness.client();
     publisher
         .ask(&harness.engine, Request::DeclareQueue(queue("a")))
@@ -516,7 +382,7 @@ fn a_disk_that_is_not_full_any_more_is_noticed_although_nobody_writes() {
     harness.clock.advance(1_000);
     harness.engine.maintain().unwrap();
     assert_eq!(publish(), Fate::Rejected(Reject::Shortage(Shortage::Disk)));
-    disk.claimed.lock().unwrap().remove(&foreign);
+    harness.storage.set_foreign(0);
     harness.clock.advance(1_000);
     harness.engine.maintain().unwrap();
     assert!(
@@ -527,22 +393,12 @@ fn a_disk_that_is_not_full_any_more_is_noticed_although_nobody_writes() {
 
 #[test]
 fn a_full_disk_holds_publishers_back_and_loses_nothing() {
-    let disk = SmallDisk {
-        disk: CrashStorage::default(),
-        claimed: Arc::default(),
-        total: 24 * SEGMENT,
-    };
-    let clock = Arc::new(ManualClock::default());
+    const TOTAL: u64 = 24 * SEGMENT;
     let config = Config {
         index_cache: 16 << 20,
         ..config()
     };
-    let engine = Engine::open_storage(Arc::new(disk.clone()), SEGMENT, config, clock.clone()).unwrap();
-    let harness = Harness {
-        engine,
-        storage: disk.disk.clone(),
-        clock,
-    };
+    let harness = Harness::on(CrashStorage::small(TOTAL), config).unwrap();
     let mut publisher = harness.client();
     publisher
         .ask(&harness.engine, Request::DeclareQueue(queue("a")))
@@ -570,9 +426,9 @@ fn a_full_disk_holds_publishers_back_and_loses_nothing() {
             }
         }
         assert!(
-            disk.used() * 100 / disk.total >= 80,
+            harness.storage.used() * 100 / TOTAL >= 80,
             "refused when {} were used",
-            disk.used()
+            harness.storage.used()
         );
         // One that waits is told that it has to.
         let waiting = Publish {
@@ -601,7 +457,7 @@ fn a_full_disk_holds_publishers_back_and_loses_nothing() {
         }
         let told = publisher.events();
         let goes_on = told.iter().any(|event| matches!(event, Event::Writable));
-        assert!(goes_on, "{told:?}, {} used", disk.used());
+        assert!(goes_on, "{told:?}, {} used", harness.storage.used());
     }
     assert_eq!(got, sent);
 }

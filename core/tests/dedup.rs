@@ -2,11 +2,9 @@
 
 mod support;
 
-use std::sync::Arc;
-
 use rocketbridge_core::attributes::{Attributes, AttributesBuilder, Name, Value};
 use rocketbridge_core::boundary::*;
-use rocketbridge_core::engine::{Config, Engine};
+use rocketbridge_core::engine::Config;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::properties;
 use rocketbridge_core::request::*;
@@ -173,11 +171,9 @@ fn a_key_is_forgotten_when_the_window_s_time_is_over_also_over_a_crash() {
     harness.engine.tick();
     drop(client);
     // The broker comes back after 3 s, of which its monotonic clock knows nothing.
-    let storage = harness.storage.after_kill();
-    let clock = Arc::new(ManualClock::default());
+    let clock = ManualClock::default();
     clock.advance(19_000);
-    let engine = Engine::open_storage(Arc::new(storage.clone()), SEGMENT, Config::default(), clock.clone()).unwrap();
-    let harness = Harness { engine, storage, clock };
+    let harness = Harness::at(clock, harness.storage.after_kill(), Config::default()).unwrap();
     let mut client = harness.client();
     assert_eq!(copies(&mut client, &harness, vec![to_exchange("a", "a4")]), [true]);
     harness.clock.advance(1_000);

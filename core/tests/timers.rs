@@ -481,20 +481,10 @@ fn segments_that_few_timed_messages_keep_are_copied_forward() {
     harness.engine.sync_once().unwrap();
     drop(client);
     let left = positions.len();
-    let (storage, wall) = (harness.storage.after_kill(), harness.clock.now().wall.0);
+    let (storage, wall) = (harness.storage.after_kill(), harness.clock.now().wall);
     drop(harness);
     let restart = |storage: &CrashStorage| {
-        let clock = std::sync::Arc::new(ManualClock::default());
-        clock.step_wall(wall as i64 - clock.now().wall.0 as i64);
-        let storage = storage.after_kill();
-        let engine = Engine::open_storage(
-            std::sync::Arc::new(storage.clone()),
-            SEGMENT,
-            config.clone(),
-            clock.clone(),
-        )
-        .unwrap();
-        Harness { engine, storage, clock }
+        Harness::at(ManualClock::starting_at(wall), storage.after_kill(), config.clone()).unwrap()
     };
     for with_checkpoint in [false, true] {
         let mut harness = restart(&storage);

@@ -1,10 +1,11 @@
 //! What core's tests share: a clock moved by hand, a storage that crashes, and a client over a link.
 #![allow(dead_code)]
 
-use std::collections::{BTreeMap, VecDeque};
-use std::io;
+mod disk;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -14,8 +15,9 @@ use rocketbridge_core::engine::{Config, Engine, EngineLink, Flush, OpenError};
 use rocketbridge_core::inbox::Inbox;
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::*;
-use rocketbridge_core::store::storage::{Area, FileId, Storage};
 use rocketbridge_core::time::{Clock, Millis, Now};
+
+pub use disk::CrashStorage;
 
 /// A small segment, so that tests cross from one to the next.
 pub const SEGMENT: u64 = 64 << 10;
@@ -42,6 +44,13 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
+    /// The clock of a machine that starts when the wall says that.
+    pub fn starting_at(wall: Millis) -> Self {
+        let clock = Self::default();
+        clock.step_wall(wall.0 as i64 - clock.now().wall.0 as i64);
+        clock
+    }
+
     pub fn advance(&self, millis: u64) {
         self.mono.fetch_add(millis, Ordering::Relaxed);
     }
@@ -60,172 +69,6 @@ impl Clock for ManualClock {
             mono: Millis(millis),
             wall: Millis((1_700_000_000_000 + millis).wrapping_add(stepped)),
         }
-    }
-}
-
-#[derive(Clone, Default)]
-struct Segment {
-    synced: Vec<u8>,
-    current: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
-}
-
-impl Segment {
-    fn settle(&mut self) {
-        self.synced.clone_from(&self.current);
-        self.unsynced.clear();
-    }
-}
-
-#[derive(Default)]
-struct Disk {
-    files: BTreeMap<FileId, Segment>,
-    /// Writes, syncs and claims still allowed before everything fails.
-    steps_left: Option<u64>,
-    writes: u64,
-    syncs: u64,
-}
-
-impl Disk {
-    fn step(&mut self) -> io::Result<()> {
-        match &mut self.steps_left {
-            Some(0) => Err(io::Error::other("the power is gone")),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// A disk in memory that forgets, tears and reorders what was not synced.
-#[derive(Clone, Default)]
-pub struct CrashStorage(Arc<Mutex<Disk>>);
-
-impl CrashStorage {
-    /// The power goes after so many more writes, syncs and claims.
-    pub fn fail_after(&self, steps: u64) {
-        self.0.lock().unwrap().steps_left = Some(steps);
-    }
-
-    pub fn writes(&self) -> u64 {
-        self.0.lock().unwrap().writes
-    }
-
-    pub fn syncs(&self) -> u64 {
-        self.0.lock().unwrap().syncs
-    }
-
-    /// The disk after the power was gone: of what was not synced, any part in any order may be there.
-    pub fn after_power_cut(&self, random: &mut Random) -> Self {
-        let disk = self.0.lock().unwrap();
-        let mut after = Disk::default();
-        for (number, segment) in &disk.files {
-            let mut bytes = segment.synced.clone();
-            for (offset, data) in &segment.unsynced {
-                let kept = match random.below(4) {
-                    0 => 0,
-                    1 => random.below(data.len() as u64 + 1) as usize,
-                    _ => data.len(),
-                };
-                let from = if random.below(8) == 0 { kept / 2 } else { 0 };
-                bytes[offset + from..offset + kept].copy_from_slice(&data[from..kept]);
-            }
-            let settled = Segment {
-                synced: bytes.clone(),
-                current: bytes,
-                unsynced: Vec::new(),
-            };
-            after.files.insert(*number, settled);
-        }
-        Self(Arc::new(Mutex::new(after)))
-    }
-
-    /// The disk as it is when only the process dies.
-    pub fn after_kill(&self) -> Self {
-        let mut after = Disk {
-            files: self.0.lock().unwrap().files.clone(),
-            ..Disk::default()
-        };
-        after.files.values_mut().for_each(Segment::settle);
-        Self(Arc::new(Mutex::new(after)))
-    }
-
-    /// Changes one stored byte.
-    pub fn damage(&self, segment: u64, offset: usize) {
-        let mut disk = self.0.lock().unwrap();
-        let segment = disk.files.get_mut(&FileId::segment(segment)).unwrap();
-        segment.current[offset] ^= 0x55;
-        segment.settle();
-    }
-}
-
-impl Storage for CrashStorage {
-    fn files(&self, area: Area) -> io::Result<Vec<u64>> {
-        let disk = self.0.lock().unwrap();
-        Ok(disk
-            .files
-            .keys()
-            .filter(|file| file.area == area)
-            .map(|file| file.number)
-            .collect())
-    }
-
-    fn claim(&self, file: FileId, size: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.step()?;
-        disk.files.entry(file).or_insert_with(|| Segment {
-            synced: vec![0; size as usize],
-            current: vec![0; size as usize],
-            unsynced: Vec::new(),
-        });
-        Ok(())
-    }
-
-    fn write(&self, file: FileId, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.step()?;
-        disk.writes += 1;
-        let segment = disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
-        let end = offset as usize + bytes.len();
-        if segment.current.len() < end {
-            segment.current.resize(end, 0);
-            segment.synced.resize(end, 0);
-        }
-        segment.current[offset as usize..end].copy_from_slice(bytes);
-        segment.unsynced.push((offset as usize, bytes.to_vec()));
-        Ok(())
-    }
-
-    fn read(&self, file: FileId, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let disk = self.0.lock().unwrap();
-        let segment = disk.files.get(&file).ok_or(io::ErrorKind::NotFound)?;
-        let bytes = segment.current.get(offset as usize..).unwrap_or_default();
-        let count = bytes.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&bytes[..count]);
-        Ok(count)
-    }
-
-    fn sync(&self, file: FileId) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.step()?;
-        disk.syncs += 1;
-        disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?.settle();
-        Ok(())
-    }
-
-    fn truncate(&self, file: FileId, size: u64) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        let segment = disk.files.get_mut(&file).ok_or(io::ErrorKind::NotFound)?;
-        segment.current.truncate(size as usize);
-        segment.settle();
-        Ok(())
-    }
-
-    fn remove(&self, file: FileId) -> io::Result<()> {
-        self.0.lock().unwrap().files.remove(&file);
-        Ok(())
     }
 }
 
@@ -253,7 +96,12 @@ impl Harness {
     }
 
     pub fn on(storage: CrashStorage, config: Config) -> Result<Self, OpenError> {
-        let clock = Arc::new(ManualClock::default());
+        Self::at(ManualClock::default(), storage, config)
+    }
+
+    /// With a clock that was moved before.
+    pub fn at(clock: ManualClock, storage: CrashStorage, config: Config) -> Result<Self, OpenError> {
+        let clock = Arc::new(clock);
         let engine = Engine::open_storage(Arc::new(storage.clone()), SEGMENT, config, clock.clone())?;
         Ok(Self { engine, storage, clock })
     }
@@ -287,13 +135,8 @@ impl Harness {
     /// As [`kill`](Self::kill), and starts again so many milliseconds later: the wall has gone on, the
     /// monotonic clock begins anew.
     pub fn kill_for(self, millis: u64) -> Self {
-        let clock = Arc::new(ManualClock::default());
-        let wall = self.clock.now().wall.0 + millis;
-        clock.step_wall(wall as i64 - clock.now().wall.0 as i64);
-        let storage = self.storage.after_kill();
-        let engine =
-            Engine::open_storage(Arc::new(storage.clone()), SEGMENT, Config::default(), clock.clone()).unwrap();
-        Self { engine, storage, clock }
+        let clock = ManualClock::starting_at(Millis(self.clock.now().wall.0 + millis));
+        Self::at(clock, self.storage.after_kill(), Config::default()).unwrap()
     }
 
     /// The process dies; what the kernel has stays.

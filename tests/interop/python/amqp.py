@@ -89,6 +89,7 @@ def wrong_password_and_unknown_virtual_host_are_told_apart(options):
 def an_idle_connection_is_kept_by_heartbeats(options):
     def idle(interval):
         with Client(options, heartbeat=interval) as client:
+            # Nothing but heartbeats for so long is what is tested.
             client.connection.sleep(4 * interval)
             client.queue()
 

@@ -1,10 +1,9 @@
 //! Bytes to changes. Nothing that a file holds panics or asks for memory beyond its own length.
 
-use bytes::Bytes;
-
 use super::{Change, NO_QUEUE};
 use crate::address::{Level, Pattern};
 use crate::attributes::Attributes;
+use crate::codec::Reader;
 use crate::engine::dedup::{OpenKey, Scope};
 use crate::engine::pop::PopPlace;
 use crate::engine::progress::Entry;
@@ -20,7 +19,7 @@ use crate::time::Millis;
 impl Change {
     /// Decodes one change. `None` when the bytes are not one.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut at = Reader(bytes);
+        let mut at = Reader::new(bytes);
         Some(match at.u8()? {
             1 => Self::Exchange(Exchange {
                 name: at.bytes()?,
@@ -274,36 +273,7 @@ impl Change {
     }
 }
 
-pub(crate) struct Reader<'a>(&'a [u8]);
-
 impl Reader<'_> {
-    fn take(&mut self, count: usize) -> Option<&[u8]> {
-        let (taken, rest) = self.0.split_at_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    pub(crate) fn u8(&mut self) -> Option<u8> {
-        Some(self.take(1)?[0])
-    }
-
-    pub(crate) fn bool(&mut self) -> Option<bool> {
-        Some(self.u8()? != 0)
-    }
-
-    pub(crate) fn u32(&mut self) -> Option<u32> {
-        Some(u32::from_le_bytes(self.take(4)?.try_into().ok()?))
-    }
-
-    pub(crate) fn u64(&mut self) -> Option<u64> {
-        Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
-    }
-
-    pub(crate) fn bytes(&mut self) -> Option<Bytes> {
-        let length = self.u32()?;
-        self.take(length as usize).map(Bytes::copy_from_slice)
-    }
-
     fn pop_place(&mut self) -> Option<PopPlace> {
         Some(PopPlace {
             group: self.bytes()?,
@@ -319,7 +289,7 @@ impl Reader<'_> {
 
     fn open_key(&mut self) -> Option<OpenKey> {
         Some(OpenKey {
-            fingerprint: u128::from_le_bytes(self.take(16)?.try_into().ok()?),
+            fingerprint: self.u128()?,
             position: Position(self.u64()?),
             closes_at: self.u64()?,
         })

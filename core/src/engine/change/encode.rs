@@ -5,6 +5,7 @@ use bytes::BufMut;
 use super::policy::{put_alternate, put_dedup, put_hash_on, put_limit, put_policy};
 use super::{Change, NO_QUEUE};
 use crate::address::Level;
+use crate::codec::{put_bools, put_bytes};
 use crate::engine::pop::PopPlace;
 use crate::engine::progress::Entry;
 use crate::request::{Binding, Destination, Matcher, RetryPolicy, Source, Will};
@@ -378,15 +379,6 @@ fn put_will(out: &mut Vec<u8>, will: &Will) {
         put_bytes(out, bytes);
     }
     put_bytes(out, will.attributes.as_bytes());
-}
-
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.put_u32_le(bytes.len() as u32);
-    out.put_slice(bytes);
-}
-
-pub(crate) fn put_bools(out: &mut Vec<u8>, bools: &[bool]) {
-    out.extend(bools.iter().map(|b| u8::from(*b)));
 }
 
 fn put_pop_place(out: &mut Vec<u8>, place: &PopPlace) {

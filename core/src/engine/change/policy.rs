@@ -3,8 +3,7 @@
 use bytes::{BufMut, Bytes};
 
 use crate::attributes::Attribute;
-use crate::engine::change::decode::Reader;
-use crate::engine::change::encode::{put_bools, put_bytes};
+use crate::codec::{Reader, put_bools, put_bytes, put_way};
 use crate::policy::{DeadLetter, HashOn, Limit, Overflow, Policy, Way};
 use crate::request::Dedup;
 use crate::time::Millis;
@@ -19,17 +18,6 @@ fn put_number(out: &mut Vec<u8>, number: Option<u64>) {
 pub(crate) fn put_limit(out: &mut Vec<u8>, limit: Limit) {
     put_number(out, limit.messages);
     put_number(out, limit.bytes);
-}
-
-pub(crate) fn put_way(out: &mut Vec<u8>, way: &Way) {
-    match way {
-        Way::Queue => out.put_u8(0),
-        Way::Topics => out.put_u8(1),
-        Way::Exchange(name) => {
-            out.put_u8(2);
-            put_bytes(out, name);
-        }
-    }
 }
 
 pub(crate) fn put_alternate(out: &mut Vec<u8>, alternate: Option<&Way>) {
@@ -91,15 +79,6 @@ impl Reader<'_> {
         Some(Limit {
             messages: self.number()?,
             bytes: self.number()?,
-        })
-    }
-
-    fn way(&mut self) -> Option<Way> {
-        Some(match self.u8()? {
-            0 => Way::Queue,
-            1 => Way::Topics,
-            2 => Way::Exchange(self.bytes()?),
-            _ => return None,
         })
     }
 

@@ -1,8 +1,6 @@
 package rocketbridge.interop;
 
-import java.util.HashMap;
 import java.util.Map;
-import java.util.concurrent.TimeUnit;
 
 /**
  * Drives a broker with the Java clients that people use: amqp-client and rocketmq-client.
@@ -12,14 +10,9 @@ import java.util.concurrent.TimeUnit;
  */
 public final class Main {
     public static void main(String[] words) throws Exception {
-        Map<String, String> options = new HashMap<>();
-        options.put("--amqp", "amqp://guest:guest@127.0.0.1:5672/");
-        options.put("--name-server", "127.0.0.1:9876");
-        options.put("--only", "");
-        for (int i = 1; i + 1 < words.length; i += 2) {
-            options.put(words[i], words[i + 1]);
-        }
-        Suite suite = new Suite(options);
+        Suite suite = new Suite(words, Map.of(
+            "--amqp", "amqp://guest:guest@127.0.0.1:5672/",
+            "--name-server", "127.0.0.1:9876"));
         switch (words.length == 0 ? "" : words[0]) {
             case "amqp":
                 new Amqp(suite).run();
@@ -33,7 +26,7 @@ public final class Main {
                 break;
             case "half-producer":
                 try {
-                    RocketMqLater.sendHalf(options.get("--name-server"), options.get("--group"), options.get("--topic"));
+                    RocketMqLater.sendHalf(suite.option("--name-server"), suite.option("--group"), suite.option("--topic"));
                 } catch (Exception problem) {
                     problem.printStackTrace(); // and the client's threads must not keep the process
                 }
@@ -43,9 +36,6 @@ public final class Main {
                 System.err.println("usage: Main amqp|rocketmq|rocketmq-later [options]");
                 System.exit(2);
         }
-        // Clients of failed checks leave threads behind.
-        System.out.flush();
-        TimeUnit.MILLISECONDS.sleep(10);
-        Runtime.getRuntime().halt(suite.failed() > 0 ? 1 : 0);
+        suite.end();
     }
 }

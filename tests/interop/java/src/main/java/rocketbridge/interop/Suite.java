@@ -3,6 +3,7 @@ package rocketbridge.interop;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Objects;
@@ -33,16 +34,23 @@ final class Suite {
     private final Deque<AutoCloseable> cleanups = new ArrayDeque<>();
     private int failed;
 
-    Suite(Map<String, String> options) {
-        this.options = options;
+    /** {@code words} are a program's: behind the suite's name come options, each before its value. */
+    Suite(String[] words, Map<String, String> defaults) {
+        options = new HashMap<>(defaults);
+        options.putIfAbsent("--only", "");
+        for (int i = 1; i + 1 < words.length; i += 2) {
+            options.put(words[i], words[i + 1]);
+        }
     }
 
     interface Check {
         void run() throws Exception;
     }
 
-    int failed() {
-        return failed;
+    /** Ends the program. Clients of failed checks leave threads behind, which must not keep it. */
+    void end() {
+        System.out.flush();
+        Runtime.getRuntime().halt(failed > 0 ? 1 : 0);
     }
 
     String option(String name) {

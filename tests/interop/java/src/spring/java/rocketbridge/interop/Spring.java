@@ -10,7 +10,6 @@ import static rocketbridge.interop.Suite.unique;
 import java.lang.reflect.Type;
 import java.net.URI;
 import java.util.Arrays;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.BlockingQueue;
@@ -49,19 +48,10 @@ public final class Spring {
     }
 
     public static void main(String[] words) throws Exception {
-        Map<String, String> options = new HashMap<>();
-        options.put("--stomp", "127.0.0.1:61613");
-        options.put("--stomp-websocket", "127.0.0.1:15674");
-        options.put("--only", "");
-        for (int i = 1; i + 1 < words.length; i += 2) {
-            options.put(words[i], words[i + 1]);
-        }
-        Suite suite = new Suite(options);
+        Suite suite = new Suite(words, Map.of("--stomp", "127.0.0.1:61613", "--stomp-websocket", "127.0.0.1:15674"));
         new Spring(suite).run();
         new SpringFrames(suite).run();
-        System.out.flush();
-        // Clients of failed checks leave threads behind.
-        Runtime.getRuntime().halt(suite.failed() > 0 ? 1 : 0);
+        suite.end();
     }
 
     static String host(String address) {
