@@ -57,6 +57,9 @@ const LINGER_TIME: Millis = Millis::from_secs(2);
 /// After this long without a turn, memory kept for the next batch is freed.
 const QUIET_TIME: Millis = Millis::from_secs(1);
 
+/// Most bytes read of a peer that nothing can be written to any more: what a socket holds.
+const LAST_READ_MAX: usize = 8 << 20;
+
 /// How often publishes are tried again while `Event::Writable` cannot be seen behind other events.
 const RETRY_TIME: Millis = Millis(100);
 
@@ -457,7 +460,7 @@ where
                     progress = true;
                 }
                 Poll::Ready(end) => {
-                    self.write_failed(now, end.err());
+                    self.write_failed(now, end.err(), cx);
                     return true;
                 }
             }
@@ -467,7 +470,7 @@ where
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.unflushed = false,
                 Poll::Ready(Err(error)) => {
-                    self.write_failed(now, Some(error));
+                    self.write_failed(now, Some(error), cx);
                     return true;
                 }
             }
@@ -475,8 +478,16 @@ where
         progress
     }
 
-    fn write_failed(&mut self, now: Now, error: Option<io::Error>) {
+    fn write_failed(&mut self, now: Now, error: Option<io::Error>, cx: &mut Context<'_>) {
         let error = error.unwrap_or_else(|| io::ErrorKind::WriteZero.into());
+        // What the peer sent before it went is in the socket still: the acks of a consumer that was behind.
+        self.choked = false;
+        let mut spent = Spent::default();
+        while self.phase == Phase::Open && self.may_read() && spent.bytes < LAST_READ_MAX {
+            if !self.read(now, cx, &mut spent) {
+                break;
+            }
+        }
         if self.phase == Phase::Open {
             self.peer_ended(now, Some(error));
         } else {

@@ -536,6 +536,26 @@ async fn what_was_ordered_at_eof_is_carried_out_before_the_link_ends() {
 }
 
 #[tokio::test]
+async fn what_a_peer_sent_before_it_went_with_unread_bytes_is_carried_out() {
+    let (mut client, server) = tcp_pair().await;
+    let bench = bench_over((), server, false);
+    // More than the sockets hold: the driver does not read meanwhile.
+    bench.inbox.push((0..64).map(|_| sized(1 << 20)));
+    client.readable().await.unwrap();
+    while bench.inbox.len() > 0 {
+        tokio::task::yield_now().await;
+    }
+    client.write_all(b"settle 7\n").await.unwrap();
+    drop(client);
+    timeout(PATIENCE, bench.task).await.expect("it ends").unwrap();
+    let entries = bench.journal.entries();
+    assert_eq!(
+        entries,
+        ["line settle 7", "settle 7", "eof", "request 99", "link dropped"]
+    );
+}
+
+#[tokio::test]
 async fn refused_publishes_are_not_lost_when_their_publisher_hangs_up() {
     let mut bench = bench();
     *bench.room.lock().unwrap() = 0;
