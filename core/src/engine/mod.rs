@@ -14,6 +14,7 @@ mod dedup;
 mod entries;
 mod group;
 mod holder;
+mod maintenance;
 mod moving;
 mod offsets;
 mod policy;
@@ -52,7 +53,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
-use crate::engine::checkpoint::Maintenance;
+use crate::engine::maintenance::Maintenance;
 use crate::engine::replay::Replay;
 use crate::engine::state::{After, LinkId, State, Work};
 use crate::engine::writer::Writer;
