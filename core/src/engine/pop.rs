@@ -129,6 +129,11 @@ impl Progress {
         (offset < first + u64::from(lease.count)).then_some((*first, lease))
     }
 
+    /// What of a lease comes back: its message queue may have given up the rest meanwhile.
+    fn still_there(&self, leased: Range<u64>) -> Range<u64> {
+        leased.start.max(self.head)..leased.end
+    }
+
     /// Everything before is gone from the message queue.
     fn skip_to(&mut self, start: u64) {
         if start > self.head {
@@ -419,9 +424,9 @@ impl State {
         let own = leases.iter().filter(|(_, lease)| lease.attempt == attempt);
         for first in own.map(|(first, _)| *first).collect::<Vec<_>>() {
             if let Some(lease) = self.pops.take_lease(id, first) {
-                self.pops.list[id as usize]
-                    .ready
-                    .insert(first..first + u64::from(lease.count));
+                let progress = &mut self.pops.list[id as usize];
+                let back = progress.still_there(first..first + u64::from(lease.count));
+                progress.ready.insert(back);
             }
         }
     }
@@ -543,7 +548,7 @@ impl State {
         let mut runs: Vec<(u64, u64, u32)> = Vec::new();
         let attempts_max = self.retry_of(&self.pops.list[id as usize].group).attempts_max;
         let attempts_max = u32::try_from(attempts_max).unwrap_or(u32::MAX);
-        for offset in range {
+        for offset in self.pops.list[id as usize].still_there(range) {
             let progress = &mut self.pops.list[id as usize];
             let attempts = progress.attempts.get(&offset).copied().unwrap_or(0).saturating_add(1);
             if attempts > attempts_max && self.dead_letter_popped(id, offset) {
