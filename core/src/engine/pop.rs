@@ -16,11 +16,12 @@ use crate::attributes::{Attribute, Name, Value};
 use crate::boundary::{RequestId, Settle};
 use crate::engine::change::Change;
 use crate::engine::group::{limit, takes};
+use crate::engine::links::LinkId;
 use crate::engine::progress::Entry;
 use crate::engine::ranges::Ranges;
 use crate::engine::republish::{Done, edit_properties};
 use crate::engine::retry::DEAD_LETTER_PREFIX;
-use crate::engine::state::{LinkId, STEPS_MAX, State};
+use crate::engine::state::{STEPS_MAX, State};
 use crate::engine::trie::Map;
 use crate::message::Message;
 use crate::request::{
