@@ -132,6 +132,11 @@ impl Links {
     pub(crate) fn is_awaited(&self) -> bool {
         !self.waiting.is_empty() || !self.held.is_empty()
     }
+
+    /// Whether a publisher is to be told when publishing goes on.
+    pub(crate) fn is_any_blocked(&self) -> bool {
+        !self.blocked.is_empty()
+    }
 }
 
 impl State {

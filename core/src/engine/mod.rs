@@ -258,6 +258,9 @@ impl Engine {
         if after.unwritten {
             self.wrote_to_log(after.awaited, after.unsynced);
         }
+        if after.held_back {
+            self.0.writer.request_sync();
+        }
     }
 
     /// Sessions whose time is up end, and wills are published. To be called about once a second.

@@ -156,6 +156,8 @@ pub(crate) struct After {
     pub long_work: bool,
     pub deadline_moved: bool,
     pub unsynced: usize,
+    /// Publishers are held back until the disk has more.
+    pub held_back: bool,
 }
 
 impl State {
@@ -391,6 +393,7 @@ impl State {
             long_work: !self.long_work.is_empty(),
             deadline_moved: std::mem::take(&mut self.deadline_moved),
             unsynced: self.log.unsynced(),
+            held_back: self.links.is_any_blocked() && self.shortage.is_none(),
         }
     }
 }
