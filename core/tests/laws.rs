@@ -671,3 +671,39 @@ fn thousands_of_queues_may_wait_for_one_full_inbox() {
     assert_eq!(next.len(), QUEUES);
     assert!(next.values().all(|count| *count == EACH));
 }
+
+/// However little may wait for the disk: the disk is not let rest while publishers wait for it.
+#[test]
+fn publishers_that_are_held_back_do_not_wait_for_the_next_step_of_an_idle_disk() {
+    const ROUNDS: usize = 10;
+    let config = Config {
+        flush: Flush::Async,
+        unsynced_max: 4096,
+        ..Config::default()
+    };
+    let harness = Harness::on(CrashStorage::default(), config).unwrap();
+    let mut client = harness.client();
+    client.ask(&harness.engine, Request::DeclareQueue(queue("q"))).unwrap();
+    let engine = harness.engine.clone();
+    let disk = std::thread::spawn(move || engine.run_sync());
+    let (_sender, receiver) = std::sync::mpsc::channel::<()>();
+    let mut waited = std::time::Duration::ZERO;
+    for _ in 0..ROUNDS {
+        let mut batch = VecDeque::new();
+        while client.link.publish(&mut batch) == Admission::All {
+            let token = client.next_token;
+            client.next_token += 1;
+            let publish = message(Entry::Queue, "q", "", &"x".repeat(100));
+            batch.push_back(Publish { token, ..publish });
+        }
+        client.next_token -= 1;
+        while !client.events().iter().any(|event| matches!(event, Event::Writable)) {
+            let pause = std::time::Duration::from_millis(1);
+            let _ = receiver.recv_timeout(pause);
+            waited += pause;
+        }
+    }
+    harness.engine.close();
+    disk.join().unwrap().unwrap();
+    assert!(waited.as_millis() < 100 * ROUNDS as u128, "{waited:?}");
+}

@@ -6,6 +6,7 @@ mod support;
 use std::sync::Arc;
 
 use rocketbridge_core::boundary::*;
+use rocketbridge_core::engine::Config;
 use rocketbridge_core::filter::{Names, Sql};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::properties;
@@ -728,4 +729,45 @@ fn a_queue_lock_outlives_its_connection_but_not_its_client_s_goodbye() {
     };
     two.ask(&harness.engine, leave).unwrap();
     assert_eq!(lock(&mut two, &harness, "e"), 1);
+}
+
+/// Retention takes messages away while a group has them leased: when the lease ends there is nothing to come back, and
+/// nothing in the way of what follows.
+#[test]
+fn what_retention_took_from_a_lease_is_not_in_the_way_of_later_messages() {
+    const LEASED: usize = 1000;
+    let config = Config {
+        retention: Millis(60_000),
+        checkpoint_bytes: u64::MAX,
+        ..Config::default()
+    };
+    let harness = Harness::on(CrashStorage::default(), config).unwrap();
+    let mut client = harness.client();
+    for _ in 0..LEASED {
+        client.publish(native_to("t", 0, &[], &"x".repeat(1000)));
+    }
+    let long = |messages_max| Pop {
+        bytes_max: u32::MAX,
+        invisible: Millis(200_000),
+        ..pop_of(messages_max)
+    };
+    let leased = [(); 2].map(|()| take(&mut client, &harness, long(1024)).len());
+    assert_eq!(leased.iter().sum::<usize>(), LEASED);
+    // Everything but the newest segment is given up; somebody pops meanwhile.
+    harness.clock.advance(100_000);
+    for _ in 0..4 {
+        harness.clock.advance(20_000);
+        harness.engine.maintain().unwrap();
+    }
+    send(&mut client, &["between"]);
+    assert_eq!(texts(&take(&mut client, &harness, pop_of(1))), ["between"]);
+    // All leases end.
+    harness.clock.advance(400_000);
+    let left = take(&mut client, &harness, long(1024));
+    assert!(left.len() < LEASED / 10, "{} are still there", left.len());
+    assert_eq!(ack(&mut client, &harness, &left), vec![true; left.len()]);
+    send(&mut client, &["after"]);
+    let result = popped(client.ask(&harness.engine, Request::Pop(pop_of(1))));
+    assert_eq!(texts(&result.messages), ["after"]);
+    assert_eq!(result.remaining, 0);
 }

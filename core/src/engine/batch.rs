@@ -6,8 +6,9 @@ use bytes::Bytes;
 
 use crate::boundary::{HolderKey, Publish, Reject};
 use crate::engine::group::limit;
+use crate::engine::links::LinkId;
 use crate::engine::publish::{Birth, TopicOf};
-use crate::engine::state::{LinkId, State};
+use crate::engine::state::State;
 use crate::message::Format;
 use crate::request::{Commit, Refusal, Reply};
 

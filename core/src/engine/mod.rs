@@ -14,6 +14,8 @@ mod dedup;
 mod entries;
 mod group;
 mod holder;
+mod links;
+mod maintenance;
 mod moving;
 mod offsets;
 mod policy;
@@ -52,9 +54,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
 use crate::boundary::{Admission, Broker, Link, Peer, Publish, Reject, RequestId, Settlement};
-use crate::engine::checkpoint::Maintenance;
+use crate::engine::links::LinkId;
+use crate::engine::maintenance::Maintenance;
 use crate::engine::replay::Replay;
-use crate::engine::state::{After, LinkId, State, Work};
+use crate::engine::state::{After, State, Work};
 use crate::engine::writer::Writer;
 use crate::inbox::Inbox;
 use crate::request::{Commit, Credentials, Refusal, Reply, Request, Totals};
@@ -254,6 +257,9 @@ impl Engine {
         }
         if after.unwritten {
             self.wrote_to_log(after.awaited, after.unsynced);
+        }
+        if after.held_back {
+            self.0.writer.request_sync();
         }
     }
 

@@ -12,9 +12,10 @@ use bytes::Bytes;
 use crate::address::{Level, Pattern, levels_from_key};
 use crate::boundary::{Publish, Reject};
 use crate::engine::change::Change;
+use crate::engine::links::LinkId;
 use crate::engine::progress::{Entry, RECALLED};
 use crate::engine::router::QueueId;
-use crate::engine::state::{LinkId, STEPS_MAX, State, Work};
+use crate::engine::state::{STEPS_MAX, State, Work};
 use crate::engine::trie::begins_with_dollar;
 use crate::request::{Refusal, Reply};
 

@@ -117,7 +117,7 @@ impl Writer {
         }
     }
 
-    fn request_sync(&self) {
+    pub(crate) fn request_sync(&self) {
         if !self.requested.swap(true, Ordering::AcqRel) {
             let idle = {
                 let mut signal = self.signal();

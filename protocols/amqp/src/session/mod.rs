@@ -1,9 +1,9 @@
 //! One AMQP connection: frames in, frames and orders to core out.
 //!
-//! [`Session`] cuts the input into frames, keeps the connection's state and timers, and hands frames to
-//! their channel. What channels do is in [`exchanges`], [`bindings`], [`queues`], [`basic`] and
+//! [`Session`] cuts the input into frames, keeps the connection's timers, and hands frames to their channel:
+//! channel 0 is in [`connection`]. What the others do is in [`exchanges`], [`bindings`], [`queues`], [`basic`] and
 //! [`content`], as methods of [`Context`]; what they remember is in [`channel`], and what they share, with
-//! the requests that core has not answered, in [`shared`].
+//! the requests that core has not answered, in [`shared`]. How channels and connections fail is in [`closing`].
 //!
 //! Answers on one channel are sent in the order of what was asked: core answers requests in order, and an
 //! answer that needs no request waits behind those of its channel.
@@ -11,7 +11,9 @@
 mod basic;
 mod bindings;
 mod channel;
+mod closing;
 mod confirms;
+mod connection;
 mod content;
 mod events;
 mod exchanges;
@@ -26,80 +28,29 @@ mod tx;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use rocketbridge_core::boundary::{Event, Peer};
-use rocketbridge_core::request::Request;
 use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Outbox, Session as Protocol};
 use tracing::{debug, info};
 
 use channel::{Channel, Content, Life};
-use handshake::{ClientCapabilities, Limits};
-use publishes::ChannelKey;
-use shared::{Context, Pending, Shared, What};
+use connection::{CONNECTION, Phase};
+use shared::{Context, Shared};
 
 use crate::codec::method::MethodError;
 use crate::codec::{
     FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_HEADER_SIZE, FRAME_HEARTBEAT, FRAME_METHOD, FRAME_OVERHEAD, FieldError,
-    FrameHeader, LongStr, Method, MethodId, PROTOCOL_HEADER, PROTOCOL_HEADER_0_9, ShortStr, put_heartbeat,
+    FrameHeader, LongStr, Method, MethodId, put_heartbeat,
 };
 use crate::config::Config;
-use crate::reply_code::{ConnectionError, Failure, Snippet, VIRTUAL_HOST};
+use crate::reply_code::{ConnectionError, Failure, Snippet};
 
 /// Requests that core has not answered beyond which nothing more is read.
 const PENDING_MAX: usize = 4096;
 
 /// Octets in backlogs beyond which nothing more is read.
 const BACKLOG_MAX: usize = 256 * 1024;
-
-/// How long a peer that failed to log in, or whose frames cannot be told apart any more, waits for the
-/// end of the connection.
-const SILENT_CLOSE: Millis = Millis::from_secs(3);
-
-/// The identity of channel 0 in what waits for core.
-const CONNECTION: ChannelKey = ChannelKey { number: 0, epoch: 0 };
-
-/// Where a connection stands.
-///
-/// ```text
-///  Header -> Starting -> LoggingIn -> Tuning -> Opening -> Running
-///  any --- close from the client --> Ended
-///  any --- error or shutdown --> Closing --- close-ok, or time is up --> Ended
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The protocol header is next.
-    Header,
-    /// `start` was sent.
-    Starting,
-    /// Core is asked about the credentials.
-    LoggingIn,
-    /// `tune` was sent.
-    Tuning,
-    /// `tune-ok` came, `open` is next.
-    Opening,
-    /// Channels may be used.
-    Running,
-    /// We sent `close`; only the answer counts. Without `listens` not even that can be read.
-    Closing { listens: bool },
-    /// Nothing counts any more.
-    Ended,
-}
-
-impl Phase {
-    /// RabbitMQ's name of it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Header => "handshake",
-            Self::Starting => "starting",
-            Self::LoggingIn => "securing",
-            Self::Tuning => "tuning",
-            Self::Opening => "opening",
-            Self::Running => "running",
-            Self::Closing { .. } | Self::Ended => "closed",
-        }
-    }
-}
 
 /// Liveness of both sides after `tune-ok`.
 #[derive(Clone, Copy, Debug)]
@@ -182,24 +133,6 @@ impl Session {
     }
 
     // --- input ---------------------------------------------------------------------------------
-
-    /// The protocol header; `false` when more is needed.
-    fn protocol_header(&mut self, input: &mut BytesMut, out: &mut Outbox) -> bool {
-        let known = |header: [u8; 8]| input.iter().zip(header).all(|(have, want)| *have == want);
-        if !known(PROTOCOL_HEADER) && !known(PROTOCOL_HEADER_0_9) {
-            debug!(peer = %self.peer.remote, "no AMQP 0-9-1 protocol header");
-            out.bytes().put_slice(&PROTOCOL_HEADER);
-            self.end(out);
-            return false;
-        }
-        if input.len() < PROTOCOL_HEADER.len() {
-            return false;
-        }
-        input.advance(PROTOCOL_HEADER.len());
-        handshake::start(|start| start.encode(0, out.bytes()));
-        self.phase = Phase::Starting;
-        true
-    }
 
     /// Handles all whole frames at the front of `input`.
     fn frames(&mut self, now: Now, input: &mut BytesMut, out: &mut Outbox) {
@@ -294,119 +227,6 @@ impl Session {
             }
             (FRAME_METHOD | FRAME_HEADER | FRAME_BODY | FRAME_HEARTBEAT, _) => Err(unexpected().into()),
             _ => Err(unknown_frame(frame).into()),
-        }
-    }
-
-    /// A method on channel 0 while the connection ends.
-    fn last_words(&mut self, frame: &Frame<'_>, out: &mut Outbox) {
-        match Method::decode(frame.payload) {
-            Ok(Method::ConnectionClose { .. }) => Method::ConnectionCloseOk {}.encode(0, out.bytes()),
-            Ok(Method::ConnectionCloseOk {}) if matches!(self.phase, Phase::Closing { .. }) => self.end(out),
-            _ => {}
-        }
-    }
-
-    // --- channel 0 -----------------------------------------------------------------------------
-
-    fn connection_method(&mut self, now: Now, method: &Method<'_>, out: &mut Outbox) -> Result<(), Failure> {
-        match (self.phase, *method) {
-            (
-                Phase::Starting,
-                Method::ConnectionStartOk {
-                    client_properties,
-                    mechanism,
-                    response,
-                    ..
-                },
-            ) => {
-                let client = ClientCapabilities::of(client_properties);
-                self.shared.cancel_notify = client.consumer_cancel_notify;
-                self.shared.authentication_failure_close = client.authentication_failure_close;
-                self.shared.blocked_notify = client.connection_blocked;
-                let (mechanism, credentials) = handshake::credentials(mechanism.0, response.0)?;
-                if let rocketbridge_core::request::Credentials::Password { user, .. } = &credentials {
-                    self.shared.user = user.clone();
-                }
-                self.phase = Phase::LoggingIn;
-                let what = What::Login { mechanism };
-                self.shared
-                    .request(CONNECTION, method.id(), what, Request::Login(credentials), out);
-                Ok(())
-            }
-            (
-                Phase::Tuning,
-                Method::ConnectionTuneOk {
-                    channel_max,
-                    frame_max,
-                    heartbeat,
-                },
-            ) => {
-                let chosen = Limits {
-                    channel_max,
-                    frame_max,
-                    heartbeat,
-                };
-                let limits = handshake::negotiate(&self.config, chosen)?;
-                self.channel_max = limits.channel_max;
-                self.shared.frame_max = limits.frame_max;
-                let interval = Millis::from_secs(limits.heartbeat.into());
-                self.heartbeat = (limits.heartbeat > 0).then(|| Heartbeat {
-                    interval,
-                    send_at: now.mono + Millis(interval.0 / 2),
-                });
-                self.phase = Phase::Opening;
-                Ok(())
-            }
-            (Phase::Opening, Method::ConnectionOpen { virtual_host, .. }) => {
-                if !virtual_host.0.is_empty() && virtual_host.0 != VIRTUAL_HOST.as_bytes() {
-                    let name = String::from_utf8_lossy(virtual_host.0).into_owned();
-                    return Err(ConnectionError::NoVirtualHost(name).into());
-                }
-                let known_hosts = ShortStr(b"");
-                Method::ConnectionOpenOk { known_hosts }.encode(0, out.bytes());
-                self.phase = Phase::Running;
-                self.deadline = None;
-                debug!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "connection open");
-                Ok(())
-            }
-            // The link ends before the answer goes out, so whoever connects next finds exclusive queues
-            // gone and messages returned.
-            (_, Method::ConnectionClose { .. }) => {
-                Method::ConnectionCloseOk {}.encode(0, out.bytes());
-                self.end(out);
-                Ok(())
-            }
-            // Passwords do not expire while a connection lives, so there is nothing to renew: RabbitMQ's own
-            // users are answered alike.
-            (Phase::Running, Method::ConnectionUpdateSecret { .. }) => {
-                Method::ConnectionUpdateSecretOk {}.encode(0, out.bytes());
-                Ok(())
-            }
-            _ => Err(ConnectionError::UnexpectedMethod(self.phase.name()).into()),
-        }
-    }
-
-    /// Core said whether the login is good.
-    fn logged_in(&mut self, now: Now, mechanism: &'static str, is_good: bool, out: &mut Outbox) {
-        if self.phase != Phase::LoggingIn {
-            return;
-        }
-        if is_good {
-            self.phase = Phase::Tuning;
-            let tune = Method::ConnectionTune {
-                channel_max: self.config.channel_max,
-                frame_max: self.config.frame_max,
-                heartbeat: self.config.heartbeat,
-            };
-            return tune.encode(0, out.bytes());
-        }
-        info!(peer = %self.peer.remote, user = %String::from_utf8_lossy(&self.shared.user), "login refused");
-        if self.shared.authentication_failure_close {
-            let error = ConnectionError::LoginRefused(mechanism);
-            self.fail_connection(now, MethodId::NONE, &error.into(), out);
-        } else {
-            self.phase = Phase::Closing { listens: false };
-            self.deadline = Some(now.mono + SILENT_CLOSE);
         }
     }
 
@@ -548,106 +368,6 @@ impl Session {
         Ok(())
     }
 
-    // --- ends ----------------------------------------------------------------------------------
-
-    /// An error on a channel; its answer waits for those of earlier requests.
-    fn fail(&mut self, now: Now, number: u16, method: MethodId, failure: Failure, out: &mut Outbox) {
-        let channel = self.channels.get_mut(&number);
-        match channel.filter(|channel| channel.waiting > 0 && channel.life == Life::Open) {
-            Some(channel) if self.phase == Phase::Running && !loses_sync(&failure) => {
-                channel.life = Life::Failing { peer_closed: false };
-                channel.content = Content::Idle;
-                channel.waiting += 1;
-                self.shared.pending.push_back(Pending {
-                    id: None,
-                    channel: channel.key,
-                    method,
-                    what: What::Fail(failure),
-                });
-            }
-            _ => self.fail_now(now, number, method, &failure, out),
-        }
-    }
-
-    fn fail_now(&mut self, now: Now, number: u16, method: MethodId, failure: &Failure, out: &mut Outbox) {
-        match failure {
-            Failure::Channel(_) => self.fail_channel(number, method, failure, out),
-            Failure::Connection(_) => self.fail_connection(now, method, failure, out),
-        }
-    }
-
-    fn fail_channel(&mut self, number: u16, method: MethodId, failure: &Failure, out: &mut Outbox) {
-        let Some(channel) = self.channels.get_mut(&number) else {
-            return;
-        };
-        let peer_closed = match channel.life {
-            Life::Open => false,
-            Life::Failing { peer_closed } => peer_closed,
-            // Its client is done with it.
-            Life::Closing { .. } | Life::Closed => return,
-        };
-        debug!(
-            peer = %self.peer.remote, channel = number, reply_code = failure.reply_code() as u16, error = %failure,
-            "channel closed"
-        );
-        let mut context = Context {
-            channel,
-            shared: &mut self.shared,
-            config: &self.config,
-            out,
-            method,
-        };
-        context.confirm();
-        context.release();
-        let text = failure.reply_text();
-        context.send(&Method::ChannelClose {
-            reply_code: failure.reply_code() as u16,
-            reply_text: ShortStr(text.as_bytes()),
-            class_id: method.class,
-            method_id: method.method,
-        });
-        if peer_closed {
-            context.send(&Method::ChannelCloseOk {});
-        }
-        channel.life = Life::Closing { peer_closed };
-    }
-
-    fn fail_connection(&mut self, now: Now, method: MethodId, failure: &Failure, out: &mut Outbox) {
-        if matches!(self.phase, Phase::Closing { .. } | Phase::Ended) {
-            return;
-        }
-        info!(
-            peer = %self.peer.remote, reply_code = failure.reply_code() as u16, error = %failure, "connection closed"
-        );
-        self.confirm_all(out);
-        let text = failure.reply_text();
-        let close = Method::ConnectionClose {
-            reply_code: failure.reply_code() as u16,
-            reply_text: ShortStr(text.as_bytes()),
-            class_id: method.class,
-            method_id: method.method,
-        };
-        close.encode(0, out.bytes());
-        let listens = !loses_sync(failure);
-        self.phase = Phase::Closing { listens };
-        let patience = if listens {
-            Millis::from_secs(self.config.close_timeout.into())
-        } else {
-            SILENT_CLOSE
-        };
-        self.deadline = Some(now.mono + patience);
-        self.heartbeat = None;
-        self.channels.clear();
-    }
-
-    fn end(&mut self, out: &mut Outbox) {
-        self.phase = Phase::Ended;
-        self.deadline = None;
-        self.heartbeat = None;
-        self.channels.clear();
-        out.close();
-    }
-
     fn is_deaf(&self) -> bool {
         matches!(self.phase, Phase::Closing { listens: false } | Phase::Ended)
     }
@@ -731,10 +451,6 @@ impl Protocol for Session {
     fn wants_read(&self) -> bool {
         self.shared.pending.len() < PENDING_MAX && self.shared.backlog_bytes < BACKLOG_MAX
     }
-}
-
-fn loses_sync(failure: &Failure) -> bool {
-    matches!(failure, Failure::Connection(error) if error.loses_sync())
 }
 
 fn unknown_frame(frame: &Frame<'_>) -> ConnectionError {
