@@ -575,6 +575,24 @@ fn pulled(result: Result<Reply, Refusal>) -> (PullStatus, u64) {
 }
 
 #[test]
+fn a_reset_of_a_message_queue_that_is_not_there_is_refused() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    send(&mut client, &["a"]);
+    client.ask(&harness.engine, commit(0)).unwrap();
+    for queue_id in [2, u32::MAX] {
+        let reset = Request::ResetOffset {
+            group: bytes("g"),
+            topic: bytes("t"),
+            queue_id: Some(queue_id),
+            to: ResetTo::End,
+        };
+        let result = client.ask(&harness.engine, reset);
+        assert!(matches!(result, Err(Refusal::Invalid(_))), "{queue_id}: {result:?}");
+    }
+}
+
+#[test]
 fn a_reset_by_time_is_told_by_the_next_pull_and_commits_from_before_are_ignored() {
     let harness = Harness::new();
     let mut client = harness.client();

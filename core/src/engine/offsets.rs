@@ -91,6 +91,9 @@ impl State {
         }
         self.register_group(group, topic);
         let chosen = match queue_id {
+            Some(queue) if queue >= queues => {
+                return Err(Refusal::Invalid(format!("topic has no message queue {queue}")));
+            }
             Some(queue) => queue..queue + 1,
             None => 0..queues,
         };
