@@ -206,7 +206,9 @@ impl World {
             } else {
                 self.random.below(3000)
             };
-            time_to_live = self.random.once_in(5).then_some(millis);
+            // Who looks for what has fired comes when it is there already: it finds nothing that may not wait at all.
+            let at_least = u64::from(deliver != Deliver::Now);
+            time_to_live = self.random.once_in(5).then_some(millis.max(at_least));
             publish.attributes = attributes(dedup.as_deref(), time_to_live);
         }
         let described = Described {
