@@ -108,7 +108,7 @@ fn client_and_server_frames() {
                 subscribe(&mut client, &queue(), "id:s\n");
                 client.send(&format!("SUBSCRIBE\nid:s\ndestination:{}\n\n\0", queue()));
                 let error = client.error("Duplicated subscription identifier");
-                assert_eq!(error.text(), "A subscription identified by 'T_s' already exists.\n");
+                assert_eq!(error.text(), "A subscription identified by 'T_s' already exists.");
             }
         }),
         ("1.1 UNSUBSCRIBE", |broker| {
@@ -126,10 +126,10 @@ fn client_and_server_frames() {
                 put(&mut client, &destination, "x");
                 client.quiet();
                 client.send("UNSUBSCRIBE\nid:s\n\n\0");
-                client.error("Subscription not found");
+                client.error("No subscription found");
                 let mut client = connect(broker, version);
                 client.send("UNSUBSCRIBE\n\n\0");
-                client.error("Missing header");
+                client.error("Missing destination or id");
             }
         }),
         ("1.1 ACK and NACK", |broker| {
@@ -150,7 +150,7 @@ fn client_and_server_frames() {
                 client.send(&format!("ACK\n{}\nreceipt:a\n\n\0", names(&again)));
                 client.receipt("a");
                 client.send(&format!("ACK\n{}\nreceipt:b\n\n\0", names(&again)));
-                let error = client.error("Unknown delivery");
+                let error = client.error("Message not found");
                 assert_eq!(error.header("receipt-id"), "b");
                 let mut client = connect(broker, version);
                 client.send("ACK\n\n\0");
@@ -164,7 +164,7 @@ fn client_and_server_frames() {
             for command in ["BEGIN", "COMMIT", "ABORT"] {
                 let mut client = connect(broker, "1.2");
                 client.send(&format!("{command}\n\n\0"));
-                client.error("Missing header");
+                client.error("Missing transaction");
             }
         }),
         (
@@ -264,6 +264,7 @@ fn client_and_server_frames() {
                         ("r7", "text/plain")
                     );
                     assert_eq!(error.header("content-length"), error.body.len().to_string());
+                    assert_eq!(error.header("version"), "1.0,1.1,1.2");
                     assert!(error.text().contains("/nowhere/x"), "{}", error.text());
                 }
             },
@@ -523,7 +524,7 @@ fn connecting_and_heart_beats() {
             client.send("SEND\ndestination:/topic/a\n\nx\0");
             assert_eq!(
                 client.error("Illegal command").text(),
-                "You must log in using CONNECT first\n"
+                "You must log in using CONNECT first"
             );
             let mut client = connect(broker, "1.2");
             client.send("CONNECT\naccept-version:1.2\n\n\0");
@@ -539,13 +540,13 @@ fn connecting_and_heart_beats() {
                 }
                 let mut client = raw(broker);
                 client.send("CONNECT\naccept-version:1.2\nhost://\n\n\0");
-                assert_eq!(client.error("Bad CONNECT").text(), "Virtual host '//' access denied\n");
+                assert_eq!(client.error("Bad CONNECT").text(), "Virtual host '//' access denied");
             },
         ),
         ("1.7 a wrong password", |broker| {
             let mut client = raw(broker);
             client.send("CONNECT\naccept-version:1.2\nlogin:guest\npasscode:wrong\n\n\0");
-            assert_eq!(client.error("Bad CONNECT").text(), "Access refused for user 'guest'\n");
+            assert_eq!(client.error("Bad CONNECT").text(), "Access refused for user 'guest'");
         }),
         (
             "1.5 the client's wishes are granted, down to a floor, and malformed ones refused",
@@ -690,13 +691,44 @@ fn receipts_acknowledgements_and_transactions() {
                 assert!(body.is_empty() || error.text() == body, "{frame}: {}", error.text());
             }
         }),
+        (
+            "1.8 a late ACK never settles a delivery of the next subscription of that id",
+            |broker| {
+                let (mut client, destination) = (connect(broker, "1.2"), queue());
+                put(&mut client, &destination, "x");
+                let mut ids = Vec::new();
+                for _ in 0..2 {
+                    subscribe(&mut client, &destination, "id:s\nack:client-individual\n");
+                    ids.push(client.expect("MESSAGE").header("ack").to_owned());
+                    if ids.len() < 2 {
+                        client.send("UNSUBSCRIBE\nid:s\n\n\0");
+                    }
+                }
+                assert_ne!(ids[0], ids[1]);
+                client.send(&format!("ACK\nid:{}\n\n\0", ids[0]));
+                client.error("Message not found");
+            },
+        ),
+        ("1.8 the case of true and false does not count", |broker| {
+            let (mut client, destination) = (connect(broker, "1.2"), queue());
+            subscribe(
+                &mut client,
+                &destination,
+                "id:s\nack:client-individual\nauto-delete:False\n",
+            );
+            client.send(&format!("SEND\ndestination:{destination}\npersistent:True\n\nx\0"));
+            let message = client.expect("MESSAGE");
+            assert_eq!(message.header("persistent"), "true");
+            client.send(&format!("NACK\nid:{}\nrequeue:False\n\n\0", message.header("ack")));
+            client.quiet();
+        }),
         ("1.8 auto: what was sent is done with", |broker| {
             let (mut client, destination) = (connect(broker, "1.2"), queue());
             subscribe(&mut client, &destination, "id:s\n");
             put(&mut client, &destination, "x");
             let message = client.expect("MESSAGE");
             client.send(&format!("ACK\nid:{}\n\n\0", message.header("message-id")));
-            client.error("Unknown delivery");
+            client.error("Message not found");
             let mut client = connect(broker, "1.2");
             subscribe(&mut client, &destination, "id:s\n");
             client.quiet();
@@ -887,7 +919,7 @@ fn receipts_acknowledgements_and_transactions() {
                 dead.sort();
                 assert_eq!(dead, ["3", "4"]);
                 client.send(&format!("ACK\nid:{}\ntransaction:none\n\n\0", held[0]));
-                client.error("Unknown delivery");
+                client.error("Message not found");
             },
         ),
     ]);

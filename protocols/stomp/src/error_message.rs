@@ -33,7 +33,7 @@ impl fmt::Display for Text {
 pub enum Error {
     #[error("{0}\n")]
     Malformed(#[from] Fault),
-    #[error("You must log in using CONNECT first\n")]
+    #[error("You must log in using CONNECT first")]
     NotConnected,
     #[error("this connection is logged in\n")]
     AlreadyConnected,
@@ -41,9 +41,9 @@ pub enum Error {
     ConnectTimeout,
     #[error("Supported versions are {VERSIONS}\n")]
     Version,
-    #[error("Access refused for user '{0}'\n")]
+    #[error("Access refused for user '{0}'")]
     Login(Text),
-    #[error("Virtual host '{0}' access denied\n")]
+    #[error("Virtual host '{0}' access denied")]
     VirtualHost(Text),
     #[error("'{0}' is not two intervals in milliseconds\n")]
     HeartBeat(Text),
@@ -77,12 +77,14 @@ pub enum Error {
     NotText(&'static str),
     #[error("Invalid subscription identifier '{0}': it may not begin with /temp-queue/\n")]
     ReservedId(Text),
-    #[error("Durable subscriptions require an 'id' header\n")]
+    #[error("Header 'id' is required for durable subscriptions")]
     DurableWithoutId,
-    #[error("A subscription identified by '{0}' already exists.\n")]
+    #[error("A subscription identified by '{0}' already exists.")]
     DuplicateSubscription(Text),
     #[error("There is no subscription identified by '{0}'.\n")]
     NoSubscription(Text),
+    #[error("UNSUBSCRIBE must refer to an existing subscription.\nSubscription to '{0}' not found.\n")]
+    NotSubscribed(Text),
     #[error("unknown delivery '{0}': it was settled already or never delivered to this connection\n")]
     UnknownDelivery(Text),
     #[error("delivery '{0}' needs no settling: its subscription has ack mode auto\n")]
@@ -136,12 +138,19 @@ impl Error {
             Self::NoDestination { .. } => "Missing destination",
             Self::UnknownDestination(_) => "Unknown destination",
             Self::InvalidDestination { .. } => "Invalid destination",
+            Self::NoHeader {
+                command: "UNSUBSCRIBE", ..
+            } => "Missing destination or id",
+            Self::NoHeader {
+                header: "transaction", ..
+            } => "Missing transaction",
             Self::NoHeader { .. } => "Missing header",
             Self::ReservedId(_) => "Invalid id",
             Self::DurableWithoutId => "Missing Header",
             Self::DuplicateSubscription(_) => "Duplicated subscription identifier",
+            Self::NotSubscribed(_) => "No subscription found",
             Self::NoSubscription(_) => "Subscription not found",
-            Self::UnknownDelivery(_) | Self::AutoMode(_) => "Unknown delivery",
+            Self::UnknownDelivery(_) | Self::AutoMode(_) => "Message not found",
             Self::NoTransaction(_) | Self::TransactionOpen(_) => "Bad transaction",
             Self::TransactionLimit(_) => "Transaction limit exceeded",
             Self::TransactionTooLarge { .. } => "Transaction too large",

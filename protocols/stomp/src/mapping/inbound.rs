@@ -102,7 +102,7 @@ impl Reading<'_, '_> {
             | b"redelivered" => return Ok(()),
             b"message-id" => return Err(Error::MessageId),
             b"persistent" => {
-                self.persistent = Some(value == b"true");
+                self.persistent = Some(boolean(value) == Some(true));
                 return Ok(());
             }
             b"reply-to" => return self.reply_to(value),
@@ -219,6 +219,17 @@ fn invalid(header: &'static str, value: &[u8], expected: &'static str) -> Error 
         header,
         value: Text::from(value),
         expected,
+    }
+}
+
+/// A truth value. Its case does not count: Python's clients write `True` and `False`.
+pub(crate) fn boolean(value: &[u8]) -> Option<bool> {
+    if value.eq_ignore_ascii_case(b"true") {
+        Some(true)
+    } else if value.eq_ignore_ascii_case(b"false") {
+        Some(false)
+    } else {
+        None
     }
 }
 

@@ -10,6 +10,7 @@ use super::subscribe::AckMode;
 use crate::codec::{Frame, Version};
 use crate::config::Config;
 use crate::error_message::{Error, Text};
+use crate::mapping::inbound::boolean;
 
 /// A settlement that a frame asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,16 +33,11 @@ impl Client {
     pub(super) fn handle_nack(&mut self, frame: &Frame, config: &Config, out: &mut Outbox) -> Result<(), Failure> {
         let requeue = match frame.header(b"requeue") {
             None => config.nack_requeue,
-            Some(b"true") => true,
-            Some(b"false") => false,
-            Some(value) => {
-                return Err(Error::InvalidHeader {
-                    header: "requeue",
-                    value: value.into(),
-                    expected: "true or false",
-                }
-                .into());
-            }
+            Some(value) => boolean(value).ok_or_else(|| Error::InvalidHeader {
+                header: "requeue",
+                value: value.into(),
+                expected: "true or false",
+            })?,
         };
         let action = if requeue { Settle::Release } else { Settle::Reject };
         let settling = self.settling(frame, "NACK", action)?;
@@ -95,12 +91,6 @@ impl Client {
             .get(tag)
             .and_then(|found| Some((*found, self.subscriptions.get(found)?)));
         let (found, subscription) = found.ok_or_else(|| Error::NoSubscription(Text::from(tag)))?;
-        if let Some(named) = frame.header(b"subscription")
-            && self.version == Version::V11
-            && subscription.header.as_deref() != Some(named)
-        {
-            return Err(Error::NoSubscription(Text::from(named)));
-        }
         if subscription.mode == AckMode::Auto {
             return Err(Error::AutoMode(Text::from(id)));
         }

@@ -7,7 +7,7 @@ use rocketbridge_core::time::Millis;
 
 use crate::codec::Frame;
 use crate::error_message::{Error, Text};
-use crate::mapping::inbound::number;
+use crate::mapping::inbound::{boolean, number};
 use crate::mapping::is_topic_exchange;
 
 /// Longest time that may be asked for, milliseconds: ten years.
@@ -91,11 +91,8 @@ impl Arguments {
                 put_text(encoded, name, value);
             }
             b"x-single-active-consumer" => {
-                policy.single_active = match value {
-                    b"true" => true,
-                    b"false" => false,
-                    _ => return Err(invalid("x-single-active-consumer", value, "true or false")),
-                };
+                policy.single_active =
+                    boolean(value).ok_or_else(|| invalid("x-single-active-consumer", value, "true or false"))?;
                 put_name(encoded, name, b't');
                 encoded.put_u8(u8::from(policy.single_active));
             }

@@ -154,7 +154,7 @@ impl Client {
             topic: grouped.topic.clone(),
             queues: QUEUES,
         };
-        let mut subscription = Subscription::new(plan, Bytes::new(), self.version, &self.session);
+        let mut subscription = Subscription::new(id, plan, Bytes::new(), self.version, &self.session);
         subscription.grouped = Some(Box::new(grouped));
         self.by_tag.insert(subscription.tag.clone(), id);
         self.subscriptions.insert(id, subscription);

@@ -329,9 +329,7 @@ fn put_error(version: Version, failure: &Failure, out: &mut Outbox) {
     let out = out.bytes();
     put_command(out, Command::Error);
     put_plain_header(out, "message", error.message().as_bytes());
-    if **error == Error::Version {
-        put_plain_header(out, "version", VERSIONS.as_bytes());
-    }
+    put_plain_header(out, "version", VERSIONS.as_bytes());
     put_plain_header(out, "content-type", b"text/plain");
     put_number_header(out, "content-length", body.len() as u64);
     if let Some(receipt) = &failure.receipt {

@@ -13,6 +13,7 @@ use super::subscribe::{AckMode, Plan};
 use crate::codec::{Command, Frame};
 use crate::config::Config;
 use crate::error_message::{Error, Text};
+use crate::mapping::inbound::boolean;
 use crate::mapping::{Destination, TEMPORARY};
 
 /// What the headers of a frame say about its queue.
@@ -28,9 +29,7 @@ impl Wishes {
     pub(super) fn of_frame(frame: &Frame) -> Result<Self, Error> {
         let flag = |name: &'static str| match frame.header(name.as_bytes()) {
             None => Ok(None),
-            Some(b"true") => Ok(Some(true)),
-            Some(b"false") => Ok(Some(false)),
-            Some(value) => Err(Error::InvalidHeader {
+            Some(value) => boolean(value).map(Some).ok_or_else(|| Error::InvalidHeader {
                 header: name,
                 value: Text::from(value),
                 expected: "true or false",

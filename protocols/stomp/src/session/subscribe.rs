@@ -15,7 +15,7 @@ use super::queues::Wishes;
 use crate::codec::{Command, Frame, Version, put_escaped, put_header};
 use crate::config::Config;
 use crate::error_message::{Error, Text};
-use crate::mapping::inbound::number;
+use crate::mapping::inbound::{boolean, number};
 use crate::mapping::{
     Destination, TEMPORARY, durable_queue, exchange_binding, is_topic_exchange, native_patterns, topic_pattern,
 };
@@ -82,7 +82,7 @@ pub(super) struct Subscription {
     pub prefix: Bytes,
     /// `ack` up to its number, where it is sent.
     pub ack_prefix: Bytes,
-    /// Deliveries so far.
+    /// The number of the last delivery.
     pub delivered: u64,
     pub unacked: Unacked,
     /// It has not been given up.
@@ -96,7 +96,8 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn new(plan: Plan, queue: Bytes, version: Version, session: &str) -> Self {
+    /// Of a connection's subscriptions each has its own `number`, the first 1.
+    pub(super) fn new(number: SubscriptionId, plan: Plan, queue: Bytes, version: Version, session: &str) -> Self {
         let mut prefix = BytesMut::from(&b"MESSAGE\n"[..]);
         if let Some(header) = &plan.header {
             put_header(&mut prefix, version, b"subscription", header);
@@ -121,7 +122,9 @@ impl Subscription {
             mode: plan.mode,
             prefix: prefix.freeze(),
             ack_prefix,
-            delivered: 0,
+            // Another range for each: were the numbers those of an earlier subscription with the same id, a
+            // late ACK would settle a delivery that it does not mean.
+            delivered: u64::from(number.0 - 1) << 32,
             unacked: Unacked::default(),
             takes: true,
             is_durable: plan.is_durable,
@@ -238,7 +241,7 @@ impl Client {
             destination,
             Destination::Topic(_) | Destination::Exchange { .. } | Destination::Native { .. }
         );
-        let is_true = |name: &[u8]| frame.header(name) == Some(b"true");
+        let is_true = |name: &[u8]| frame.header(name).and_then(boolean) == Some(true);
         let is_named = durable_name(frame).is_some();
         let is_durable = is_private && (is_true(b"durable") || is_true(b"persistent") || is_named);
         if is_durable && id.is_none() && !is_named {
@@ -345,7 +348,7 @@ impl Client {
             receipt: plan.receipt.clone(),
             is_awaited: self.waits,
         };
-        let subscription = Subscription::new(plan, queue, self.version, &self.session);
+        let subscription = Subscription::new(id, plan, queue, self.version, &self.session);
         // At once, since deliveries may come right behind the reply.
         self.by_tag.insert(subscription.tag.clone(), id);
         self.subscriptions.insert(id, subscription);
@@ -364,9 +367,9 @@ impl Client {
         let tag = tag_of(id, destination.unwrap_or_default());
         let found = self.by_tag.get(&tag).copied();
         let Some(subscription) = found else {
-            return Err(Error::NoSubscription(Text::from(&tag[..])).into());
+            return Err(Error::NotSubscribed(Text::from(id.or(destination).unwrap_or_default())).into());
         };
-        let is_true = |name: &[u8]| frame.header(name) == Some(b"true");
+        let is_true = |name: &[u8]| frame.header(name).and_then(boolean) == Some(true);
         let deletes = is_true(b"durable") || is_true(b"persistent") || durable_name(frame).is_some();
         self.give_up(subscription, frame.copy(b"receipt"), deletes, out);
         Ok(())
