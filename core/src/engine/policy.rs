@@ -28,7 +28,6 @@ const REPUBLISH_STEPS: usize = 8;
 impl State {
     // --- limits -----------------------------------------------------------------------------------
 
-    /// Gives up what would be delivered next until the queue holds no more than it may.
     /// What a full queue drops is counted, and logged when the count has doubled.
     fn count_dropped(&mut self, id: QueueId) {
         let Some(queue) = self.queue(id).filter(|queue| queue.dead_letter().is_none()) else {
@@ -43,6 +42,7 @@ impl State {
         self.dropped += 1;
     }
 
+    /// Gives up what would be delivered next until the queue holds no more than it may.
     pub(crate) fn enforce_limit(&mut self, id: QueueId) {
         while let Some(queue) = self.queue(id)
             && queue.is_over_limit()
