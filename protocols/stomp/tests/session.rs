@@ -818,9 +818,15 @@ fn a_batch_that_core_refuses_is_an_error() {
 
 /// A member of group `g` with two messages of topic `t`.
 fn popping() -> Script {
+    popping_with("client-individual")
+}
+
+fn popping_with(ack: &str) -> Script {
     let mut script = Script::connected("1.2");
     script.answers = false;
-    script.send("SUBSCRIBE\nid:s\ndestination:/rocketmq/t\ngroup:g\nack:client-individual\n\n\0");
+    script.send(&format!(
+        "SUBSCRIBE\nid:s\ndestination:/rocketmq/t\ngroup:g\nack:{ack}\n\n\0"
+    ));
     script.reply(Ok(Reply::Done));
     let host = "127.0.0.1:1".parse().expect("an address");
     let popped = |offset| PoppedMessage {
@@ -886,6 +892,15 @@ fn a_groups_message_refused_for_good_is_rejected() {
         "{:?}",
         script.requests
     );
+}
+
+/// A batch is refused as a whole when one lease in it has ended.
+#[test]
+fn a_groups_messages_refused_for_good_together_are_rejected_each_by_itself() {
+    let mut script = popping_with("client");
+    script.send(&format!("NACK\nid:{}\nrequeue:false\n\n\0", id(2)));
+    let commits = script.requests.iter().filter(|request| request.starts_with("commit"));
+    assert_eq!(commits.collect::<Vec<_>>(), ["commit 0 0 Reject of 1"; 2]);
 }
 
 // --- 1.10: DISCONNECT -------------------------------------------------------------------------

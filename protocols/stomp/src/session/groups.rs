@@ -293,10 +293,16 @@ impl Client {
         let requests: Vec<Request> = match settling.action {
             Settle::Ack => settled.chunks(1024).map(|chunk| grouped.ack(chunk.to_vec())).collect(),
             Settle::Release => settled.into_iter().map(|held| grouped.give_back(held)).collect(),
-            Settle::Reject => vec![Request::Commit(Commit {
-                popped: vec![grouped.settling(settled, Settle::Reject)],
-                ..Commit::default()
-            })],
+            // Each by itself: together they would be refused when one lease has ended meanwhile.
+            Settle::Reject => settled
+                .into_iter()
+                .map(|held| {
+                    Request::Commit(Commit {
+                        popped: vec![grouped.settling(vec![held], Settle::Reject)],
+                        ..Commit::default()
+                    })
+                })
+                .collect(),
         };
         for request in requests {
             self.ask(Asked::Nothing, request, out);
