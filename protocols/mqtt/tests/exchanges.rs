@@ -283,6 +283,28 @@ fn a_will_is_kept_by_core_with_all_its_properties() {
     assert_eq!(will.attributes.iter().count(), 2);
 }
 
+/// Mosquitto's bridges come with such a one: dropped, as what they publish there.
+#[test]
+fn a_will_below_sys_is_dropped() {
+    for connect in [
+        &b"\x10\x17\0\x04MQTT\x04\x36\0\x0A\0\x01p\0\x06$SYS/x\0\0"[..],
+        b"\x10\x19\0\x04MQTT\x05\x36\0\x0A\0\0\x01p\0\0\x06$SYS/x\0\0",
+    ] {
+        let mut script = Script::new(Config::default());
+        script.send(connect);
+        script.reply_next(Ok(Reply::Done));
+        let requests = script.requests();
+        let (attach, Request::Attach(wanted)) = &requests[0] else {
+            panic!("{requests:?}")
+        };
+        assert!(wanted.will.is_none());
+        script.reply(*attach, Ok(attached(false, &[])));
+        script.reply(requests[1].0, Ok(Reply::Done));
+        let connack = script.sent();
+        assert_eq!((connack[0], connack[3]), (0x20, 0));
+    }
+}
+
 /// [MQTT-3.14.4-3]
 #[test]
 fn only_a_plain_goodbye_takes_the_will_back() {
@@ -417,6 +439,66 @@ fn response_information_is_given_to_those_who_ask() {
         let information = b"\x1A\0\x0Aresponse/c";
         let is_given = connack.windows(information.len()).any(|part| part == information);
         assert_eq!(is_given, expected);
+    }
+}
+
+/// [MQTT-3.1.2-24]: what the client can do without is left out first.
+#[test]
+fn response_information_that_does_not_fit_is_left_out() {
+    let information = b"\x1A\0\x1Eresponse/auto-0000000000000007";
+    let assigned = b"\x12\0\x15auto-0000000000000007";
+    let has = |connack: &[u8], part: &[u8]| connack.windows(part.len()).any(|window| window == part);
+    for (size_max, has_information, has_aliases) in [(73, true, true), (72, false, true), (39, false, false)] {
+        let connect = [
+            &b"\x10\x14\0\x04MQTT\x05\x02\0\x0A\x07\x19\x01\x27\0\0\0"[..],
+            &[size_max],
+            b"\0\0",
+        ];
+        let mut script = Script::new(Config::default());
+        script.send(&connect.concat());
+        script.accept(false);
+        let connack = script.sent();
+        assert!(
+            connack.len() <= usize::from(size_max) && has(&connack, assigned),
+            "{connack:?}"
+        );
+        assert_eq!(has(&connack, information), has_information, "{size_max}");
+        assert_eq!(has(&connack, b"\x22\0\x0A"), has_aliases, "{size_max}");
+    }
+}
+
+/// What Mosquitto's `try_private` asks for.
+#[test]
+fn a_bridge_gets_nothing_back_that_came_from_it_and_the_retain_flag_of_the_rest() {
+    for (connect, subscribe) in [
+        (
+            &b"\x10\x0D\0\x04MQTT\x84\x02\0\x0A\0\x01c"[..],
+            b"\x82\x06\0\x01\0\x01t\0",
+        ),
+        (b"\x10\x0F\0\x06MQIsdp\x83\x02\0\x0A\0\x01c", b"\x82\x06\0\x01\0\x01t\0"),
+    ] {
+        let mut script = Script::connected(connect);
+        script.send(subscribe);
+        let requests = script.requests();
+        let [(bind, Request::Bind(binding))] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        // A resumed session knows it, too.
+        assert_eq!(binding.cookie[0], 0x0C);
+        script.reply(*bind, Ok(Reply::Done));
+        assert_eq!(script.sent(), b"\x90\x03\0\x01\0");
+        let own = Publish {
+            origin: Bytes::from_static(b"\x04\0\0\x01t\0\x01c"),
+            ..publish(b"t", 0)
+        };
+        script.deliver(1, false, &own);
+        assert_eq!(script.sent(), b"");
+        let others = Publish {
+            retain: true,
+            ..publish(b"t", 0)
+        };
+        script.deliver(2, false, &others);
+        assert_eq!(script.sent(), b"\x31\x04\0\x01tx");
     }
 }
 

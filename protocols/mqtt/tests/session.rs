@@ -156,6 +156,31 @@ fn credentials_may_be_ignored() {
     ));
 }
 
+/// Forms that were left empty send both fields empty.
+#[test]
+fn no_name_and_no_password_are_anonymous() {
+    for (connect, is_anonymous) in [
+        (CONNECT_4, true),
+        (&b"\x10\x0F\0\x04MQTT\x04\x82\0\x0A\0\x01c\0\0"[..], true),
+        (b"\x10\x11\0\x04MQTT\x04\xC2\0\x0A\0\x01c\0\0\0\0", true),
+        (b"\x10\x12\0\x04MQTT\x05\xC2\0\x0A\0\0\x01c\0\0\0\0", true),
+        (b"\x10\x12\0\x04MQTT\x04\xC2\0\x0A\0\x01c\0\0\0\x01p", false),
+        (b"\x10\x12\0\x04MQTT\x04\xC2\0\x0A\0\x01c\0\x01u\0\0", false),
+    ] {
+        let mut script = Script::new(Config::default());
+        script.send(connect);
+        let requests = script.requests();
+        let [(_, Request::Login(credentials))] = &requests[..] else {
+            panic!("{requests:?}")
+        };
+        assert_eq!(
+            matches!(credentials, Credentials::Anonymous),
+            is_anonymous,
+            "{connect:?}"
+        );
+    }
+}
+
 #[test]
 fn what_is_not_supported_is_refused_in_connack() {
     for (connect, start) in [

@@ -306,12 +306,17 @@ mod connect_flags {
     pub const USER: u8 = 0x80;
 }
 
+/// Set in the protocol level by a bridge.
+pub(super) const BRIDGE_BIT: u8 = 0x80;
+const BRIDGE_LEVEL_3: u8 = 3 | BRIDGE_BIT;
+const BRIDGE_LEVEL_4: u8 = 4 | BRIDGE_BIT;
+
 fn connect(mut body: Body, first_flags: u8) -> Result<Connect, DecodeError> {
     let name = body.bytes16()?;
     let level = body.u8()?;
     body.version = match (&name[..], level) {
-        (b"MQIsdp", 3) => Version::V31,
-        (b"MQTT", 4) => Version::V311,
+        (b"MQIsdp", 3 | BRIDGE_LEVEL_3) => Version::V31,
+        (b"MQTT", 4 | BRIDGE_LEVEL_4) => Version::V311,
         (b"MQTT", 5) => Version::V5,
         (b"MQIsdp" | b"MQTT", level) => return Err(DecodeError::UnsupportedVersion(level)),
         // [MQTT-3.1.2-1]
@@ -360,6 +365,7 @@ fn connect(mut body: Body, first_flags: u8) -> Result<Connect, DecodeError> {
     body.end()?;
     Ok(Connect {
         version,
+        is_bridge: level & BRIDGE_BIT != 0,
         clean_start: flags & connect_flags::CLEAN_START != 0,
         keep_alive,
         client_id,

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::decode::BRIDGE_BIT;
 use super::packet::{Ack, Connect, Packet, PacketType, Publish, Version};
 use super::properties::Properties;
 use crate::reason_code::ReasonCode;
@@ -135,7 +136,7 @@ fn put_connect(connect: &Connect, out: &mut BytesMut) {
         Version::V311 | Version::V5 => b"MQTT",
     };
     put_bytes16(out, name);
-    out.put_u8(connect.version as u8);
+    out.put_u8(connect.version as u8 | if connect.is_bridge { BRIDGE_BIT } else { 0 });
     let will = connect.will.as_ref();
     let will_flags = will.map_or(0, |will| 0x04 | will.qos << 3 | u8::from(will.retain) << 5);
     out.put_u8(

@@ -133,6 +133,9 @@ impl Packet {
 pub struct Connect {
     /// The version it asks for.
     pub version: Version,
+    /// The highest bit of the protocol level is set: a broker that calls as a bridge, and wants nothing back that
+    /// came from it. Mosquitto's, not in the standard; not in 5.0, which has words for it.
+    pub is_bridge: bool,
     /// Clean Start; Clean Session before 5.0.
     pub clean_start: bool,
     /// Seconds; 0 turns it off.
@@ -256,6 +259,12 @@ impl SubscriptionOptions {
             1 => new,
             _ => false,
         }
+    }
+
+    /// What a bridge means without having words for it: no local, retain as published.
+    #[must_use]
+    pub const fn of_bridge(self) -> Self {
+        Self(self.0 | 0x0C)
     }
 
     /// Not what this client itself published. [MQTT-3.8.3-3]

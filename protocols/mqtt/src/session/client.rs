@@ -26,6 +26,8 @@ use crate::subscriptions::{Subscription, Subscriptions};
 /// What is settled when a client is connected.
 pub(super) struct Connected {
     pub version: Version,
+    /// Another broker: it wants nothing back that came from it.
+    pub is_bridge: bool,
     pub client_id: Bytes,
     /// Seconds, 0 for off.
     pub keep_alive: u16,

@@ -33,6 +33,8 @@ const FOREVER: u32 = u32::MAX;
 /// What CONNECT said, until core has answered.
 pub(super) struct Connecting {
     version: Version,
+    /// Another broker.
+    is_bridge: bool,
     client_id: Bytes,
     /// The client brought no identifier.
     is_assigned: bool,
@@ -113,13 +115,13 @@ impl MqttSession {
         };
         let receive_maximum = number(PropertyId::ReceiveMaximum, u32::from(u16::MAX)) as u16;
         let credentials = credentials_of(&connect, &self.config);
-        let will = connect
-            .will
-            .as_ref()
-            .map(|will| Box::new(will_of(will, version, &client_id)));
+        // One below `$SYS` is dropped as such a publish is: a bridge of Mosquitto tells its state there.
+        let will = connect.will.as_ref().filter(|will| !is_sys(&will.topic));
+        let will = will.map(|will| Box::new(will_of(will, version, &client_id)));
         let alias_maximum = number(PropertyId::TopicAliasMaximum, 0) as u16;
         let connecting = Connecting {
             version,
+            is_bridge: connect.is_bridge,
             client_id,
             is_assigned,
             clean_start: connect.clean_start,
@@ -183,13 +185,16 @@ impl MqttSession {
         };
         let mut topic_alias_maximum = self.config.topic_alias_maximum;
         let mut properties = BytesMut::new();
-        let fits = |properties: &BytesMut| {
-            connack_len(connecting.version, properties.len()) <= connecting.packet_size_max as usize
-        };
+        let size_max = connecting.packet_size_max as usize;
+        let fits = |properties: &BytesMut| connack_len(connecting.version, properties.len()) <= size_max;
         if connecting.version == Version::V5 {
             connecting.put_properties(&self.config, topic_alias_maximum, &mut properties);
-            if !fits(&properties) {
-                // Aliases are the one thing that a client can do without.
+            let mut information = BytesMut::new();
+            connecting.put_response_information(&self.config, &mut information);
+            // That information and aliases are what a client can do without.
+            if connack_len(Version::V5, properties.len() + information.len()) <= size_max {
+                properties.unsplit(information);
+            } else if !fits(&properties) {
                 topic_alias_maximum = 0;
                 properties.clear();
                 connecting.put_properties(&self.config, topic_alias_maximum, &mut properties);
@@ -204,6 +209,7 @@ impl MqttSession {
         self.decoder.set_packet_size_max(self.config.packet_size_max);
         let mut client = Client::new(Connected {
             version: connecting.version,
+            is_bridge: connecting.is_bridge,
             client_id: connecting.client_id,
             keep_alive: connecting.keep_alive,
             window: connecting.window,
@@ -287,6 +293,10 @@ impl Connecting {
         if self.has_other_keep_alive {
             put_number(out, PropertyId::ServerKeepAlive, u32::from(self.keep_alive));
         }
+    }
+
+    /// What the client's answers should come to, when it asked for that (3.2.2.3.15).
+    fn put_response_information(&self, config: &Config, out: &mut BytesMut) {
         let prefix = config.response_prefix.as_bytes();
         if self.wants_response_information && !prefix.is_empty() {
             let information = [prefix, &self.client_id].concat();
@@ -351,7 +361,7 @@ fn refusal_of(connect: &Connect, config: &Config) -> Option<ReasonCode> {
         return Some(ReasonCode::BadAuthenticationMethod);
     }
     if let Some(will) = &connect.will
-        && (level_count(&will.topic) > config.topic_levels_max || is_sys(&will.topic))
+        && level_count(&will.topic) > config.topic_levels_max
     {
         return Some(ReasonCode::TopicNameInvalid);
     }
@@ -366,8 +376,9 @@ fn refusal_of(connect: &Connect, config: &Config) -> Option<ReasonCode> {
 
 fn credentials_of(connect: &Connect, config: &Config) -> Credentials {
     let field = |field: &Option<Bytes>| field.as_deref().map(Bytes::copy_from_slice).unwrap_or_default();
-    let is_named = connect.user.as_ref().is_some_and(|user| !user.is_empty());
-    if config.ignore_credentials || !is_named && connect.password.is_none() {
+    // Forms that were left empty send both fields so.
+    let is_empty = |field: &Option<Bytes>| field.as_ref().is_none_or(Bytes::is_empty);
+    if config.ignore_credentials || is_empty(&connect.user) && is_empty(&connect.password) {
         return Credentials::Anonymous;
     }
     Credentials::Password {

@@ -117,6 +117,11 @@ impl Client {
         // Retained messages come after the SUBACK of all filters.
         let mut recalls = Vec::new();
         for (index, (filter, options)) in subscribe.filters().enumerate() {
+            let options = if self.is.is_bridge {
+                options.of_bridge()
+            } else {
+                options
+            };
             let code = match self.refusal_of(filter, config) {
                 Some(reason) => self.subscribe_code(reason),
                 None => {

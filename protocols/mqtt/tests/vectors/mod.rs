@@ -47,6 +47,20 @@ pub const ROWS: &[Row] = &[
         b"\x10\x0F\0\x06MQIsdp\x03\x02\0\x0A\0\x01p",
         Reads(Connect),
     ),
+    // Bridges set the highest bit of the level; there is none of 5.0.
+    (Server, None, b"\x10\x0D\0\x04MQTT\x84\x02\0\x0A\0\x01p", Reads(Connect)),
+    (
+        Server,
+        None,
+        b"\x10\x0F\0\x06MQIsdp\x83\x02\0\x0A\0\x01p",
+        Reads(Connect),
+    ),
+    (
+        Server,
+        None,
+        b"\x10\x0E\0\x04MQTT\x85\x02\0\x0A\0\0\x01p",
+        UnsupportedVersion,
+    ),
     // MQTT 3.1 defines neither the flags of the fixed header nor the last one of CONNECT.
     (
         Server,
