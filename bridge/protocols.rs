@@ -39,13 +39,16 @@ pub enum Transport {
 }
 
 static MQTT_WEBSOCKET: Settings = Settings {
-    paths: &["/mqtt", "/"],
+    title: "MQTT over WebSocket",
+    // The others are what clients of other brokers are set up with.
+    paths: &["/mqtt", "/mqtt/", "/ws", "/ws/", "/"],
     subprotocols: &["mqtt", "mqttv3.1"],
     messages: Messages::Binary,
 };
 
 static STOMP_WEBSOCKET: Settings = Settings {
-    paths: &["/ws", "/ws/"],
+    title: "STOMP over WebSocket",
+    paths: &["/ws", "/ws/", "/stomp", "/stomp/", "/"],
     subprotocols: &["v12.stomp", "v11.stomp", "v10.stomp"],
     messages: Messages::Any,
 };

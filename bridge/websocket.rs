@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use text::Utf8;
 
@@ -184,7 +184,10 @@ impl<S> WebSocket<S> {
                         self.input.message = None;
                     }
                     from += count;
-                    to += count;
+                    // What is no text does not reach the session.
+                    if result.is_ok() {
+                        to += count;
+                    }
                     result
                 }
                 Reading::Control {
@@ -424,6 +427,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
         }
         if this.output.left == 0 && this.output.header_sent == this.output.header_len {
             ready!(this.poll_control(cx))?;
+            if this.end != End::Open {
+                // Behind a close frame no other may stand (5.5.1), and nobody reads it.
+                return Poll::Ready(Ok(len));
+            }
             this.open_frame(bufs, len);
         }
         loop {

@@ -659,6 +659,50 @@ fn a_body_that_is_nested_too_deep_is_refused() {
         .expect("it works");
 }
 
+/// Who asks for something else at a WebSocket's address is told what is there, as load balancers expect.
+#[test]
+fn a_request_that_opens_no_websocket_is_answered_in_http() {
+    let broker = Broker::start();
+    let listeners = [
+        (
+            "mqtt_websocket",
+            "MQTT over WebSocket",
+            ["/mqtt", "/mqtt/", "/ws", "/ws/", "/"],
+        ),
+        (
+            "stomp_websocket",
+            "STOMP over WebSocket",
+            ["/ws", "/ws/", "/stomp", "/stomp/", "/"],
+        ),
+    ];
+    for (listener, title, paths) in listeners {
+        let address = broker.address(listener);
+        for path in paths {
+            upgrade(address, path).expect("it works");
+            let handshake = wire::upgrade_request(path);
+            let long = format!("POST {path} HTTP/1.1\r\n\r\n{}", "x".repeat(1 << 20));
+            for (request, status) in [
+                (format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n"), "426 "),
+                (format!("GET {path} HTTP/1.0\r\n\r\n"), "426 "),
+                (handshake.replace("Version: 13", "Version: 8"), "426 "),
+                (handshake.replace("dGhlIHNhbXBsZSBub25jZQ==", "x"), "400 "),
+                (wire::upgrade_request("/nowhere"), "404 "),
+                // Its rest is still on its way when it is answered.
+                (long, "405 "),
+            ] {
+                let mut wire = Wire::connect(address).expect("it works");
+                wire.send(request.as_bytes()).expect("it works");
+                let answer = String::from_utf8(wire.read_to_end()).expect("text");
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status}")),
+                    "{request:.100}: {answer}"
+                );
+                assert!(answer.contains(&format!("Here listens {title}; paths: ")), "{answer}");
+            }
+        }
+    }
+}
+
 /// What a peer says that it is going to send costs nothing until it comes.
 #[test]
 fn a_claim_within_the_limits_costs_no_memory() {

@@ -41,7 +41,8 @@ impl<'de, C: Default + Deserialize<'de>, const PORT: u16> Deserialize<'de> for S
 pub struct WebSection<C, const PORT: u16, const WEB_PORT: u16> {
     /// `host:port` each, default `127.0.0.1:PORT`.
     pub listen: Vec<String>,
-    /// Where it is spoken over WebSocket, default `127.0.0.1:WEB_PORT`.
+    /// Where it is spoken over WebSocket, default `127.0.0.1:WEB_PORT`. A plain GET there is answered with the paths that
+    /// lead to it.
     pub websocket_listen: Vec<String>,
     /// The protocol's own settings.
     pub protocol: C,

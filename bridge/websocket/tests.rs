@@ -129,6 +129,47 @@ async fn nothing_is_read_behind_a_goodbye() {
     assert_eq!((&read[..], &answered[..]), (&b"before"[..], NORMAL));
 }
 
+#[tokio::test]
+async fn nothing_is_sent_behind_a_goodbye() {
+    let not_text = frame(FINAL | opcode::TEXT, b"\xff\xfe\0");
+    for (bytes, goodbye) in [
+        (frame(FINAL | opcode::CLOSE, b"\x03\xe8"), NORMAL),
+        (not_text, b"\x88\x02\x03\xef"),
+    ] {
+        let (mut client, mut server) = pair(Messages::Any);
+        let bytes = [frame(FINAL | opcode::BINARY, b"before"), bytes].concat();
+        client.write_all(&bytes).await.expect("there is room");
+        let mut read = Vec::new();
+        server.read_to_end(&mut read).await.expect("it ends");
+        assert_eq!(read, b"before");
+        server.write_all(b"an answer").await.expect("it goes nowhere");
+        server.flush().await.expect("there is room");
+        server.shutdown().await.expect("there is room");
+        let mut sent = Vec::new();
+        client.read_to_end(&mut sent).await.expect("it is shut");
+        assert_eq!(sent, goodbye);
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_was_begun_is_ended_before_the_goodbye() {
+    let (mut client, server) = duplex(4);
+    let mut server = WebSocket::new(server, Messages::Binary);
+    // Its header and two bytes.
+    let begun = server.write(b"an answer").await.expect("there is room");
+    assert_eq!(begun, 2);
+    WebSocket::take(&mut server, &mut frame(FINAL | opcode::CLOSE, b"\x03\xe8"));
+    let writing = tokio::spawn(async move {
+        server.write_all(&b"an answer"[begun..]).await.expect("it is read");
+        server.write_all(b"another").await.expect("it goes nowhere");
+        server.shutdown().await.expect("it is read");
+    });
+    let mut sent = Vec::new();
+    client.read_to_end(&mut sent).await.expect("it is shut");
+    writing.await.expect("it does not panic");
+    assert_eq!(sent, [&b"\x82\x09an answer"[..], NORMAL].concat());
+}
+
 /// All payload of the frames that a server sent, and their opcodes.
 fn unframed(mut bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (mut payload, mut opcodes) = (Vec::new(), Vec::new());

@@ -3,7 +3,7 @@
 use std::io::IoSlice;
 use std::str;
 
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::frame::coding::CloseCode;
 
 /// Longest encoding of one character.
 const CHARACTER_MAX: usize = 4;
