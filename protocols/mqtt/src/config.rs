@@ -20,9 +20,10 @@ pub struct Config {
     /// How long a new connection may take to send CONNECT. Default 10 s.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// Most QoS 1 messages of one client that wait for their PUBACK, and QoS 2 ones for their PUBREL. MQTT 5.0 clients are told it as
-    /// Receive Maximum and disconnected with 0x93 beyond it; others are not read until some are
-    /// answered. Default 1,024; at least 1.
+    /// Most QoS 1 messages of an MQTT 5.0 client that wait for their PUBACK, and QoS 2 ones for their PUBCOMP: told
+    /// as Receive Maximum, and a client that goes beyond it is disconnected with 0x93. It is no bound of memory:
+    /// whatever the version, a client is not read while 1,024 of its messages (or this many, if it is fewer and the
+    /// client older) wait to be stored. Default 65,535, which is no limit; at least 1.
     pub receive_maximum: u16,
     /// Most unacknowledged QoS 1 and 2 messages sent to one client; an MQTT 5.0 client may ask for fewer.
     /// Default 1,024; at least 1.
@@ -77,7 +78,7 @@ impl Default for Config {
             packet_size_max: 16 << 20,
             connect_size_max: 16 << 10,
             connect_timeout: Duration::from_secs(10),
-            receive_maximum: 1024,
+            receive_maximum: u16::MAX,
             inflight_max: 1024,
             topic_alias_maximum: 10,
             outgoing_topic_alias_maximum: 16,
@@ -108,7 +109,7 @@ mod tests {
         assert_eq!(parse("{}").expect("nothing is set"), Config::default());
         let config = parse(r#"{"connect_timeout": "1m 5s", "inflight_max": 20}"#).expect("all known");
         assert_eq!(config.connect_timeout, Duration::from_secs(65));
-        assert_eq!((config.inflight_max, config.receive_maximum), (20, 1024));
+        assert_eq!((config.inflight_max, config.receive_maximum), (20, u16::MAX));
         for wrong in [
             r#"{"inflight_maximum": 20}"#,
             r#"{"inflight_max": 70000}"#,

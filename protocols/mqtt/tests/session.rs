@@ -101,7 +101,7 @@ fn version_5_is_told_what_this_server_does() {
     assert_eq!(subscribe.window, Some(5));
     script.reply(*attach, Ok(attached(false, &[])));
     script.reply(*consume, Ok(Reply::Done));
-    let mut expected = b"\x20\x2B\0\0\x28\x11\0\x09\x3A\x80\x21\x04\0\x27\x01\0\0\0".to_vec();
+    let mut expected = b"\x20\x2B\0\0\x28\x11\0\x09\x3A\x80\x21\xFF\xFF\x27\x01\0\0\0".to_vec();
     expected.extend(b"\x12\0\x15auto-0000000000000007\x22\0\x0A");
     assert_eq!(script.sent(), expected);
     assert_eq!(script.next_timeout(), None);
@@ -448,8 +448,14 @@ fn the_receive_maximum_is_enforced_or_waited_for() {
     let mut script = Script::connected_with(config.clone(), CONNECT_5);
     script.send(&two);
     assert!(script.wants_read() && !script.is_closed());
-    script.send(b"\x32\x06\0\x01t\0\x03\0");
-    script.expect_closed(b"\xE0\x01\x93");
+    // What was taken before is answered first.
+    script.send(b"\x32\x06\0\x01t\0\x03\0\x32\x06\0\x01t\0\x04\0");
+    assert!(!script.wants_read() && !script.is_closed());
+    assert_eq!(script.publishes().len(), 3);
+    script.outcome(0, 1, stored(1));
+    assert!(!script.is_closed());
+    script.outcome(1, 1, stored(1));
+    script.expect_closed(b"\x40\x02\0\x01\x40\x02\0\x02\xE0\x01\x93");
 
     let mut script = Script::connected_with(config, CONNECT_4);
     script.send(b"\x32\x05\0\x01t\0\x01\x32\x05\0\x01t\0\x02");
@@ -458,6 +464,78 @@ fn the_receive_maximum_is_enforced_or_waited_for() {
     script.outcome(0, 2, stored(1));
     assert_eq!(script.sent(), b"\x40\x02\0\x01\x40\x02\0\x02");
     assert!(script.wants_read());
+}
+
+/// A client may send at once all that it has packet identifiers for: what is too much at a time stays unparsed.
+#[test]
+fn a_burst_is_taken_in_parts_and_all_of_it_answered() {
+    const COUNT: u16 = 5000;
+    for (version, qos) in [(4, 1), (4, 2), (5, 1), (5, 2)] {
+        let connect = if version == 5 { CONNECT_5 } else { CONNECT_4 };
+        let burst: Vec<u8> = (1..=COUNT)
+            .flat_map(|id| {
+                let [high, low] = id.to_be_bytes();
+                let mut packet = vec![0x30 | qos << 1, 5, 0, 1, b't', high, low];
+                if version == 5 {
+                    packet[1] += 1;
+                    packet.push(0);
+                }
+                packet
+            })
+            .collect();
+        // Behind CONNECT too, where the session keeps it itself.
+        for is_behind_connect in [false, true] {
+            let mut script = if is_behind_connect {
+                let mut script = Script::new(Config::default());
+                script.send(&[connect, &burst].concat());
+                script.accept(false);
+                assert_eq!(script.sent().first(), Some(&0x20));
+                script
+            } else {
+                let mut script = Script::connected(connect);
+                script.send(&burst);
+                script
+            };
+            let (mut taken, mut answers) = (0, Vec::new());
+            while taken < u64::from(COUNT) {
+                let count = script.publishes().len();
+                assert!((1..=1024).contains(&count), "{count}");
+                assert!(!script.is_closed());
+                assert_eq!(script.wants_read(), count < 1024);
+                script.outcome(taken, count as u32, stored(1));
+                taken += count as u64;
+                script.send(b"");
+                answers.extend(script.sent());
+            }
+            let first_byte = if qos == 2 { 0x50 } else { 0x40 };
+            let expected = (1..=COUNT).flat_map(|id| [first_byte, 2, (id >> 8) as u8, id as u8]);
+            assert!(answers.iter().copied().eq(expected));
+            assert!(script.wants_read());
+        }
+    }
+}
+
+/// What makes room again comes as events.
+#[test]
+fn a_client_that_is_not_heard_is_told_what_happens() {
+    let mut script = Script::connected_with(
+        Config {
+            receive_maximum: 1,
+            inflight_max: 1,
+            ..Config::default()
+        },
+        CONNECT_4,
+    );
+    script.subscribe(b"t", 1);
+    for sequence in 1..=257 {
+        script.deliver(sequence, true, &publish(b"t", 1));
+    }
+    assert!(!script.wants_events());
+    script.send(b"\x32\x05\0\x01t\0\x01");
+    assert!(!script.wants_read() && script.wants_events());
+    script.publishes();
+    script.outcome(0, 1, stored(1));
+    assert!(script.wants_read() && !script.wants_events());
 }
 
 #[test]

@@ -124,11 +124,7 @@ impl Client {
     }
 
     pub(super) fn wants_read(&self, config: &Config) -> bool {
-        // A 5.0 client keeps to the receive maximum by itself, and must still be heard then. A QoS 2 exchange
-        // that waits for PUBREL can only go on when it is heard, too.
-        let unconfirmed = self.publishing.as_ref().map_or(0, |all| all.unconfirmed.len());
-        let has_room = self.is.version == Version::V5 || unconfirmed < usize::from(config.receive_maximum.max(1));
-        has_room && self.asked_count() < Asked::READ_MAX
+        !self.is_full(config) && self.asked_count() < Asked::READ_MAX
     }
 
     /// Everything that came is handled: gives memory back that an idle client does not need.

@@ -109,7 +109,7 @@ impl MqttSession {
         }
     }
 
-    fn take_packets(&mut self, input: &mut BytesMut, out: &mut Outbox) {
+    fn take_packets(&mut self, now: Now, input: &mut BytesMut, out: &mut Outbox) {
         loop {
             match &mut self.state {
                 State::Opening => match self.decoder.decode(input) {
@@ -119,8 +119,11 @@ impl MqttSession {
                     Ok(None) => return,
                     Err(error) => self.refuse_opening(error, out),
                 },
+                // The rest of the input stays until there is room for it.
+                State::Connected(client) if !client.wants_read(&self.config) => return,
                 State::Connected(client) => match self.decoder.decode(input) {
                     Ok(Some(packet)) => {
+                        self.heard_at = now.mono;
                         if let Err(close) = client.handle_packet(packet, &self.config, out) {
                             self.close_with(close, out);
                         }
@@ -174,9 +177,9 @@ impl MqttSession {
     }
 
     /// Goes on with what came before the CONNACK.
-    fn take_pending(&mut self, out: &mut Outbox) {
+    fn take_pending(&mut self, now: Now, out: &mut Outbox) {
         let mut pending = std::mem::take(&mut self.pending);
-        self.take_packets(&mut pending, out);
+        self.take_packets(now, &mut pending, out);
         if !pending.is_empty() {
             self.pending = pending;
         }
@@ -274,6 +277,10 @@ impl MqttSession {
 
     /// After each call: what came is counted, and what it made known is followed up.
     fn follow_up(&mut self, now: Now, out: &mut Outbox) {
+        if !self.pending.is_empty() && matches!(self.state, State::Connected(_)) {
+            // The driver knows nothing of these bytes: with room again they go on here.
+            self.take_pending(now, out);
+        }
         let State::Connected(client) = &mut self.state else {
             return;
         };
@@ -289,6 +296,10 @@ impl MqttSession {
         let subscriptions = client.subscription_count();
         self.stats.recount(client.counted_subscriptions, subscriptions);
         client.counted_subscriptions = subscriptions;
+        let result = match result {
+            Ok(()) if client.is_to_end() => Err(ReasonCode::ReceiveMaximumExceeded.into()),
+            result => result,
+        };
         if let Err(close) = result {
             self.close_with(close, out);
         }
@@ -310,13 +321,13 @@ impl Session for MqttSession {
         }
         let (length, unsent) = (input.len(), out.queued_bytes());
         if self.pending.is_empty() {
-            self.take_packets(input, out);
+            self.take_packets(now, input, out);
         }
         if !self.pending.is_empty() || matches!(self.state, State::Connecting(_)) {
             self.pending.extend_from_slice(input);
             input.clear();
             if matches!(self.state, State::Connected(_)) {
-                self.take_pending(out);
+                self.take_pending(now, out);
             } else if self.pending.len() > PENDING_MAX {
                 self.close(out);
             }
@@ -337,7 +348,7 @@ impl Session for MqttSession {
         }
         if was_connecting && matches!(self.state, State::Connected(_)) {
             self.heard_at = now.mono;
-            self.take_pending(out);
+            self.take_pending(now, out);
         }
         if let State::Connected(client) = &mut self.state {
             client.counted.bytes_out += out.queued_bytes().saturating_sub(unsent) as u64;
@@ -347,6 +358,7 @@ impl Session for MqttSession {
 
     fn handle_timeout(&mut self, now: Now, out: &mut Outbox) {
         self.check_blocked(now, out);
+        self.follow_up(now, out);
         self.publish_sys(now, out);
         if self.silence_deadline().is_none_or(|deadline| now.mono < deadline) {
             return;
@@ -378,7 +390,11 @@ impl Session for MqttSession {
     }
 
     fn wants_events(&self) -> bool {
-        !matches!(&self.state, State::Connected(client) if client.waiting.len() >= WAITING_MAX)
+        // While the client is not heard, only events can make room; how many deliveries come then, the windows limit.
+        !matches!(
+            &self.state,
+            State::Connected(client) if client.waiting.len() >= WAITING_MAX && client.wants_read(&self.config)
+        )
     }
 
     fn wants_read(&self) -> bool {

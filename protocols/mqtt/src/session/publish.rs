@@ -19,6 +19,9 @@ use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};
 use crate::reason_code::ReasonCode;
 
+/// Most publishes and releases of one client that wait for their outcomes; with more it is not heard.
+pub(super) const UNCONFIRMED_MAX: usize = 1024;
+
 /// Size of the pieces that addresses and origins are cut from, bytes.
 const SCRATCH_SIZE: usize = 1024;
 
@@ -43,8 +46,13 @@ pub(super) struct Publishing {
     scratch: BytesMut,
     /// QoS 1 and 2 publishes whose PUBACK or PUBREC is not sent, in order.
     pub(super) unconfirmed: VecDeque<Unconfirmed>,
-    /// QoS 2 publishes whose PUBREL has not come: packet identifier, and whether PUBREC was sent.
+    /// QoS 2 publishes whose PUBREL has not come: packet identifier, and whether PUBREC was sent. No more than there
+    /// are packet identifiers.
     unreleased: BTreeMap<u16, bool>,
+    /// Those whose PUBREC was sent.
+    unreleased_answered: usize,
+    /// The client did not keep to the receive maximum: it is disconnected once all before that is answered.
+    is_exceeded: bool,
 }
 
 /// The topic published to last, ready for the next message to it.
@@ -82,8 +90,10 @@ impl Client {
             }
             return Ok(());
         }
-        if publish.qos > 0 {
-            self.check_receive_maximum(&publish, config)?;
+        if publish.qos > 0 && self.exceeds_receive_maximum(config) {
+            // What was taken before is answered first: the client would send it again.
+            self.publishing().is_exceeded = true;
+            return Ok(());
         }
         if is_sys(&publish.topic) {
             // Those topics are the broker's own (4.7.2).
@@ -100,27 +110,33 @@ impl Client {
         Ok(())
     }
 
-    /// [MQTT-3.3.4-9]; before 5.0 there is no such promise, and reading stops instead, but exchanges that
-    /// wait for the client must not grow without bound.
-    fn check_receive_maximum(&self, publish: &Publish, config: &Config) -> Result<(), Close> {
-        let limit = usize::from(config.receive_maximum.max(1));
-        let Some(Publishing {
-            unconfirmed,
-            unreleased,
-            ..
-        }) = self.publishing.as_deref()
-        else {
-            return Ok(());
+    /// [MQTT-3.3.4-9]; before 5.0 there is no such promise.
+    fn exceeds_receive_maximum(&self, config: &Config) -> bool {
+        let open = self
+            .publishing
+            .as_ref()
+            .map_or(0, |all| all.unconfirmed.len() + all.unreleased_answered);
+        self.is.version == Version::V5 && open >= usize::from(config.receive_maximum.max(1))
+    }
+
+    /// Whether so much of what the client sent waits for core that no more is taken from it. Core always answers, so
+    /// this never waits for the client itself.
+    pub(super) fn is_full(&self, config: &Config) -> bool {
+        let Some(publishing) = self.publishing.as_deref() else {
+            return false;
         };
-        let open = match self.is.version {
-            Version::V5 => unconfirmed.len() + unreleased.values().filter(|is_answered| **is_answered).count(),
-            Version::V31 | Version::V311 => unreleased.len().saturating_sub(limit),
+        let limit = match self.is.version {
+            // More than it was told is an error, and must be heard to be one.
+            Version::V5 => UNCONFIRMED_MAX,
+            Version::V31 | Version::V311 => UNCONFIRMED_MAX.min(config.receive_maximum.max(1).into()),
         };
-        // A packet identifier that is in use is a QoS 1 exchange's own business: the client sent it again.
-        if open >= limit && publish.packet_id != 0 {
-            return Err(ReasonCode::ReceiveMaximumExceeded.into());
-        }
-        Ok(())
+        publishing.is_exceeded || publishing.unconfirmed.len() >= limit
+    }
+
+    /// The client sent more than the receive maximum, and all before that is answered.
+    pub(super) fn is_to_end(&self) -> bool {
+        let publishing = self.publishing.as_deref();
+        publishing.is_some_and(|all| all.is_exceeded && all.unconfirmed.is_empty())
     }
 
     /// The token of a publish, whose outcome becomes an answer when its QoS wants one.
@@ -304,6 +320,7 @@ impl Client {
         let Publishing {
             unconfirmed,
             unreleased,
+            unreleased_answered,
             ..
         } = self.publishing.get_or_insert_default().as_mut();
         while let Some(Unconfirmed {
@@ -326,8 +343,9 @@ impl Client {
             }
             if reason.is_failure() {
                 // The exchange is over. [MQTT-4.3.3-9]
-                unreleased.remove(&packet_id);
+                *unreleased_answered -= usize::from(unreleased.remove(&packet_id) == Some(true));
             } else if let Some(is_answered) = unreleased.get_mut(&packet_id) {
+                *unreleased_answered += usize::from(!*is_answered);
                 *is_answered = true;
             }
         }
@@ -338,7 +356,9 @@ impl Client {
     /// Where the session is kept, core knows the identifier too, and PUBCOMP waits until it has safely forgotten
     /// it: a new message under the same identifier must not be taken for the old one.
     pub(super) fn handle_pubrel(&mut self, ack: &Ack, out: &mut Outbox) {
-        self.publishing().unreleased.remove(&ack.packet_id);
+        let publishing = self.publishing();
+        let was_answered = publishing.unreleased.remove(&ack.packet_id) == Some(true);
+        publishing.unreleased_answered -= usize::from(was_answered);
         if self.is.keep == Millis(0) {
             let reason = ReasonCode::Success;
             put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);

@@ -175,6 +175,10 @@ impl Script {
         self.session.wants_read()
     }
 
+    pub fn wants_events(&self) -> bool {
+        self.session.wants_events()
+    }
+
     pub fn is_closed(&self) -> bool {
         self.out.is_closing()
     }
