@@ -45,8 +45,8 @@ pub struct Config {
     /// What the response information of an MQTT 5.0 client that asks for it begins with; its client identifier
     /// follows. Empty gives none. Default `response/`.
     pub response_prefix: String,
-    /// How often the `$SYS` topics are published while a connected client has subscribed to one. Zero is never.
-    /// Default 10 s.
+    /// How often a client that has subscribed to `$SYS` topics gets their values, which it also gets with the
+    /// subscription. Zero is never, and not with the subscription either. Default 10 s.
     #[serde(with = "humantime_serde")]
     pub sys_interval: Duration,
     /// Most subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 10,000.

@@ -3,13 +3,14 @@
 
 mod script;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rocketbridge_core::address::Level;
-use rocketbridge_core::boundary::{Delivery, Event, Fate, HolderKey, Publish, Reject, SubscriptionId};
+use rocketbridge_core::boundary::{Delivery, Event, Fate, HolderKey, Publish, Reject, RequestId, SubscriptionId};
 use rocketbridge_core::message::Format;
-use rocketbridge_core::request::{Reply, Request, Totals, Will};
+use rocketbridge_core::request::{Refusal, Reply, Request, Totals, Will};
 use rocketbridge_core::time::Millis;
 use rocketbridge_mqtt::Config;
 use script::*;
@@ -530,54 +531,156 @@ fn a_blocked_broker_is_waited_for_and_then_reported() {
     assert_eq!(script.sent(), b"");
 }
 
-/// Time passes, core is asked and answers, and the values come.
-fn sys_values(script: &mut Script, after: u64) -> Vec<Publish> {
-    script.advance(after);
-    assert!(script.publishes().is_empty());
+/// Core is asked and answers, and the values come: first bytes, what is between topic and value, values.
+fn sys_values(script: &mut Script) -> BTreeMap<String, (u8, Vec<u8>, String)> {
     script.reply_next(Ok(Reply::Totals(Totals {
         waiting_sessions: 3,
         last_values: 5,
         kept_messages: 7,
         dropped_messages: 11,
     })));
-    script.publishes()
+    assert!(script.publishes().is_empty(), "nobody else gets them");
+    let sent = script.sent();
+    let (mut sent, mut values) = (&sent[..], BTreeMap::new());
+    while let [first, length, 0, topic, rest @ ..] = sent {
+        let (topic, rest) = rest.split_at(usize::from(*topic));
+        let (rest, next) = rest.split_at(usize::from(*length) - 2 - topic.len());
+        let at = if script.is_v5 { 1 + usize::from(rest[0]) } else { 0 };
+        let (properties, value) = rest.split_at(at);
+        let as_text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        let topic = as_text(topic);
+        let topic = topic.strip_prefix("$SYS/broker/").expect("a topic of the broker's own");
+        values.insert(topic.to_owned(), (*first, properties.to_vec(), as_text(value)));
+        sent = next;
+    }
+    assert_eq!(sent, b"");
+    values
+}
+
+/// Subscribes below `$SYS`; gives what comes behind the SUBACK.
+fn sys_subscribe(script: &mut Script, filter: &[u8], options: u8) -> Vec<(RequestId, Request)> {
+    let properties = if script.is_v5 { &b"\x02\x0B\x07"[..] } else { b"" };
+    let length = [0, filter.len() as u8];
+    let body = [b"\0\x01", properties, &length, filter, &[options]].concat();
+    script.send(&[&[0x82, body.len() as u8], &body[..]].concat());
+    let mut requests = script.requests();
+    let (bind, Request::Bind(_)) = requests.remove(0) else {
+        panic!("{requests:?}")
+    };
+    script.put_back(requests);
+    script.reply(bind, Ok(Reply::Done));
+    assert_eq!(script.sent().first(), Some(&0x90));
+    script.requests()
 }
 
 #[test]
-fn sys_topics_are_published_while_somebody_watches() {
+fn who_watches_sys_topics_gets_their_values_and_nobody_else() {
     let mut script = Script::connected(b"\x10\x0D\0\x04MQTT\x04\x02\0\0\0\x01c");
     assert_eq!(script.next_timeout(), None);
-    script.subscribe(b"$SYS/#", 0);
-    let values = sys_values(&mut script, 0);
-    let uptime = values
-        .iter()
-        .find(|publish| publish.key == "broker.uptime")
-        .expect("a value");
-    assert_eq!(
-        (&uptime.topic[..], &uptime.body[..]),
-        (&b"|24SYS"[..], &b"50 seconds"[..])
-    );
-    assert!(values.iter().all(|publish| publish.retain && !publish.persistent));
-    for name in ["broker.version", "broker.clients.connected", "broker.bytes.received"] {
-        assert!(values.iter().any(|publish| publish.key == name), "{name}");
-    }
+    let requests = sys_subscribe(&mut script, b"$SYS/#", 0);
+    assert!(script.recalls().is_empty(), "nothing of it is stored");
+    script.put_back(requests);
+    let values = sys_values(&mut script);
     for (name, value) in [
-        ("clients.connected", "1"),
-        ("clients.disconnected", "3"),
-        ("clients.total", "4"),
-        ("retained messages.count", "5"),
-        ("store.messages.count", "7"),
-        ("publish.messages.dropped", "11"),
+        ("uptime", "50 seconds"),
+        ("clients/connected", "1"),
+        ("clients/disconnected", "3"),
+        ("clients/total", "4"),
+        ("retained messages/count", "5"),
+        ("store/messages/count", "7"),
+        ("publish/messages/dropped", "11"),
+        // CONNECT and SUBSCRIBE, CONNACK and SUBACK.
+        ("messages/received", "2"),
+        ("messages/sent", "2"),
+        ("publish/messages/sent", "0"),
+        ("publish/bytes/sent", "0"),
+        ("bytes/received", "28"),
+        ("bytes/sent", "9"),
+        ("subscriptions/count", "1"),
+        ("shared_subscriptions/count", "0"),
     ] {
-        let found = values.iter().find(|publish| publish.key == format!("broker.{name}"));
-        let found = found.map(|publish| publish.body.escape_ascii().to_string());
-        assert_eq!(found.as_deref(), Some(value), "{name}");
+        assert_eq!(values[name], (0x31, vec![], value.to_owned()), "{name}");
     }
+    assert!(values.contains_key("version"));
     script.advance(9999);
     assert!(script.requests().is_empty());
-    assert_eq!(sys_values(&mut script, 1).len(), values.len());
+    script.send(b"\x30\x06\0\x01tabc");
+    assert_eq!(script.publishes().len(), 1);
+    script.advance(1);
+    let again = sys_values(&mut script);
+    assert_eq!(again.len(), values.len());
+    let told: usize = values.values().map(|(_, _, value)| value.len()).sum();
+    for (name, value) in [
+        ("uptime", "60 seconds"),
+        ("messages/received", "3"),
+        ("messages/sent", &(2 + values.len()).to_string()),
+        ("publish/messages/received", "1"),
+        ("publish/messages/sent", &values.len().to_string()),
+        ("publish/bytes/received", "3"),
+        ("publish/bytes/sent", &told.to_string()),
+    ] {
+        assert_eq!(again[name], (0x30, vec![], value.to_owned()), "{name}");
+    }
     script.send(b"\xA2\x0A\0\x02\0\x06$SYS/#");
     assert_eq!(script.next_timeout(), None);
+}
+
+/// No local, retain as published, retain handling, identifiers.
+#[test]
+fn options_count_for_sys_topics() {
+    for (options, at_once, again) in [
+        (0x00, Some(0x31), 0x30),
+        (0x04, Some(0x31), 0x30),
+        (0x09, Some(0x31), 0x31),
+        (0x10, Some(0x31), 0x30),
+        (0x20, None, 0x30),
+    ] {
+        let mut script = Script::connected(CONNECT_5);
+        let expected = |first| Some((first, b"\x02\x0B\x07".to_vec(), "0".to_owned()));
+        let requests = sys_subscribe(&mut script, b"$SYS/broker/publish/bytes/sent", options);
+        assert_eq!(requests.len(), usize::from(at_once.is_some()), "{options:x}");
+        if let Some(first) = at_once {
+            script.put_back(requests);
+            let mut values = sys_values(&mut script);
+            assert_eq!(values.remove("publish/bytes/sent"), expected(first), "{options:x}");
+            assert!(values.is_empty());
+        }
+        script.send(b"\xC0\0");
+        script.sent();
+        script.advance(10_000);
+        let value = sys_values(&mut script).remove("publish/bytes/sent").expect("a value");
+        assert_eq!(value.0, again, "{options:x}");
+        // Retain handling 1: only when the subscription is new.
+        let requests = sys_subscribe(&mut script, b"$SYS/broker/publish/bytes/sent", options);
+        assert_eq!(requests.len(), usize::from(options & 0x30 == 0), "{options:x}");
+    }
+}
+
+#[test]
+fn refused_filters_get_no_sys_values() {
+    let mut script = Script::connected(CONNECT_4);
+    script.send(b"\x82\x0B\0\x01\0\x06$SYS/#\0");
+    let requests = script.requests();
+    script.reply(requests[0].0, Err(Refusal::AccessRefused));
+    assert_eq!(script.sent(), b"\x90\x03\0\x01\x80");
+    script.put_back(requests.into_iter().skip(1).collect());
+    assert!(sys_values(&mut script).is_empty());
+}
+
+/// A session that is there again watches what it watched.
+#[test]
+fn a_resumed_session_gets_sys_values_when_they_are_due() {
+    let mut script = Script::new(Config::default());
+    script.send(b"\x10\x0D\0\x04MQTT\x04\0\0\0\0\x01c");
+    script.reply_next(Ok(Reply::Done));
+    let requests = script.requests();
+    script.reply(requests[0].0, Ok(attached(true, &[b"\0\0\0\0\0$SYS/broker/uptime"])));
+    script.reply(requests[1].0, Ok(Reply::Done));
+    assert_eq!(script.sent(), b"\x20\x02\x01\0");
+    script.advance(10_000);
+    let values = sys_values(&mut script);
+    assert_eq!(values["uptime"], (0x30, vec![], "60 seconds".to_owned()));
+    assert_eq!(values.len(), 1);
 }
 
 /// 4.7.2: `$SYS` is the broker's own.

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::inflight::{InFlight, Step};
 use crate::mapping::queue_of;
 use crate::reason_code::ReasonCode;
-use crate::stats::Counted;
+use crate::stats::{Counted, Subscribed};
 use crate::subscriptions::{Subscription, Subscriptions};
 
 /// What is settled when a client is connected.
@@ -52,8 +52,6 @@ pub(super) struct Client {
     pub(super) shared: Option<Box<Shared>>,
     /// How many of its filters are below `$SYS`.
     pub(super) sys_filters: u32,
-    /// One of them is new: it wants its values soon.
-    pub(super) watches_anew: bool,
     pub(super) in_flight: InFlight,
     /// PUBREC came, and core has not said that it is noted: packet identifier and sequence.
     pub(super) received: Vec<(u16, u64)>,
@@ -71,7 +69,7 @@ pub(super) struct Client {
     pub(super) asking: Option<Box<Asking>>,
     pub(super) counted: Counted,
     /// How many of its subscriptions are counted with all others.
-    pub(super) counted_subscriptions: u64,
+    pub(super) counted_subscriptions: Subscribed,
 }
 
 impl Client {
@@ -82,7 +80,6 @@ impl Client {
             subscriptions: Subscriptions::default(),
             shared: None,
             sys_filters: 0,
-            watches_anew: false,
             in_flight: InFlight::default(),
             received: Vec::new(),
             waiting: VecDeque::new(),
@@ -93,7 +90,7 @@ impl Client {
             next_request: FIRST_REQUEST,
             asking: None,
             counted: Counted::default(),
-            counted_subscriptions: 0,
+            counted_subscriptions: Subscribed::default(),
         }
     }
 
@@ -107,8 +104,11 @@ impl Client {
         }
     }
 
-    pub(super) fn subscription_count(&self) -> u64 {
-        (self.subscriptions.len() + self.shared_count()) as u64
+    pub(super) fn subscribed(&self) -> Subscribed {
+        Subscribed {
+            own: self.subscriptions.len() as u32,
+            shared: self.shared_count() as u32,
+        }
     }
 
     pub(super) fn id(&self) -> &[u8] {
@@ -166,6 +166,7 @@ impl Client {
             Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(&unsubscribe, out),
             Packet::PingReq => {
                 put_fixed_header(out.bytes(), PacketType::PingResp.first_byte(), 0);
+                self.counted.packets_out += 1;
                 Ok(())
             }
             Packet::Disconnect(disconnect) => Err(self.handle_disconnect(&disconnect, config, out)),
@@ -202,6 +203,7 @@ impl Client {
             // Of nobody knows what: answered, so that the exchange ends.
             if !ack.reason.is_failure() {
                 put_pubrel(out, ack.packet_id);
+                self.counted.packets_out += 1;
             }
             return Ok(());
         };
@@ -217,6 +219,7 @@ impl Client {
             Step::Published2 | Step::Released => {
                 flight.step = Step::Released;
                 put_pubrel(out, ack.packet_id);
+                self.counted.packets_out += 1;
             }
             Step::Received => {}
         }
@@ -246,6 +249,7 @@ impl Client {
             {
                 flight.step = Step::Released;
                 put_pubrel(out, *packet_id);
+                self.counted.packets_out += 1;
             }
         }
     }

@@ -1,5 +1,7 @@
 //! From CONNECT to CONNACK.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, AttributesBuilder};
 use rocketbridge_core::boundary::{RequestId, SubscriptionId};
@@ -94,6 +96,7 @@ pub(super) fn keep_of(seconds: u32, config: &Config) -> Millis {
 
 impl MqttSession {
     pub(super) fn handle_connect(&mut self, connect: Connect, out: &mut Outbox) {
+        self.stats.packets_in.fetch_add(1, Relaxed);
         let version = connect.version;
         let properties = &connect.properties;
         let number = |id, absent| properties.number(id).unwrap_or(absent);
@@ -220,6 +223,7 @@ impl MqttSession {
         });
         client.resume(&connecting.cookies);
         client.resume_shared(connecting.shares, out);
+        client.counted.packets_out += 1;
         self.stats.connected();
         self.state = State::Connected(Box::new(client));
     }
@@ -240,6 +244,7 @@ impl MqttSession {
                 Version::V31 | Version::V311 => reason.connect_return_code(),
             };
             put_connack(out, version, false, code, b"");
+            self.stats.packets_out.fetch_add(1, Relaxed);
         }
         self.close(out);
     }

@@ -129,6 +129,7 @@ impl Client {
         if is_common {
             out.body(packet, || packet.clone());
             self.counted.publishes_out += 1;
+            self.counted.payload_bytes_out += delivery.message.body().len() as u64;
         }
         is_common
     }
@@ -145,6 +146,7 @@ impl Client {
         }
         put_fixed_header(out.bytes(), PacketType::PubRel.first_byte(), 2);
         out.bytes().put_u16(packet_id);
+        self.counted.packets_out += 1;
         Ok(())
     }
 
@@ -230,6 +232,7 @@ impl Client {
             aliases.insert(origin.topic.into(), alias);
         }
         self.counted.publishes_out += 1;
+        self.counted.payload_bytes_out += body.len() as u64;
         if qos == 0 {
             return self.done(delivery, out);
         }

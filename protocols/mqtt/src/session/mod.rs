@@ -16,8 +16,10 @@ mod deliver;
 mod publish;
 mod shared;
 mod subscribe;
+mod sys;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
@@ -82,6 +84,8 @@ pub struct MqttSession {
     unsent_before: usize,
     /// When a 5.0 client last published, until it is known that core took it.
     published_at: Option<Millis>,
+    /// When the client gets the values of the `$SYS` topics that it watches again.
+    sys_due: Option<Millis>,
 }
 
 impl MqttSession {
@@ -98,6 +102,7 @@ impl MqttSession {
             heard_at: now.mono,
             unsent_before: 0,
             published_at: None,
+            sys_due: None,
         }
     }
 
@@ -151,6 +156,7 @@ impl MqttSession {
         if let DecodeError::UnsupportedVersion(_) = error {
             let code = ReasonCode::UnsupportedProtocolVersion.connect_return_code();
             connect::put_connack(out, Version::V311, false, code, b"");
+            self.stats.packets_out.fetch_add(1, Relaxed);
         }
         self.close(out);
     }
@@ -161,6 +167,7 @@ impl MqttSession {
             self.stats.disconnected(client.counted_subscriptions);
         }
         self.state = State::Closed;
+        self.sys_due = None;
         self.pending = BytesMut::new();
         out.close();
     }
@@ -171,6 +178,7 @@ impl MqttSession {
             if client.version() == Version::V5 {
                 put_fixed_header(out.bytes(), PacketType::Disconnect.first_byte(), 1);
                 out.bytes().put_u8(reason as u8);
+                self.stats.packets_out.fetch_add(1, Relaxed);
             }
         }
         self.close(out);
@@ -191,8 +199,7 @@ impl MqttSession {
             (State::Connected(client), Event::Outcome(outcome)) => client.handle_outcome(outcome, out),
             (State::Connected(client), Event::Reply { id, result }) => {
                 if let Ok(Reply::Totals(totals)) = &result {
-                    let each = |topic, value: &str| client.publish_sys(topic, value, out);
-                    self.stats.each_sys(now.mono, totals, each);
+                    client.send_values(&self.stats, now.mono, totals, out);
                 }
                 client.handle_reply(id, result, out)
             }
@@ -239,16 +246,6 @@ impl MqttSession {
         Some(self.published_at? + millis(self.config.blocked_max))
     }
 
-    /// When the `$SYS` topics that this client watches are due.
-    fn sys_deadline(&self) -> Option<Millis> {
-        match &self.state {
-            State::Connected(client) if client.sys_filters > 0 && self.config.sys_interval > Duration::ZERO => {
-                Some(self.stats.sys_due())
-            }
-            _ => None,
-        }
-    }
-
     fn check_blocked(&mut self, now: Now, out: &mut Outbox) {
         if self.blocked_deadline().is_none_or(|deadline| now.mono < deadline) {
             return;
@@ -262,16 +259,16 @@ impl MqttSession {
         }
     }
 
-    fn publish_sys(&mut self, now: Now, out: &mut Outbox) {
-        if self.sys_deadline().is_none_or(|deadline| now.mono < deadline) {
+    fn watch_sys(&mut self, now: Now, out: &mut Outbox) {
+        if self.sys_due.is_none_or(|deadline| now.mono < deadline) {
             return;
         }
-        let interval = millis(self.config.sys_interval);
-        if let State::Connected(client) = &mut self.state
-            && self.stats.take_sys_turn(now.mono, interval)
-        {
-            // The values are published when core has told its part of them.
-            client.ask(Asked::Other, Request::Totals, out);
+        if let State::Connected(client) = &mut self.state {
+            self.sys_due = Some(now.mono + millis(self.config.sys_interval));
+            // Who does not take what there is gets no more. The values are sent when core has told its part of them.
+            if out.queued_bytes() <= Outbox::HIGH_MARK && !out.has_orders() {
+                client.ask(Asked::Values { filters: None }, Request::Totals, out);
+            }
         }
     }
 
@@ -289,13 +286,13 @@ impl MqttSession {
         if client.counted.publishes_in > 0 && client.version() == Version::V5 && self.published_at.is_none() {
             self.published_at = Some(now.mono);
         }
-        if std::mem::take(&mut client.watches_anew) {
-            self.stats.hurry_sys();
-        }
+        let watches_sys = client.sys_filters > 0 && self.config.sys_interval > Duration::ZERO;
+        let next = now.mono + millis(self.config.sys_interval);
+        self.sys_due = watches_sys.then(|| self.sys_due.unwrap_or(next));
         self.stats.add(&mut client.counted);
-        let subscriptions = client.subscription_count();
-        self.stats.recount(client.counted_subscriptions, subscriptions);
-        client.counted_subscriptions = subscriptions;
+        let subscribed = client.subscribed();
+        self.stats.recount(client.counted_subscriptions, subscribed);
+        client.counted_subscriptions = subscribed;
         let result = match result {
             Ok(()) if client.is_to_end() => Err(ReasonCode::ReceiveMaximumExceeded.into()),
             result => result,
@@ -332,10 +329,14 @@ impl Session for MqttSession {
                 self.close(out);
             }
         }
+        let taken = length - input.len();
+        let sent = out.queued_bytes().saturating_sub(unsent);
         if let State::Connected(client) = &mut self.state {
             client.rest();
-            client.counted.bytes_in += (length - input.len()) as u64;
-            client.counted.bytes_out += out.queued_bytes().saturating_sub(unsent) as u64;
+            client.counted.bytes_in += taken as u64;
+            client.counted.bytes_out += sent as u64;
+        } else {
+            self.stats.add_bytes(taken, sent);
         }
         self.follow_up(now, out);
     }
@@ -350,8 +351,11 @@ impl Session for MqttSession {
             self.heard_at = now.mono;
             self.take_pending(now, out);
         }
+        let sent = out.queued_bytes().saturating_sub(unsent);
         if let State::Connected(client) = &mut self.state {
-            client.counted.bytes_out += out.queued_bytes().saturating_sub(unsent) as u64;
+            client.counted.bytes_out += sent as u64;
+        } else {
+            self.stats.add_bytes(0, sent);
         }
         self.follow_up(now, out);
     }
@@ -359,7 +363,7 @@ impl Session for MqttSession {
     fn handle_timeout(&mut self, now: Now, out: &mut Outbox) {
         self.check_blocked(now, out);
         self.follow_up(now, out);
-        self.publish_sys(now, out);
+        self.watch_sys(now, out);
         if self.silence_deadline().is_none_or(|deadline| now.mono < deadline) {
             return;
         }
@@ -385,7 +389,7 @@ impl Session for MqttSession {
     }
 
     fn next_timeout(&self) -> Option<Millis> {
-        let deadlines = [self.silence_deadline(), self.blocked_deadline(), self.sys_deadline()];
+        let deadlines = [self.silence_deadline(), self.blocked_deadline(), self.sys_due];
         deadlines.into_iter().flatten().min()
     }
 

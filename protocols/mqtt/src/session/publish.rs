@@ -12,7 +12,7 @@ use rocketbridge_session::Outbox;
 
 use super::Close;
 use super::client::{Client, is_sys};
-use crate::codec::properties::{Properties, PropertyId};
+use crate::codec::properties::PropertyId;
 use crate::codec::text::{LEVEL, level_count};
 use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
@@ -76,6 +76,7 @@ impl Client {
         out: &mut Outbox,
     ) -> Result<(), Close> {
         self.counted.publishes_in += 1;
+        self.counted.payload_bytes_in += publish.payload.len() as u64;
         self.resolve_alias(&mut publish)?;
         if level_count(&publish.topic) > config.topic_levels_max {
             return Err(ReasonCode::TopicNameInvalid.into());
@@ -87,6 +88,7 @@ impl Client {
             if is_answered {
                 let (version, packet_id) = (self.is.version, publish.packet_id);
                 put_short_ack(out.bytes(), version, PacketType::PubRec, packet_id, ReasonCode::Success);
+                self.counted.packets_out += 1;
             }
             return Ok(());
         }
@@ -175,22 +177,6 @@ impl Client {
             self.send_answers(out);
         }
         Ok(())
-    }
-
-    /// Publishes a `$SYS` value, as the broker's own.
-    pub(super) fn publish_sys(&mut self, topic: &'static str, value: &str, out: &mut Outbox) {
-        let publish = Publish {
-            dup: false,
-            qos: 0,
-            retain: true,
-            topic: Bytes::from_static(topic.as_bytes()),
-            packet_id: 0,
-            properties: Properties::default(),
-            payload: Bytes::copy_from_slice(value.as_bytes()),
-        };
-        let token = self.await_outcome(&publish);
-        let publish = self.core_publish(publish, token);
-        out.publish(publish);
     }
 
     /// Core has taken no publishes for too long: what waits is answered with 0x97, or dropped if its QoS wants
@@ -338,6 +324,7 @@ impl Client {
                 _ => reason,
             };
             put_short_ack(out.bytes(), self.is.version, answers_with, packet_id, reason);
+            self.counted.packets_out += 1;
             if answers_with != PacketType::PubRec {
                 continue;
             }
@@ -362,6 +349,7 @@ impl Client {
         if self.is.keep == Millis(0) {
             let reason = ReasonCode::Success;
             put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
+            self.counted.packets_out += 1;
             return;
         }
         let token = self.next_token;

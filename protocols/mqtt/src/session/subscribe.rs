@@ -1,6 +1,7 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use rocketbridge_core::boundary::RequestId;
@@ -38,6 +39,9 @@ pub(super) enum Asked {
     Share { index: usize, filter: Bytes, granted: u8 },
     /// To note that the client has these messages.
     Note { packet_ids: Vec<u16> },
+    /// What the values below `$SYS` are: of those that match these new filters, or, `None`, of all that the
+    /// client has subscribed to.
+    Values { filters: Option<Vec<Bytes>> },
     /// Something whose answer does not matter.
     Other,
 }
@@ -84,6 +88,14 @@ impl Client {
         self.asking.get_or_insert_default()
     }
 
+    /// What core answers next, when that is to become values below `$SYS`: the filters of [`Asked::Values`].
+    pub(super) fn take_watched(&mut self) -> Option<Option<Vec<Bytes>>> {
+        match self.asking.as_mut()?.asked.front_mut()? {
+            Asked::Values { filters } => Some(filters.take()),
+            _ => None,
+        }
+    }
+
     pub(super) fn next_request_id(&mut self) -> RequestId {
         self.asking().asked.push_back(Asked::Other);
         self.next_request += 1;
@@ -114,8 +126,9 @@ impl Client {
             codes: Vec::new(),
             waiting: 0,
         };
-        // Retained messages come after the SUBACK of all filters.
+        // Retained messages come after the SUBACK of all filters, and so do values below `$SYS`.
         let mut recalls = Vec::new();
+        let mut watched = Vec::new();
         for (index, (filter, options)) in subscribe.filters().enumerate() {
             let options = if self.is.is_bridge {
                 options.of_bridge()
@@ -128,7 +141,11 @@ impl Client {
                     if split_shared(filter).is_some() {
                         self.subscribe_shared(index, filter, options, identifier, config, out);
                     } else if self.subscribe(index, filter, options, identifier, out) {
-                        recalls.push(filter);
+                        if is_sys(filter) {
+                            watched.push(Bytes::copy_from_slice(filter));
+                        } else {
+                            recalls.push(filter);
+                        }
                     }
                     ack.waiting += 1;
                     UNDECIDED
@@ -142,6 +159,10 @@ impl Client {
                 pattern: pattern_of(filter),
             };
             self.ask(Asked::Other, recall, out);
+        }
+        if !watched.is_empty() && config.sys_interval > Duration::ZERO {
+            let filters = Some(watched);
+            self.ask(Asked::Values { filters }, Request::Totals, out);
         }
         self.asking().acks.push_back(ack);
         self.send_acks(out)
@@ -162,7 +183,6 @@ impl Client {
         let previous = self.subscriptions.insert(filter, subscription);
         let wants_retained = options.wants_retained(previous.is_none());
         self.sys_filters += u32::from(previous.is_none() && is_sys(filter));
-        self.watches_anew |= is_sys(filter);
         let asked = Asked::Bind {
             index,
             filter: cookie.slice(cookie.len() - filter.len()..),
@@ -264,7 +284,7 @@ impl Client {
                 }
                 return Ok(());
             }
-            Some(Asked::Other) | None => return Ok(()),
+            Some(Asked::Values { .. } | Asked::Other) | None => return Ok(()),
         };
         if let Some(ack) = self.asking().acks.iter_mut().find(|ack| ack.waiting > 0) {
             if let Some(slot) = ack.codes.get_mut(index) {
@@ -306,7 +326,7 @@ impl Client {
         Ok(())
     }
 
-    fn send_ack(&self, ack: &PendingAck, out: &mut Outbox) -> Result<(), Close> {
+    fn send_ack(&mut self, ack: &PendingAck, out: &mut Outbox) -> Result<(), Close> {
         let version = self.is.version;
         let is_refused = |code: &u8| *code >= ReasonCode::UnspecifiedError as u8;
         // MQTT 3.1 has no word for it, and a granted QoS would be a lie.
@@ -328,6 +348,7 @@ impl Client {
             out.put_u8(0);
         }
         out.put_slice(codes);
+        self.counted.packets_out += 1;
         Ok(())
     }
 }

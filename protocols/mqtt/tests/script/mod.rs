@@ -33,7 +33,7 @@ pub struct Script {
     recalls: Vec<(RequestId, Pattern)>,
     publishes: Vec<Publish>,
     settled: Vec<u64>,
-    is_v5: bool,
+    pub is_v5: bool,
 }
 
 impl Script {
@@ -213,6 +213,11 @@ impl Script {
     pub fn requests(&mut self) -> Vec<(RequestId, Request)> {
         self.take_orders();
         std::mem::take(&mut self.requests)
+    }
+
+    /// Requests that were looked at and are still to be answered.
+    pub fn put_back(&mut self, requests: Vec<(RequestId, Request)>) {
+        self.requests.splice(0..0, requests);
     }
 
     pub fn publishes(&mut self) -> Vec<Publish> {
