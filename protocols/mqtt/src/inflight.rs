@@ -25,6 +25,8 @@ pub struct Flight {
     pub sequence: u64,
     /// How far it is.
     pub step: Step,
+    /// The QoS that it was sent with is noted on its lease.
+    pub is_qos_noted: bool,
 }
 
 /// The messages with QoS 1 and 2 in flight to one client, by packet identifier.
@@ -76,7 +78,12 @@ impl InFlight {
         self.flights.get_mut(&packet_id)
     }
 
-    /// The same; the identifier is free again.
+    /// All of them, in no order.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u16, &mut Flight)> {
+        self.flights.iter_mut().map(|(packet_id, flight)| (*packet_id, flight))
+    }
+
+    /// The message of that identifier; it is free again.
     pub fn remove(&mut self, packet_id: u16) -> Option<Flight> {
         self.flights.remove(&packet_id)
     }
@@ -100,6 +107,7 @@ mod tests {
             subscription: SubscriptionId(1),
             sequence,
             step: Step::Published1,
+            is_qos_noted: false,
         }
     }
 

@@ -231,9 +231,13 @@ pub fn split_expiry(properties: &[u8]) -> (Option<u32>, &[u8]) {
 
 /// What is left of a message's life after it has waited, seconds, rounded up; `None` when it is over.
 /// [MQTT-3.3.2-6]
+///
+/// A life of 0 is over when its first second is, since seconds are what is counted: until then it reaches
+/// whoever is there for it, as only what could not be passed on at once is to be deleted. (3.3.2.3.3)
 pub fn seconds_left(lifetime: Millis, waited: Millis) -> Option<u32> {
     let left = lifetime.0.saturating_sub(waited.0);
-    (left > 0).then(|| u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX))
+    let is_over = waited.0 >= lifetime.0.max(1000);
+    (!is_over).then(|| u32::try_from(left.div_ceil(1000)).unwrap_or(u32::MAX))
 }
 
 // --- properties -------------------------------------------------------------------------------

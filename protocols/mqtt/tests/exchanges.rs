@@ -111,7 +111,7 @@ fn an_identifier_that_is_taken_is_replaced_and_that_is_noted() {
     let [(_, Request::Note { notes, .. })] = &requests[..] else {
         panic!("{requests:?}")
     };
-    assert_eq!(notes[..], [(65_535, 0xFFFF)]);
+    assert_eq!(notes[..], [(65_535, 0x2_FFFF)]);
 }
 
 /// [MQTT-3.10.4-3]
@@ -122,6 +122,75 @@ fn what_was_begun_is_completed_without_its_subscription() {
     again.redelivered = true;
     script.event(Event::Delivery(again));
     assert_eq!(script.sent(), b"\x3C\x0A\0\x05other\0\x01x");
+}
+
+/// [MQTT-4.4.0-1]: with the QoS that it was sent with, whatever is subscribed to then.
+#[test]
+fn the_qos_of_what_is_in_flight_is_noted_before_subscriptions_change() {
+    const CHANGES: [&[u8]; 3] = [
+        b"\x82\x06\0\x09\0\x01t\0",
+        b"\x82\x06\0\x09\0\x01#\x02",
+        b"\xA2\x05\0\x09\0\x01t",
+    ];
+    for change in CHANGES {
+        let mut script = kept();
+        script.send(change);
+        let requests = script.requests();
+        assert!(matches!(requests[..], [(_, Request::Bind(_) | Request::Unbind(_))]));
+        let mut script = kept();
+        for (sequence, qos) in [(1, 2), (2, 1), (3, 2)] {
+            script.deliver(sequence, true, &publish(b"t", qos));
+        }
+        script.sent();
+        script.send(b"\x50\x02\0\x03");
+        noted(&mut script);
+        script.send(change);
+        let mut requests = script.requests();
+        let (_, Request::Note { notes, .. }) = &mut requests[0] else {
+            panic!("{requests:?}")
+        };
+        notes.sort_unstable();
+        assert_eq!(notes[..], [(0, 0x4_0001), (1, 0x2_0002)]);
+        assert!(matches!(requests[1].1, Request::Bind(_) | Request::Unbind(_)));
+        // Once is enough.
+        script.send(change);
+        let requests = script.requests();
+        assert!(
+            requests
+                .iter()
+                .all(|(_, request)| !matches!(request, Request::Note { .. }))
+        );
+    }
+    // A session that ends with its connection has no use for it.
+    let mut script = Script::connected(CONNECT_4);
+    script.subscribe(b"t", 1);
+    script.deliver(1, true, &publish(b"t", 1));
+    script.sent();
+    script.subscribe(b"t", 0);
+}
+
+#[test]
+fn what_is_sent_again_has_the_qos_that_it_had() {
+    for granted in [None, Some(0), Some(1), Some(2)] {
+        for (note, expected) in [
+            (0x2_0001, &b"\x3A\x06\0\x01u\0\x01x"[..]),
+            (0x4_0001, b"\x3C\x06\0\x01u\0\x01x"),
+            (0x4_0007, b"\x3C\x06\0\x01u\0\x07x"),
+        ] {
+            let mut script = kept();
+            if let Some(granted) = granted {
+                script.subscribe(b"u", granted);
+            }
+            let mut again = delivery(1, true, &publish(b"u", 2));
+            (again.redelivered, again.note) = (true, note);
+            script.event(Event::Delivery(again));
+            assert_eq!(script.sent(), expected, "{granted:?}");
+            assert!(script.settled().is_empty());
+            // It is noted already.
+            script.send(b"\x82\x06\0\x09\0\x01u\0");
+            assert_eq!(script.requests().len(), 1);
+        }
+    }
 }
 
 // --- QoS 2 from the client --------------------------------------------------------------------
@@ -344,6 +413,49 @@ fn topic_aliases_are_used_as_far_as_the_client_allows() {
     }
 }
 
+/// [MQTT-3.1.2-25]: an alias is given up where it is what makes a packet too large.
+#[test]
+fn a_message_that_fits_without_its_alias_is_sent_without() {
+    // Maximum Packet Size 16, Topic Alias Maximum 1.
+    let mut script = Script::connected(b"\x10\x16\0\x04MQTT\x05\x02\0\x0A\x08\x27\0\0\0\x10\x22\0\x01\0\x01c");
+    script.subscribe(b"#", 0);
+    let body = |length: usize| Publish {
+        body: Bytes::from(vec![b'x'; length]),
+        ..publish(b"a", 0)
+    };
+    for (length, expected) in [
+        (10, &b"\x30\x0E\0\x01a\0xxxxxxxxxx"[..]),
+        (8, b"\x30\x0C\0\x01a\0xxxxxxxx"),
+        (7, b"\x30\x0E\0\x01a\x03\x23\0\x01xxxxxxx"),
+        (8, b"\x30\x0E\0\0\x03\x23\0\x01xxxxxxxx"),
+        // The alias is longer than the topic.
+        (9, b"\x30\x0D\0\x01a\0xxxxxxxxx"),
+        (11, b""),
+    ] {
+        script.deliver(1, false, &body(length));
+        assert_eq!(script.sent(), expected, "{length}");
+    }
+}
+
+/// 5.0, 3.3.2.3.3: what can be passed on at once is.
+#[test]
+fn a_message_that_expires_at_once_reaches_who_is_there() {
+    let mut script = Script::connected(CONNECT_5);
+    script.subscribe(b"t", 1);
+    let mut message = publish(b"t", 1);
+    message.origin = Bytes::from_static(b"\x05\x01\0\x01t\0\x01o\x02\0\0\0\0");
+    script.deliver(1, true, &message);
+    assert_eq!(script.sent(), b"\x32\x0C\0\x01t\0\x01\x05\x02\0\0\0\0x");
+    // Kept safe first, which takes a moment.
+    script.wait(999);
+    script.deliver(2, true, &message);
+    assert_eq!(script.sent(), b"\x32\x0C\0\x01t\0\x02\x05\x02\0\0\0\0x");
+    script.wait(1);
+    script.deliver(3, true, &message);
+    assert_eq!(script.sent(), b"");
+    assert_eq!(script.settled(), [3]);
+}
+
 /// [MQTT-3.3.2-5, MQTT-3.3.2-6]
 #[test]
 fn the_message_expiry_interval_counts_down_and_ends() {
@@ -398,6 +510,11 @@ fn shared_subscriptions_have_their_own_qos_and_identifiers() {
     shared.subscription = SubscriptionId(2);
     script.event(Event::Delivery(shared));
     assert_eq!(script.sent(), b"\x32\x09\0\x01t\xFF\xFF\x02\x0B\x09x");
+    // What another member left was never sent to this one. (3.3.1.1)
+    let mut shared = delivery(2, true, &publish(b"t", 2));
+    (shared.subscription, shared.redelivered) = (SubscriptionId(2), true);
+    script.event(Event::Delivery(shared));
+    assert_eq!(script.sent(), b"\x32\x09\0\x01t\xFF\xFE\x02\x0B\x09x");
     script.send(b"\xA2\x0F\0\x02\0\0\x0A$share/g/t");
     let requests = script.requests();
     let [(id, Request::Unshare { queue })] = &requests[..] else {

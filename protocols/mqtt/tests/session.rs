@@ -274,6 +274,35 @@ fn a_client_unheard_for_one_and_a_half_keep_alives_is_closed() {
     }
 }
 
+/// [MQTT-3.1.2-22]: packets count, and on a slow link what a large one grows by.
+#[test]
+fn bytes_that_make_no_packet_keep_no_connection() {
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x30\xFF\x7F\0\x01t\0");
+    for _ in 0..14 {
+        script.advance(1000);
+        script.send(b"x");
+    }
+    assert!(!script.is_closed());
+    script.advance(1000);
+    script.expect_closed(b"\xE0\x01\x8D");
+
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x30\xFF\x7F\0\x01t\0");
+    let mut left = 16_383 - 4;
+    while left > 0 {
+        script.advance(14_999);
+        assert!(!script.is_closed());
+        let part = left.min(4096);
+        script.send(&vec![b'x'; part]);
+        left -= part;
+    }
+    assert_eq!(script.publishes().len(), 1);
+    script.send(b"\x30");
+    script.advance(15_000);
+    script.expect_closed(b"\xE0\x01\x8D");
+}
+
 #[test]
 fn a_client_that_is_not_read_is_not_timed_out() {
     let mut script = Script::connected(CONNECT_4);
@@ -536,6 +565,15 @@ fn a_client_that_is_not_heard_is_told_what_happens() {
     script.publishes();
     script.outcome(0, 1, stored(1));
     assert!(script.wants_read() && !script.wants_events());
+}
+
+/// [MQTT-4.7.3-1]: a topic name has at least one character, that of a response too.
+#[test]
+fn an_empty_response_topic_is_refused() {
+    let mut script = Script::connected(CONNECT_5);
+    script.send(b"\x30\x07\0\x01t\x03\x08\0\0");
+    assert!(script.publishes().is_empty());
+    script.expect_closed(b"\xE0\x01\x82");
 }
 
 #[test]

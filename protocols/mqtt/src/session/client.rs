@@ -11,6 +11,7 @@ use rocketbridge_session::Outbox;
 
 use super::Close;
 use super::connect::{FIRST_REQUEST, SUBSCRIPTION, keep_alive_span, keep_of};
+use super::note::Note;
 use super::publish::Publishing;
 use super::shared::Shared;
 use super::subscribe::{Asked, Asking};
@@ -162,8 +163,14 @@ impl Client {
                 Ok(())
             }
             Packet::PubComp(ack) => self.handle_pubcomp(&ack, out),
-            Packet::Subscribe(subscribe) => self.handle_subscribe(&subscribe, config, out),
-            Packet::Unsubscribe(unsubscribe) => self.handle_unsubscribe(&unsubscribe, out),
+            Packet::Subscribe(subscribe) => {
+                self.note_sent(out);
+                self.handle_subscribe(&subscribe, config, out)
+            }
+            Packet::Unsubscribe(unsubscribe) => {
+                self.note_sent(out);
+                self.handle_unsubscribe(&unsubscribe, out)
+            }
             Packet::PingReq => {
                 put_fixed_header(out.bytes(), PacketType::PingResp.first_byte(), 0);
                 self.counted.packets_out += 1;
@@ -232,7 +239,7 @@ impl Client {
             return;
         }
         let received = std::mem::take(&mut self.received);
-        let notes = received.iter().map(|(id, at)| (*at, note_of(*id, true))).collect();
+        let notes = received.iter().map(|(id, at)| (*at, Note::received(*id))).collect();
         let packet_ids = received.into_iter().map(|(packet_id, _)| packet_id).collect();
         let request = Request::Note {
             subscription: SUBSCRIPTION,
@@ -251,6 +258,33 @@ impl Client {
                 put_pubrel(out, *packet_id);
                 self.counted.packets_out += 1;
             }
+        }
+    }
+
+    /// The subscriptions are about to change. Until now they tell with which QoS a message in flight was sent, so
+    /// that is noted with each before: it must be sent with the same again. [MQTT-4.4.0-1]
+    fn note_sent(&mut self, out: &mut Outbox) {
+        if self.is.keep == Millis(0) || self.in_flight.len() == 0 {
+            return;
+        }
+        let mut notes = Vec::new();
+        for (packet_id, flight) in self.in_flight.iter_mut() {
+            let qos = match flight.step {
+                Step::Published1 => 1,
+                Step::Published2 => 2,
+                Step::Received | Step::Released => continue,
+            };
+            if flight.subscription == SUBSCRIPTION && !flight.is_qos_noted {
+                flight.is_qos_noted = true;
+                notes.push((flight.sequence, Note::sent(packet_id, qos)));
+            }
+        }
+        if !notes.is_empty() {
+            let request = Request::Note {
+                subscription: SUBSCRIPTION,
+                notes,
+            };
+            self.ask(Asked::Other, request, out);
         }
     }
 
@@ -293,11 +327,6 @@ fn put_pubrel(out: &mut Outbox, packet_id: u16) {
     out.bytes().put_u8(PacketType::PubRel.first_byte());
     out.bytes().put_u8(2);
     out.bytes().put_u16(packet_id);
-}
-
-/// What is noted on a lease: the packet identifier, and whether the client has the message.
-pub(super) fn note_of(packet_id: u16, is_received: bool) -> u32 {
-    u32::from(packet_id) | u32::from(is_received) << 16
 }
 
 /// The settlement of one delivery that is done with.

@@ -8,8 +8,9 @@ use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Cursor, Outbox};
 
 use super::Close;
-use super::client::{Client, note_of, settled};
+use super::client::{Client, settled};
 use super::connect::SUBSCRIPTION;
+use super::note::Note;
 use super::subscribe::Asked;
 use crate::codec::properties::PropertyId;
 use crate::codec::{PacketType, Version, publish_flags, put_bytes16, put_fixed_header, put_variable, variable_len};
@@ -22,21 +23,6 @@ use crate::subscriptions::Matched;
 const ALIAS_LEN: usize = 3;
 /// Length of a message expiry property.
 const EXPIRY_LEN: usize = 5;
-
-/// What an exchange of an earlier connection was noted as.
-struct Note {
-    packet_id: Option<u16>,
-    is_received: bool,
-}
-
-impl Note {
-    fn of(note: u32) -> Self {
-        Self {
-            packet_id: Some(note as u16).filter(|id| *id != 0),
-            is_received: note & 1 << 16 != 0,
-        }
-    }
-}
 
 /// How one message is delivered.
 struct Terms {
@@ -140,6 +126,7 @@ impl Client {
             subscription: delivery.subscription,
             sequence: delivery.sequence,
             step: Step::Released,
+            is_qos_noted: true,
         };
         if self.in_flight.insert(Some(packet_id), flight) != Some(packet_id) {
             return Err(ReasonCode::UnspecifiedError.into());
@@ -170,27 +157,43 @@ impl Client {
         let expiry = match expiry.map(|seconds| seconds_left(Millis::from_secs(seconds.into()), waited)) {
             None => None,
             Some(Some(left)) => Some(left),
-            // Expired on its way. An interval of 0 is over at once.
+            // Expired on its way.
             Some(None) => {
                 self.counted.dropped += 1;
                 return self.done(delivery, out);
             }
         };
-        let alias = if is_v5 { self.alias_of(origin.topic) } else { None };
-        let topic = match alias {
-            Some((_, true)) => b"",
-            _ => origin.topic,
-        };
         let payload = delivery.message.payload();
         let body = &payload[..];
-        let mut remaining = 2 + topic.len() + usize::from(qos > 0) * 2 + body.len();
-        let properties_len =
-            identifiers.len() + alias.map_or(0, |_| ALIAS_LEN) + expiry.map_or(0, |_| EXPIRY_LEN) + properties.len();
-        if is_v5 {
-            remaining += variable_len(properties_len as u32) + properties_len;
+        let fixed_len = 2 + usize::from(qos > 0) * 2 + body.len();
+        let plain_properties_len = identifiers.len() + expiry.map_or(0, |_| EXPIRY_LEN) + properties.len();
+        // Topic, length of the properties, remaining length and size of the packet.
+        let lay_out = |alias: Option<(u16, bool)>| {
+            let topic = match alias {
+                Some((_, true)) => b"",
+                _ => origin.topic,
+            };
+            let properties_len = plain_properties_len + alias.map_or(0, |_| ALIAS_LEN);
+            let mut remaining = fixed_len + topic.len();
+            if is_v5 {
+                remaining += variable_len(properties_len as u32) + properties_len;
+            }
+            (
+                topic,
+                properties_len,
+                remaining,
+                1 + variable_len(remaining as u32) + remaining,
+            )
+        };
+        let size_max = self.is.packet_size_max as usize;
+        let mut alias = if is_v5 { self.alias_of(origin.topic) } else { None };
+        let (mut topic, mut properties_len, mut remaining, mut size) = lay_out(alias);
+        if size > size_max && alias.is_some() {
+            // It may fit without: an alias is longer than the shortest topics, and one that is told comes on top.
+            alias = None;
+            (topic, properties_len, remaining, size) = lay_out(alias);
         }
-        let size = 1 + variable_len(remaining as u32) + remaining;
-        if size > self.is.packet_size_max as usize {
+        if size > size_max {
             // [MQTT-3.1.2-25]
             tracing::debug!(client_id = %self.is.client_id.escape_ascii(), size, "message larger than the client accepts");
             self.counted.dropped += 1;
@@ -198,7 +201,8 @@ impl Client {
         }
         let bytes = out.bytes();
         bytes.reserve(size - body.len());
-        let is_dup = qos > 0 && delivery.redelivered;
+        // What comes back to a shared queue was sent to somebody else, or under another identifier. (3.3.1.1)
+        let is_dup = qos > 0 && delivery.redelivered && delivery.subscription == SUBSCRIPTION;
         let flags = publish_flags(is_dup, qos, retain);
         put_fixed_header(bytes, PacketType::Publish.first_byte() | flags, remaining);
         put_bytes16(bytes, topic);
@@ -254,7 +258,9 @@ impl Client {
         };
         // What was begun is completed even when the subscription is gone. [MQTT-3.10.4-3]
         let begun = (delivery.redelivered && delivery.leased).then_some(2);
-        let granted = matched.qos.or(begun)?;
+        // And as it was begun, whatever was subscribed to since. [MQTT-4.4.0-1]
+        let sent = Note::of(delivery.note).qos;
+        let granted = sent.or(matched.qos).or(begun)?;
         Some(Terms {
             // Core leases exactly what was published with QoS 1 or its like. [MQTT-3.8.4-8]
             qos: if delivery.leased {
@@ -284,16 +290,21 @@ impl Client {
     fn begin_flight(&mut self, delivery: &Delivery, qos: u8, out: &mut Outbox) -> Option<u16> {
         let is_own_queue = delivery.subscription == SUBSCRIPTION;
         let usual = is_own_queue.then(|| packet_id_of(delivery.sequence));
-        let wanted = Note::of(delivery.note).packet_id.or(usual);
+        let note = Note::of(delivery.note);
+        let wanted = note.packet_id.or(usual);
         let flight = Flight {
             subscription: delivery.subscription,
             sequence: delivery.sequence,
             step: if qos == 2 { Step::Published2 } else { Step::Published1 },
+            is_qos_noted: note.qos.is_some(),
         };
         let packet_id = self.in_flight.insert(wanted, flight)?;
         if is_own_queue && Some(packet_id) != wanted && self.is.keep > Millis(0) {
             // Another than its sequence says: it must be found again after a reconnect.
-            let notes = vec![(delivery.sequence, note_of(packet_id, false))];
+            if let Some(flight) = self.in_flight.get_mut(packet_id) {
+                flight.is_qos_noted = true;
+            }
+            let notes = vec![(delivery.sequence, Note::sent(packet_id, qos))];
             let request = Request::Note {
                 subscription: SUBSCRIPTION,
                 notes,

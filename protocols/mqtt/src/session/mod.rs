@@ -13,6 +13,7 @@
 mod client;
 mod connect;
 mod deliver;
+mod note;
 mod publish;
 mod shared;
 mod subscribe;
@@ -39,6 +40,9 @@ use subscribe::Asked;
 
 /// Most bytes that wait for the CONNACK: some reads of the driver, which stops reading meanwhile.
 const PENDING_MAX: usize = 256 * 1024;
+
+/// By how much an unfinished packet has to grow within the keep alive, bytes.
+const UNFINISHED_STEP: usize = 4 * 1024;
 
 /// Deliveries that wait for the client's acknowledgements; with more no events are taken.
 const WAITING_MAX: usize = 256;
@@ -78,8 +82,10 @@ pub struct MqttSession {
     state: State,
     /// What came behind CONNECT before the CONNACK.
     pending: BytesMut,
-    /// When the peer was last heard of, or last could not be heard.
+    /// When the peer last sent a packet or much of a large one, or last could not be heard.
     heard_at: Millis,
+    /// How much of an unfinished packet was there then, bytes.
+    heard_of: usize,
     /// Unsent bytes at the last keep alive check.
     unsent_before: usize,
     /// When a 5.0 client last published, until it is known that core took it.
@@ -100,6 +106,7 @@ impl MqttSession {
             state: State::Opening,
             pending: BytesMut::new(),
             heard_at: now.mono,
+            heard_of: 0,
             unsent_before: 0,
             published_at: None,
             sys_due: None,
@@ -128,7 +135,7 @@ impl MqttSession {
                 State::Connected(client) if !client.wants_read(&self.config) => return,
                 State::Connected(client) => match self.decoder.decode(input) {
                     Ok(Some(packet)) => {
-                        self.heard_at = now.mono;
+                        (self.heard_at, self.heard_of) = (now.mono, 0);
                         if let Err(close) = client.handle_packet(packet, &self.config, out) {
                             self.close_with(close, out);
                         }
@@ -272,6 +279,14 @@ impl MqttSession {
         }
     }
 
+    /// Packets keep the connection alive, bytes do not [MQTT-3.1.2-22]: but the peer is heard of as long as a large
+    /// packet grows on a slow link.
+    fn hear_unfinished(&mut self, now: Now, length: usize) {
+        if length >= self.heard_of + UNFINISHED_STEP && matches!(self.state, State::Connected(_)) {
+            (self.heard_at, self.heard_of) = (now.mono, length);
+        }
+    }
+
     /// After each call: what came is counted, and what it made known is followed up.
     fn follow_up(&mut self, now: Now, out: &mut Outbox) {
         if !self.pending.is_empty() && matches!(self.state, State::Connected(_)) {
@@ -313,9 +328,6 @@ impl Drop for MqttSession {
 
 impl Session for MqttSession {
     fn handle_bytes(&mut self, now: Now, input: &mut BytesMut, out: &mut Outbox) {
-        if !matches!(self.state, State::Opening) {
-            self.heard_at = now.mono;
-        }
         let (length, unsent) = (input.len(), out.queued_bytes());
         if self.pending.is_empty() {
             self.take_packets(now, input, out);
@@ -339,6 +351,7 @@ impl Session for MqttSession {
             self.stats.add_bytes(taken, sent);
         }
         self.follow_up(now, out);
+        self.hear_unfinished(now, self.pending.len() + input.len());
     }
 
     fn handle_events(&mut self, now: Now, events: &mut Vec<Event>, out: &mut Outbox) {

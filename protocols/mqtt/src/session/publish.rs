@@ -12,7 +12,7 @@ use rocketbridge_session::Outbox;
 
 use super::Close;
 use super::client::{Client, is_sys};
-use crate::codec::properties::PropertyId;
+use crate::codec::properties::{PropertyId, PropertyValue};
 use crate::codec::text::{LEVEL, level_count};
 use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
@@ -78,6 +78,10 @@ impl Client {
         self.counted.publishes_in += 1;
         self.counted.payload_bytes_in += publish.payload.len() as u64;
         self.resolve_alias(&mut publish)?;
+        if let Some(PropertyValue::Text(b"")) = publish.properties.find(PropertyId::ResponseTopic) {
+            // It is a topic name, and those are not empty. (5.0, 3.3.2.3.5) [MQTT-4.7.3-1]
+            return Err(ReasonCode::ProtocolError.into());
+        }
         if level_count(&publish.topic) > config.topic_levels_max {
             return Err(ReasonCode::TopicNameInvalid.into());
         }
