@@ -73,6 +73,8 @@ enum Answer {
     AmqpClose(u16),
     /// The protocol header that it would have liked.
     AmqpHeader,
+    /// MQTT's CONNACK with that code.
+    MqttConnAck(u8),
     /// MQTT 5.0 DISCONNECT with that reason.
     MqttDisconnect(u8),
     /// STOMP's ERROR with that message.
@@ -224,14 +226,16 @@ fn amqp_attacks() -> Vec<Attack> {
 
 fn mqtt_attacks() -> Vec<Attack> {
     use After::{Connecting, MqttLogin};
-    use Answer::{MqttDisconnect, Silence};
+    use Answer::{MqttConnAck, MqttDisconnect, Silence};
     let mqtt = |name, after, bytes, answer| attack(name, "mqtt", after, bytes, answer);
     // 268,435,455 bytes, the most that four bytes of length can say.
     let claim = |packet_type: u8| vec![packet_type << 4, 0xff, 0xff, 0xff, 0x7f, 0, 4, b'M', b'Q'];
+    let claim_of = |version: u8| [&claim(mqtt::CONNECT)[..], &[b'T', b'T', version]].concat();
     // A fifth byte of length does not exist.
     let too_long = |packet_type: u8| vec![packet_type << 4, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
     vec![
-        mqtt("a CONNECT of 268 MB", Connecting, claim(mqtt::CONNECT), Silence),
+        mqtt("a CONNECT of 268 MB", Connecting, claim_of(mqtt::V311), MqttConnAck(3)),
+        mqtt("a CONNECT of 268 MB", Connecting, claim_of(mqtt::V5), MqttConnAck(0x95)),
         mqtt("a length of five bytes", Connecting, too_long(mqtt::CONNECT), Silence),
         mqtt(
             "a PUBLISH of 268 MB",
@@ -505,8 +509,11 @@ impl Attacker {
             };
         }
         // STOMP ends frames with a line of their own.
-        match self.wire().read_to_end().trim_ascii_start() {
+        let said = self.wire().read_to_end();
+        let lines = said.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        match &said[lines..] {
             b"" => Answer::Silence,
+            [0x20, _, 0, code, ..] => Answer::MqttConnAck(*code),
             [0xe0, _, reason, ..] => Answer::MqttDisconnect(*reason),
             amqp::PROTOCOL_HEADER => Answer::AmqpHeader,
             [0x88, 2, high, low] => Answer::WebSocketClose(u16::from_be_bytes([*high, *low])),

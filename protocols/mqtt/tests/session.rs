@@ -156,6 +156,42 @@ fn credentials_may_be_ignored() {
     ));
 }
 
+#[test]
+fn a_connect_that_is_too_large_is_answered_when_its_version_is_known() {
+    for (connect, answer) in [
+        (&b"\x10\xFF\xFF\x7F\0\x04MQTT\x04"[..], &b"\x20\x02\0\x03"[..]),
+        (b"\x10\xFF\xFF\x7F\0\x04MQTT\x05", b"\x20\x03\0\x95\0"),
+        (b"\x10\xFF\xFF\x7F\0\x06MQIsdp\x03", b"\x20\x02\0\x03"),
+        (b"\x10\xFF\xFF\x7F\0\x04MQTT\x07", b"\x20\x02\0\x01"),
+        (b"\x10\xFF\xFF\x7F\0\x04MQTU\x04", b""),
+        (b"\x10\xFF\xFF\x7F\0\x07", b""),
+    ] {
+        let mut script = Script::new(Config::default());
+        for (at, byte) in connect.iter().enumerate() {
+            assert!(!script.is_closed(), "{at} of {connect:?}");
+            script.send(&[*byte]);
+        }
+        script.expect_closed(answer);
+    }
+}
+
+/// All five fields may have 65,535 bytes.
+#[test]
+fn a_connect_with_long_fields_is_taken() {
+    let long = [&[0xFF, 0xFF][..], &[b'x'; 0xFFFF]].concat();
+    let body = [&b"\0\x04MQTT\x04\xC6\0\x0A"[..], &long.repeat(5)].concat();
+    let length = body.len();
+    let head = [
+        0x10,
+        length as u8 | 0x80,
+        (length >> 7) as u8 | 0x80,
+        (length >> 14) as u8,
+    ];
+    let mut script = Script::new(Config::default());
+    script.send(&[&head, &body[..]].concat());
+    assert!(matches!(&script.requests()[..], [(_, Request::Login(_))]));
+}
+
 /// Forms that were left empty send both fields empty.
 #[test]
 fn no_name_and_no_password_are_anonymous() {
@@ -234,10 +270,13 @@ fn what_waits_for_connack_is_bounded() {
 }
 
 #[test]
-fn connect_is_small_and_later_packets_may_be_large() {
+fn connect_is_limited_and_later_packets_may_be_larger() {
     let mut script = Script::new(Config::default());
-    script.send(b"\x10\x81\x80\x01");
-    script.expect_closed(b"");
+    script.send(b"\x10\xFC\xFF\x17\0\x04MQTT\x04");
+    assert!(!script.is_closed());
+    let mut script = Script::new(Config::default());
+    script.send(b"\x10\xFD\xFF\x17\0\x04MQTT\x04");
+    script.expect_closed(b"\x20\x02\0\x03");
     let mut script = Script::connected(CONNECT_5);
     script.send(b"\x30\x81\x80\x04");
     assert!(!script.is_closed());

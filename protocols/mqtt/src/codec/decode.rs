@@ -1,7 +1,7 @@
 //! Bytes to packets.
 
 use bytes::{Bytes, BytesMut};
-use rocketbridge_session::Cursor;
+use rocketbridge_session::{Cursor, Truncated};
 
 use super::packet::{
     Ack, Auth, ConnAck, Connect, Disconnect, Packet, PacketType, Publish, Side, SubAck, Subscribe, SubscriptionOptions,
@@ -311,17 +311,49 @@ pub(super) const BRIDGE_BIT: u8 = 0x80;
 const BRIDGE_LEVEL_3: u8 = 3 | BRIDGE_BIT;
 const BRIDGE_LEVEL_4: u8 = 4 | BRIDGE_BIT;
 
+fn version_of(name: &[u8], level: u8) -> Result<Version, DecodeError> {
+    match (name, level) {
+        (b"MQIsdp", 3 | BRIDGE_LEVEL_3) => Ok(Version::V31),
+        (b"MQTT", 4 | BRIDGE_LEVEL_4) => Ok(Version::V311),
+        (b"MQTT", 5) => Ok(Version::V5),
+        (b"MQIsdp" | b"MQTT", level) => Err(DecodeError::UnsupportedVersion(level)),
+        // [MQTT-3.1.2-1]
+        _ => Err(DecodeError::Malformed("unknown protocol name")),
+    }
+}
+
+/// The version that a CONNECT asks for of which only the beginning is there; `None` when more bytes are needed, which
+/// are few.
+///
+/// # Errors
+/// It names another protocol, or a version that nobody here speaks.
+pub fn version_asked_for(input: &[u8]) -> Result<Option<Version>, DecodeError> {
+    const NAME_LENGTHS: [u16; 2] = [4, 6];
+    let mut cursor = Cursor::new(input);
+    let mut parts = || {
+        let mut byte = cursor.u8()?;
+        for _ in 0..4 {
+            byte = cursor.u8()?;
+            if byte < 0x80 {
+                break;
+            }
+        }
+        let length = cursor.u16()?;
+        if !NAME_LENGTHS.contains(&length) {
+            return Ok((&[][..], byte));
+        }
+        Ok::<_, Truncated>((cursor.take(length.into())?, cursor.u8()?))
+    };
+    match parts() {
+        Ok((name, level)) => version_of(name, level).map(Some),
+        Err(Truncated) => Ok(None),
+    }
+}
+
 fn connect(mut body: Body, first_flags: u8) -> Result<Connect, DecodeError> {
     let name = body.bytes16()?;
     let level = body.u8()?;
-    body.version = match (&name[..], level) {
-        (b"MQIsdp", 3 | BRIDGE_LEVEL_3) => Version::V31,
-        (b"MQTT", 4 | BRIDGE_LEVEL_4) => Version::V311,
-        (b"MQTT", 5) => Version::V5,
-        (b"MQIsdp" | b"MQTT", level) => return Err(DecodeError::UnsupportedVersion(level)),
-        // [MQTT-3.1.2-1]
-        _ => return Err(DecodeError::Malformed("unknown protocol name")),
-    };
+    body.version = version_of(&name, level)?;
     let version = body.version;
     let flags = body.u8()?;
     if version > Version::V31 && (first_flags != 0 || flags & connect_flags::RESERVED != 0) {

@@ -11,7 +11,7 @@ mod packet;
 pub mod properties;
 pub mod text;
 
-pub use decode::Decoder;
+pub use decode::{Decoder, version_asked_for};
 pub(crate) use encode::{publish_flags, put_short_ack};
 pub use encode::{put_bytes16, put_fixed_header, put_variable, variable_len};
 pub use packet::{

@@ -236,7 +236,7 @@ impl MqttSession {
     }
 
     /// CONNACK with a refusal, and the end.
-    fn refuse(&mut self, version: Version, packet_size_max: u32, reason: ReasonCode, out: &mut Outbox) {
+    pub(super) fn refuse(&mut self, version: Version, packet_size_max: u32, reason: ReasonCode, out: &mut Outbox) {
         debug!(?reason, "connection refused");
         if connack_len(version, 0) <= packet_size_max as usize {
             let code = match version {

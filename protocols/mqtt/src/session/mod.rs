@@ -30,7 +30,7 @@ use rocketbridge_core::time::{Millis, Now};
 use rocketbridge_session::{Outbox, Session};
 use tracing::debug;
 
-use crate::codec::{DecodeError, Decoder, Packet, PacketType, Side, Version, put_fixed_header};
+use crate::codec::{self, DecodeError, Decoder, Packet, PacketType, Side, Version, put_fixed_header};
 use crate::config::Config;
 use crate::reason_code::ReasonCode;
 use crate::stats::Stats;
@@ -129,6 +129,15 @@ impl MqttSession {
                     // The decoder lets nothing else through.
                     Ok(Some(_)) => self.close(out),
                     Ok(None) => return,
+                    Err(DecodeError::TooLarge { size, .. }) => match codec::version_asked_for(input) {
+                        Ok(Some(version)) => {
+                            debug!(size, "CONNECT is too large");
+                            self.refuse(version, u32::MAX, ReasonCode::PacketTooLarge, out);
+                        }
+                        // It tells within the next bytes.
+                        Ok(None) => return,
+                        Err(error) => self.refuse_opening(error, out),
+                    },
                     Err(error) => self.refuse_opening(error, out),
                 },
                 // The rest of the input stays until there is room for it.
