@@ -191,6 +191,10 @@ pub struct Limits {
     pub connections_max: usize,
     /// Largest message body, bytes, whatever the protocol allows. Default 16 MiB.
     pub body_size_max: usize,
+    /// Memory for what clients have begun to send and not ended (packets, frames), all connections together, bytes, as
+    /// far as a connection keeps more than 16 KiB of it. Beyond it the connections that keep most are closed; so
+    /// nobody can send a larger packet than this. Default 256 MiB.
+    pub unfinished_max: usize,
     /// Most bytes that may wait for the disk before publishers are held back. Default 32 MiB.
     pub unsynced_max: usize,
     /// Memory for messages that need no disk, bytes; beyond it they go to the log. Default 64 MiB.
@@ -210,6 +214,7 @@ impl Default for Limits {
         Self {
             connections_max: 100_000,
             body_size_max: engine.body_max,
+            unfinished_max: 256 << 20,
             unsynced_max: engine.unsynced_max,
             transient_max: engine.transient_max,
             topics_auto_max: engine.topics_auto_max,

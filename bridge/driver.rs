@@ -207,11 +207,19 @@ where
         // wakes another thread for it.
         self.events.hush();
         let mut progress = false;
-        if self.ticket.call() == Call::SayGoodbye && !self.told {
-            self.told = true;
-            self.session.handle_shutdown(now, &mut self.out);
-            self.submit(now);
-            progress = true;
+        match self.ticket.call() {
+            Call::SayGoodbye if !self.told => {
+                self.told = true;
+                self.session.handle_shutdown(now, &mut self.out);
+                self.submit(now);
+                progress = true;
+            }
+            Call::GiveUp => {
+                debug!(kept = self.input.len(), "closed: limits.unfinished_max is reached");
+                self.end(now);
+                return true;
+            }
+            _ => {}
         }
         if self.may_read() {
             progress |= self.read(now, cx, spent);
@@ -338,6 +346,9 @@ where
             self.input.clear();
             self.session.handle_bytes(now, &mut buffer, &mut self.out);
             self.input.extend_from_slice(&buffer);
+            if self.input.len() > CARRY_MAX {
+                self.count_input();
+            }
             self.note_pause();
         }
         scratch::give_input(buffer);
@@ -358,8 +369,18 @@ where
     }
 
     fn handle_input(&mut self, now: Now) {
+        let was_large = self.input.len() > CARRY_MAX;
         self.session.handle_bytes(now, &mut self.input, &mut self.out);
+        if was_large {
+            self.count_input();
+        }
         self.note_pause();
+    }
+
+    /// Counts what is kept of an unfinished packet: the ticket knows it as long as it is more than [`CARRY_MAX`].
+    fn count_input(&self) {
+        let len = self.input.len();
+        self.ticket.keep(if len > CARRY_MAX { len } else { 0 });
     }
 
     /// A session that stopped between two whole frames may go on with what is there before the next turn
@@ -502,6 +523,11 @@ where
             debug!(%error, "connection lost");
             self.peer_is_gone();
         }
+        self.end(now);
+    }
+
+    /// Ends the session without a word of it.
+    fn end(&mut self, now: Now) {
         self.session.handle_eof(now, &mut self.out);
         self.submit(now);
         self.begin_close(now);
@@ -517,6 +543,7 @@ where
             until: now.mono + FLUSH_TIME,
         };
         self.input = BytesMut::new();
+        self.ticket.keep(0);
     }
 
     /// Notices that the peer stopped reading, or reads again.

@@ -16,11 +16,11 @@ use rocketbridge_core::time::{Clock, Now};
 use rocketbridge_session::Session;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Duration, sleep};
 use tracing::{Instrument, Span, debug, debug_span, warn};
 
 use crate::clock::SystemClock;
-use crate::connections::{Call, Connections, Ticket};
+use crate::connections::{Call, Complaint, Connections, Ticket};
 use crate::driver::Connection;
 use crate::protocols::Transport;
 use crate::websocket::{self, Settings};
@@ -33,9 +33,6 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// The longest such wait. The queue of the listening socket holds those who come meanwhile.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// How often a condition that lasts is logged.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// What every accept loop of one protocol shares.
 pub struct Acceptor<B> {
@@ -75,7 +72,7 @@ where
             match listener.accept().await {
                 Ok((stream, remote)) => {
                     backoff = BACKOFF_MIN;
-                    match self.connections.admit() {
+                    match self.connections.admit(remote) {
                         Some(ticket) => self.open(stream, remote, ticket),
                         None if full.is_due() => {
                             let connections = self.connections.count();
@@ -189,21 +186,4 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 /// A number nobody can guess: keyed by the system's randomness, another with each call.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-/// Keeps a lasting condition from filling the log.
-#[derive(Default)]
-struct Complaint {
-    last: Option<Instant>,
-}
-
-impl Complaint {
-    fn is_due(&mut self) -> bool {
-        let now = Instant::now();
-        let due = self.last.is_none_or(|last| now - last >= COMPLAIN_EVERY);
-        if due {
-            self.last = Some(now);
-        }
-        due
-    }
 }

@@ -28,7 +28,7 @@ mod exit {
 }
 
 /// Keys that SIGHUP puts into force.
-const RELOADED: [&str; 2] = ["log.level", "limits.connections_max"];
+const RELOADED: [&str; 3] = ["log.level", "limits.connections_max", "limits.unfinished_max"];
 
 /// How long threads that do not end may hold up the process's end.
 const END_TIME: Duration = Duration::from_secs(1);

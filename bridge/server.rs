@@ -106,7 +106,7 @@ impl Server {
                 }
             })?;
         let synced = run_sync(engine.clone()).map_err(StartError::Thread)?;
-        let connections = Connections::new(config.limits.connections_max);
+        let connections = Connections::new(config.limits.connections_max, config.limits.unfinished_max);
         let mut addresses = Vec::new();
         let mut accepting = Vec::new();
         for (protocol, bound_here) in listeners {
@@ -165,7 +165,8 @@ impl Server {
 
     /// Puts what can change while running into force: limits on connections.
     pub fn reload(&self, config: &Config) {
-        self.connections.set_max(config.limits.connections_max);
+        let limits = &config.limits;
+        self.connections.set_max(limits.connections_max, limits.unfinished_max);
     }
 
     /// Waits until the store has failed: nothing is confirmed any more, and the process should end.

@@ -766,6 +766,66 @@ fn a_claim_within_the_limits_costs_no_memory() {
     memory.assert_growth_below(MEMORY_MAX);
 }
 
+/// Many large packets that never end cost no more than they may in total; those who send them are closed, and who sends
+/// a whole one meanwhile is served.
+#[test]
+fn packets_that_never_end_have_a_limit_in_total() {
+    const ATTACKERS: usize = 24;
+    const EACH: usize = 15 << 20;
+    const IN_TOTAL: usize = 16 << 20;
+    /// KiB; a third of what all send. Buffers that grow leave holes behind.
+    const GROWTH_MAX: u64 = (ATTACKERS * EACH / 3 / 1024) as u64;
+    let options = Options {
+        config: format!("[limits]\nunfinished_max = {IN_TOTAL}\n"),
+        ..Options::default()
+    };
+    let broker = Broker::start_with(&options);
+    let mut publish = vec![0x30, 0x80, 0xff, 0xff, 0x07, 0, 1, b't'];
+    publish.resize(EACH, b'x');
+    let mut send = b"SEND\ndestination:/queue/q\ncontent-length:16000000\n\n".to_vec();
+    send.resize(EACH, b'x');
+    let kinds = [
+        ("mqtt", After::MqttLogin(mqtt::V5), &publish),
+        ("mqtt_websocket", After::MqttMessages(mqtt::V5), &publish),
+        ("stomp", After::StompLogin, &send),
+    ];
+    let memory = Memory::watch(&broker);
+    let mut honest = Mqtt::connect(broker.address("mqtt"), Connect::clean("whole")).expect("it works");
+    honest.subscribe("large/#", 0).expect("it works");
+    let attackers: Vec<_> = others_are_served(&broker, || {
+        thread::scope(|scope| {
+            let sending: Vec<_> = (0..ATTACKERS)
+                .map(|number| {
+                    let (listener, after, bytes) = kinds[number % kinds.len()];
+                    let address = broker.address(listener);
+                    scope.spawn(move || {
+                        let mut attacker = Attacker::open(address, after);
+                        attacker.send(bytes);
+                        attacker
+                    })
+                })
+                .collect();
+            for _ in 0..20 {
+                let body = [b'h'; 300_000];
+                honest.publish_confirmed("large/whole", &body).expect("it works");
+                let message = honest.next_message(PATIENCE).expect("it works").expect("it comes");
+                assert!(message.body == body);
+            }
+            sending
+                .into_iter()
+                .map(|thread| thread.join().expect("it works"))
+                .collect()
+        })
+    });
+    memory.assert_growth_below(GROWTH_MAX);
+    assert!(
+        broker.log().contains("limits.unfinished_max is reached"),
+        "{}",
+        broker.log()
+    );
+    drop(attackers);
+}
+
 /// A conversation does not depend on how its bytes come in.
 #[test]
 fn a_client_that_sends_a_byte_a_time_is_served_like_any_other() {

@@ -52,6 +52,7 @@ fn every_section_of_a_file_is_read() {
         format = "json"
         [limits]
         connections_max = 7
+        unfinished_max = 8
         [[users]]
         name = "a"
         password = "b"
@@ -83,7 +84,7 @@ fn every_section_of_a_file_is_read() {
     assert_eq!(config.remoting.listen, ["localhost:10911"]);
     assert_eq!(config.store.flush, Flush::Async);
     assert_eq!(config.log.format, LogFormat::Json);
-    assert_eq!(config.limits.connections_max, 7);
+    assert_eq!((config.limits.connections_max, config.limits.unfinished_max), (7, 8));
     assert_eq!((config.users.len(), &config.users[0].name[..]), (1, "a"));
     assert!(!config.users[0].loopback_only && !config.anonymous.loopback);
     assert!(!format!("{config:?}").contains("\"b\""));

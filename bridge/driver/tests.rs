@@ -1,6 +1,7 @@
 //! The driver against a session that answers lines and a link that writes down what it is asked.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Buf, Bytes};
@@ -302,10 +303,16 @@ fn bench_over<S, C>(client: C, server: S, reads_while_blocked: bool) -> Bench<C>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    bench_among(Connections::new(1, usize::MAX), client, server, reads_while_blocked)
+}
+
+fn bench_among<S, C>(connections: Arc<Connections>, client: C, server: S, reads_while_blocked: bool) -> Bench<C>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let journal = Journal::default();
     let inbox = FakeInbox::default();
     let room = Arc::new(Mutex::new(usize::MAX));
-    let connections = Connections::new(1);
     let link = FakeLink {
         journal: journal.clone(),
         room: Arc::clone(&room),
@@ -324,7 +331,9 @@ where
         inbox.clone(),
         Box::new(session),
         SystemClock::start(),
-        connections.admit().expect("the only one"),
+        connections
+            .admit(SocketAddr::from(([127, 0, 0, 1], 1)))
+            .expect("a place"),
     ));
     Bench {
         client,
@@ -605,6 +614,82 @@ async fn a_panic_ends_one_connection_and_drops_its_link() {
     assert!(bench.task.await.unwrap_err().is_panic());
     assert!(bench.journal.entries().contains(&"link dropped".into()));
     assert_eq!(bench.connections.count(), 0);
+}
+
+/// Waits until the connections keep that much of unfinished lines.
+async fn until_unfinished(connections: &Connections, bytes: usize) {
+    let found = async {
+        while connections.unfinished() != bytes {
+            tokio::task::yield_now().await;
+        }
+    };
+    if timeout(PATIENCE, found).await.is_err() {
+        panic!("{} bytes are kept, not {bytes}", connections.unfinished());
+    }
+}
+
+#[tokio::test]
+async fn who_keeps_most_of_an_unfinished_packet_is_closed_and_others_go_on() {
+    const MAX: usize = 100 << 10;
+    let connections = Connections::new(3, MAX);
+    let one_more = || {
+        let (client, server) = duplex(4096);
+        bench_among(Arc::clone(&connections), client, server, false)
+    };
+    let (mut small, mut middle, mut large) = (one_more(), one_more(), one_more());
+    // Below what is carried along, nothing is counted.
+    small.send(&"s".repeat(CARRY_MAX)).await;
+    middle.send(&"m".repeat(40 << 10)).await;
+    until_unfinished(&connections, 40 << 10).await;
+    large.send(&"l".repeat(60 << 10)).await;
+    until_unfinished(&connections, MAX).await;
+
+    middle.send("m").await;
+    assert_eq!(large.read_to_end().await, b"");
+    until_unfinished(&connections, (40 << 10) + 1).await;
+    let entries = large.journal.entries();
+    assert_eq!(entries, ["eof", "request 99", "link dropped"]);
+    // What it still sends is thrown away.
+    large.send(&"l".repeat(MAX)).await;
+    drop(large.client);
+    large.task.await.unwrap();
+
+    for (bench, letter, len) in [(&mut small, "s", CARRY_MAX), (&mut middle, "m", (40 << 10) + 1)] {
+        bench.send("\n").await;
+        bench.expect(&format!("{}\n", letter.repeat(len))).await;
+    }
+    until_unfinished(&connections, 0).await;
+    // Whole ones are not counted, however many they are.
+    let lines = "line\n".repeat(MAX / 4);
+    let (mut reader, mut writer) = tokio::io::split(middle.client);
+    let sending = tokio::spawn(async move { writer.write_all(lines.as_bytes()).await.map(|()| lines) });
+    let mut got = vec![0; MAX / 4 * 5];
+    reader.read_exact(&mut got).await.expect("it goes on");
+    assert!(got == sending.await.unwrap().unwrap().as_bytes());
+}
+
+#[tokio::test]
+async fn what_a_connection_kept_is_not_counted_any_more_when_it_ends_in_any_way() {
+    for ending in ["panic\n", "close\n", "hang up", "drop"] {
+        let mut bench = bench();
+        let connections = Arc::clone(&bench.connections);
+        bench.send(&"x".repeat(20 << 10)).await;
+        until_unfinished(&connections, 20 << 10).await;
+        match ending {
+            "hang up" => bench.client.shutdown().await.unwrap(),
+            "drop" => bench.task.abort(),
+            line => {
+                bench.send("\n").await;
+                bench.expect(&"x".repeat(20 << 10)).await;
+                bench.send(&"y".repeat(20 << 10)).await;
+                until_unfinished(&connections, 20 << 10).await;
+                // It may be gone before it has read all that.
+                let rest = format!("\n{line}{}", "z".repeat(20 << 10));
+                let _ = bench.client.write_all(rest.as_bytes()).await;
+            }
+        }
+        until_unfinished(&connections, 0).await;
+    }
 }
 
 #[tokio::test]
