@@ -97,6 +97,15 @@ impl Subscriptions {
         self.exact.len() + self.wild.len()
     }
 
+    /// A copy of them as they are now.
+    pub fn snapshot(&self) -> Self {
+        Self {
+            exact: self.exact.clone(),
+            wild: self.wild.clone(),
+            cache: None,
+        }
+    }
+
     /// Adds a subscription, or replaces the one of that filter, which is given back.
     pub fn insert(&mut self, filter: &[u8], subscription: Subscription) -> Option<Subscription> {
         self.cache = None;
@@ -111,7 +120,12 @@ impl Subscriptions {
 
     /// Whether there is one of that filter.
     pub fn contains(&mut self, filter: &[u8]) -> bool {
-        self.map(filter).contains_key(filter)
+        self.get(filter).is_some()
+    }
+
+    /// The one of that filter.
+    pub fn get(&mut self, filter: &[u8]) -> Option<Subscription> {
+        self.map(filter).get(filter).copied()
     }
 
     fn map(&mut self, filter: &[u8]) -> &mut BTreeMap<Box<[u8]>, Subscription> {
@@ -132,6 +146,16 @@ impl Subscriptions {
             }
         };
         &self.cache.get_or_insert_default().entries[at].1
+    }
+
+    /// The same for what a client of that identifier published; `id` is this client's.
+    pub fn matched_from(&mut self, topic: &[u8], publisher: &[u8], id: &[u8]) -> Matched {
+        let matched = self.matched(topic);
+        if matched.no_local && *publisher == *id {
+            self.matched_own(topic)
+        } else {
+            matched.clone()
+        }
     }
 
     /// The same for what this client itself published.

@@ -193,6 +193,44 @@ fn what_is_sent_again_has_the_qos_that_it_had() {
     }
 }
 
+/// The client subscribes anew before all that was in flight has come again: that is sent as it was, and noted.
+#[test]
+fn a_subscribe_right_behind_connect_does_not_change_what_is_sent_again() {
+    let again = |sequence, qos| {
+        let mut again = delivery(sequence, true, &publish(b"t", qos));
+        again.redelivered = true;
+        again
+    };
+    for (options, changes) in [(0, true), (1, false), (2, true)] {
+        let mut script = Script::new(Config::default());
+        script.send(CONNECT_4_KEPT);
+        script.reply_next(Ok(Reply::Done));
+        let requests = script.requests();
+        script.reply(requests[0].0, Ok(attached(true, &[b"\x01\0\0\0\0t"])));
+        script.reply(requests[1].0, Ok(Reply::Done));
+        script.event(Event::Delivery(again(1, 2)));
+        script.sent();
+        script.send(&[b"\x82\x06\0\x09\0\x01t", &[options][..]].concat());
+        let requests = script.requests();
+        if let (true, (_, Request::Note { notes, .. })) = (changes, &requests[0]) {
+            assert_eq!(notes[..], [(0, 0x2_0001)]);
+        }
+        assert_eq!(requests.len(), 1 + usize::from(changes));
+        script.event(Event::Delivery(again(2, 2)));
+        assert_eq!(script.sent(), b"\x3A\x06\0\x01t\0\x02x", "{options}");
+        let requests = script.requests();
+        if let (true, [(_, Request::Note { notes, .. })]) = (changes, &requests[..]) {
+            assert_eq!(notes[..], [(1, 0x2_0002)]);
+        }
+        assert_eq!(requests.len(), usize::from(changes));
+        // What is new is sent as is wanted now.
+        script.deliver(3, true, &publish(b"t", 2));
+        let sent = script.sent();
+        assert_eq!(sent[0], 0x30 | options << 1);
+        assert!(script.requests().is_empty());
+    }
+}
+
 // --- QoS 2 from the client --------------------------------------------------------------------
 
 /// [MQTT-4.3.3-8] to [MQTT-4.3.3-13]

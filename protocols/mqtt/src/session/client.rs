@@ -16,7 +16,8 @@ use super::publish::Publishing;
 use super::shared::Shared;
 use super::subscribe::{Asked, Asking};
 use crate::codec::properties::PropertyId;
-use crate::codec::{Ack, Disconnect, Packet, PacketType, Version, put_fixed_header};
+use crate::codec::text::split_shared;
+use crate::codec::{Ack, Disconnect, Packet, PacketType, SubscriptionOptions, Version, put_fixed_header};
 use crate::config::Config;
 use crate::inflight::{InFlight, Step};
 use crate::mapping::queue_of;
@@ -50,6 +51,10 @@ pub(super) struct Client {
     /// The name of its session's queue.
     pub(super) queue: Bytes,
     pub(super) subscriptions: Subscriptions,
+    /// What earlier connections sent may still come, to be sent again.
+    pub(super) may_resend: bool,
+    /// The subscriptions of then, if others came since.
+    pub(super) earlier: Option<Box<Subscriptions>>,
     pub(super) shared: Option<Box<Shared>>,
     /// How many of its filters are below `$SYS`.
     pub(super) sys_filters: u32,
@@ -79,6 +84,8 @@ impl Client {
             queue: queue_of(&is.client_id),
             is,
             subscriptions: Subscriptions::default(),
+            may_resend: false,
+            earlier: None,
             shared: None,
             sys_filters: 0,
             in_flight: InFlight::default(),
@@ -97,6 +104,7 @@ impl Client {
 
     /// Learns the subscriptions of a session that was there already.
     pub(super) fn resume(&mut self, cookies: &[Bytes]) {
+        self.may_resend = !cookies.is_empty();
         for cookie in cookies {
             if let Some((subscription, filter)) = Subscription::from_cookie(cookie) {
                 self.subscriptions.insert(filter, subscription);
@@ -164,11 +172,16 @@ impl Client {
             }
             Packet::PubComp(ack) => self.handle_pubcomp(&ack, out),
             Packet::Subscribe(subscribe) => {
-                self.note_sent(out);
+                let mut filters = subscribe.filters();
+                if filters.any(|(filter, options)| self.changes_qos(filter, Some(options))) {
+                    self.keep_sent(out);
+                }
                 self.handle_subscribe(&subscribe, config, out)
             }
             Packet::Unsubscribe(unsubscribe) => {
-                self.note_sent(out);
+                if unsubscribe.filters().any(|filter| self.changes_qos(filter, None)) {
+                    self.keep_sent(out);
+                }
                 self.handle_unsubscribe(&unsubscribe, out)
             }
             Packet::PingReq => {
@@ -261,11 +274,20 @@ impl Client {
         }
     }
 
+    /// Whether messages may be granted another QoS than before, when the filter's options become these.
+    fn changes_qos(&mut self, filter: &[u8], options: Option<SubscriptionOptions>) -> bool {
+        let granted = |options: SubscriptionOptions| (options.qos(), options.no_local());
+        let before = self.subscriptions.get(filter).map(|before| before.options);
+        self.is.keep > Millis(0) && split_shared(filter).is_none() && before.map(granted) != options.map(granted)
+    }
+
     /// The subscriptions are about to change. Until now they tell with which QoS a message in flight was sent, so
     /// that is noted with each before: it must be sent with the same again. [MQTT-4.4.0-1]
-    fn note_sent(&mut self, out: &mut Outbox) {
-        if self.is.keep == Millis(0) || self.in_flight.len() == 0 {
-            return;
+    ///
+    /// What earlier connections sent may not all have come again; the subscriptions of then are kept for that.
+    fn keep_sent(&mut self, out: &mut Outbox) {
+        if self.may_resend && self.earlier.is_none() {
+            self.earlier = Some(Box::new(self.subscriptions.snapshot()));
         }
         let mut notes = Vec::new();
         for (packet_id, flight) in self.in_flight.iter_mut() {
@@ -352,6 +374,6 @@ mod tests {
     #[test]
     fn a_connected_client_is_small() {
         let size = size_of::<Client>();
-        assert!(size <= 400, "{size} bytes");
+        assert!(size <= 408, "{size} bytes");
     }
 }

@@ -36,6 +36,11 @@ impl Client {
     /// Sends a delivery, or lets it wait while the client has as many messages in flight as it accepts. Core
     /// keeps to that for the session's own queue; shared subscriptions add to it.
     pub(super) fn deliver(&mut self, now: Now, delivery: Delivery, out: &mut Outbox) -> Result<(), Close> {
+        if self.may_resend && delivery.leased && !delivery.redelivered && delivery.subscription == SUBSCRIPTION {
+            // What was sent over earlier connections comes first.
+            self.may_resend = false;
+            self.earlier = None;
+        }
         if delivery.leased && (!self.waiting.is_empty() || self.in_flight.len() >= usize::from(self.is.window)) {
             self.waiting.push_back(delivery);
             return Ok(());
@@ -202,7 +207,7 @@ impl Client {
         let bytes = out.bytes();
         bytes.reserve(size - body.len());
         // What comes back to a shared queue was sent to somebody else, or under another identifier. (3.3.1.1)
-        let is_dup = qos > 0 && delivery.redelivered && delivery.subscription == SUBSCRIPTION;
+        let is_dup = qos > 0 && is_resent(delivery);
         let flags = publish_flags(is_dup, qos, retain);
         put_fixed_header(bytes, PacketType::Publish.first_byte() | flags, remaining);
         put_bytes16(bytes, topic);
@@ -247,19 +252,18 @@ impl Client {
     fn terms(&mut self, delivery: &Delivery, origin: &Origin<'_>) -> Option<Terms> {
         let matched = match self.member(delivery.subscription) {
             Some(member) => Matched::of(member.subscription),
-            None => {
-                let matched = self.subscriptions.matched(origin.topic);
-                if matched.no_local && *origin.client_id == self.is.client_id[..] {
-                    self.subscriptions.matched_own(origin.topic)
-                } else {
-                    matched.clone()
-                }
-            }
+            None => self
+                .subscriptions
+                .matched_from(origin.topic, origin.client_id, &self.is.client_id),
         };
         // What was begun is completed even when the subscription is gone. [MQTT-3.10.4-3]
         let begun = (delivery.redelivered && delivery.leased).then_some(2);
         // And as it was begun, whatever was subscribed to since. [MQTT-4.4.0-1]
-        let sent = Note::of(delivery.note).qos;
+        let sent = Note::of(delivery.note).qos.or_else(|| {
+            let earlier = self.earlier.as_mut().filter(|_| is_resent(delivery))?;
+            let matched = earlier.matched_from(origin.topic, origin.client_id, &self.is.client_id);
+            matched.qos.filter(|qos| *qos > 0)
+        });
         let granted = sent.or(matched.qos).or(begun)?;
         Some(Terms {
             // Core leases exactly what was published with QoS 1 or its like. [MQTT-3.8.4-8]
@@ -299,8 +303,9 @@ impl Client {
             is_qos_noted: note.qos.is_some(),
         };
         let packet_id = self.in_flight.insert(wanted, flight)?;
-        if is_own_queue && Some(packet_id) != wanted && self.is.keep > Millis(0) {
-            // Another than its sequence says: it must be found again after a reconnect.
+        // Another than its sequence says, or a QoS than the subscriptions say: found again after a reconnect.
+        let is_other = Some(packet_id) != wanted || note.qos.is_none() && self.earlier.is_some() && is_resent(delivery);
+        if is_own_queue && is_other && self.is.keep > Millis(0) {
             if let Some(flight) = self.in_flight.get_mut(packet_id) {
                 flight.is_qos_noted = true;
             }
@@ -320,6 +325,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Whether it is of the session's own queue, and may have been sent over an earlier connection.
+fn is_resent(delivery: &Delivery) -> bool {
+    delivery.redelivered && delivery.leased && delivery.subscription == SUBSCRIPTION
 }
 
 /// The PUBLISH that clients of that version get with QoS 0 unless there is more to say to one of them; empty when what
