@@ -22,7 +22,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Most QoS 1 messages of an MQTT 5.0 client that wait for their PUBACK, and QoS 2 ones for their PUBCOMP: told
     /// as Receive Maximum, and a client that goes beyond it is disconnected with 0x93. It is no bound of memory:
-    /// whatever the version, a client is not read while 1,024 of its messages (or this many, if it is fewer and the
+    /// whatever the version, a client is not read while 4,096 of its messages (or this many, if it is fewer and the
     /// client older) wait to be stored. Default 65,535, which is no limit; at least 1.
     pub receive_maximum: u16,
     /// Most unacknowledged QoS 1 and 2 messages sent to one client; an MQTT 5.0 client may ask for fewer.

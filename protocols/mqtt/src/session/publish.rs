@@ -19,8 +19,9 @@ use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};
 use crate::reason_code::ReasonCode;
 
-/// Most publishes and releases of one client that wait for their outcomes; with more it is not heard.
-pub(super) const UNCONFIRMED_MAX: usize = 1024;
+/// Most publishes and releases of one client that wait for their outcomes; with more it is not heard. A read of the
+/// driver of packets that are not tiny: what it holds is flushed together, and seldom has to wait unparsed.
+const UNCONFIRMED_MAX: usize = 4096;
 
 /// Size of the pieces that addresses and origins are cut from, bytes.
 const SCRATCH_SIZE: usize = 1024;
