@@ -26,6 +26,28 @@ pub const EMPTY_NAME: &[u8] = b"|-";
 /// Bytes kept of a name that is too long; the rest becomes `|~` and 16 hex digits of its hash.
 const CUT_AT: usize = TOPIC_NAME_MAX - 18;
 
+/// Topics that only the broker writes to.
+pub const BROKER_TOPICS: [&[u8]; 6] = [
+    b"SCHEDULE_TOPIC_XXXX",
+    b"RMQ_SYS_TRANS_HALF_TOPIC",
+    b"RMQ_SYS_TRANS_OP_HALF_TOPIC",
+    b"TRANS_CHECK_MAX_TIME_TOPIC",
+    b"SELF_TEST_TOPIC",
+    b"OFFSET_MOVED_EVENT",
+];
+
+/// What the topics begin with that belong to a consumer group or are a queue's view.
+const RESERVED_PREFIXES: [&[u8]; 3] = [b"%RETRY%", b"%DLQ%", b"%LMQ%"];
+
+/// Whether an encoded topic name is one that only native clients, as their protocol says, and the broker write to.
+pub fn is_reserved(topic: &[u8]) -> bool {
+    match topic.first() {
+        Some(b'%') => RESERVED_PREFIXES.iter().any(|prefix| topic.starts_with(prefix)),
+        Some(b'O' | b'R' | b'S' | b'T') => BROKER_TOPICS.contains(&topic),
+        _ => false,
+    }
+}
+
 fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'%')
 }
@@ -270,6 +292,20 @@ mod tests {
         assert_eq!(encode_name(&Bytes::from_static(b"a|b")), "a|7Cb");
         assert_eq!(encode_name(&Bytes::from_static(b"%RETRY%g")), "%RETRY%g");
         assert!(!is_name_of(b"a|7Cb", b"a|7Cb") && !is_name_of(b"a|", b"a|"));
+    }
+
+    #[test]
+    fn topics_of_groups_and_of_the_broker_are_reserved() {
+        for name in BROKER_TOPICS
+            .into_iter()
+            .chain([&b"%RETRY%g"[..], b"%DLQ%g", b"%LMQ%q"])
+        {
+            assert!(is_reserved(name), "{}", name.escape_ascii());
+            assert!(!is_reserved(&name[1..]) && !is_reserved(&[b"x", name].concat()));
+        }
+        for name in [&b""[..], b"%", b"T", b"RETRY", b"%RETRY", b"SELF_TEST_TOPIC2"] {
+            assert!(!is_reserved(name), "{}", name.escape_ascii());
+        }
     }
 
     #[test]

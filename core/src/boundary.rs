@@ -279,7 +279,8 @@ pub enum Reject {
     QueueFull,
     /// There is no room for it just now.
     Shortage(Shortage),
-    /// Not logged in, or no permission.
+    /// Not logged in, or no permission: to publish straight to a session's queue, say, or as a foreign client to a
+    /// [reserved](crate::address::is_reserved) topic.
     AccessRefused,
     /// The link was closed, or the broker is going down.
     Closed,

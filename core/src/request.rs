@@ -93,7 +93,8 @@ pub enum Request {
 
     // --- holders: named sessions that outlive a connection --------------------------------------
     /// Takes the named session, ending another connection's hold on it. Its queue has the holder's
-    /// name behind a NUL byte and is bound and consumed like any other. [`Reply::Attached`].
+    /// name behind a NUL byte and is bound and consumed like any other, but by nobody else: whatever names it
+    /// is refused to other links with [`Refusal::AccessRefused`]. [`Reply::Attached`].
     Attach(Attach),
     /// Gives the session up in good order: it lives on for `keep`, or ends now when that is zero. With
     /// `keep_will` its will is published as if the connection were lost, else never. [`Reply::Done`].
@@ -921,7 +922,8 @@ pub enum Refusal {
     /// It still has messages.
     #[error("it is not empty")]
     NotEmpty,
-    /// Wrong user or password, or not allowed.
+    /// Wrong user or password, or not allowed: a queue of a session that the link does not hold, a will on a
+    /// reserved topic.
     #[error("access refused")]
     AccessRefused,
     /// A limit was reached or a value is out of range.

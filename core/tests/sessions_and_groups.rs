@@ -2,6 +2,7 @@
 
 mod support;
 
+use bytes::Bytes;
 use rocketbridge_core::address::Pattern;
 use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name, Value};
 use rocketbridge_core::boundary::*;
@@ -89,6 +90,218 @@ fn a_session_taken_over_is_told_and_its_leases_go_to_the_new_connection() {
     first.subscribe("\0device", None);
     harness.engine.sync_once().unwrap();
     assert!(first.deliveries().is_empty());
+}
+
+fn share(queue: &str) -> Request {
+    Request::Share(Share {
+        queue: bytes(queue),
+        limit: Limit::NONE,
+        source: Source::Everything,
+        matcher: Matcher::Pattern(Pattern::from_key_pattern(b"t.#")),
+        cookie: Bytes::new(),
+    })
+}
+
+/// Everything that names a queue.
+fn requests_on(name: &str) -> Vec<Request> {
+    let name = bytes(name);
+    let binding = || {
+        binding(
+            Source::Topics,
+            Matcher::Pattern(Pattern::from_key_pattern(b"#")),
+            "unused",
+        )
+    };
+    let binding = || Binding {
+        destination: Destination::Queue(name.clone()),
+        ..binding()
+    };
+    vec![
+        Request::DeclareQueue(Queue {
+            name: name.clone(),
+            ..queue("unused")
+        }),
+        Request::FindQueue { name: name.clone() },
+        Request::PurgeQueue { name: name.clone() },
+        Request::AlterQueue {
+            name: name.clone(),
+            limit: Limit::NONE,
+            policy: None,
+        },
+        Request::Bind(binding()),
+        Request::Unbind(binding()),
+        Request::Subscribe(Subscribe {
+            subscription: SubscriptionId(9),
+            queue: name.clone(),
+            acknowledge: Acknowledge::Always,
+            exclusive: false,
+            priority: 0,
+            window: None,
+            selector: None,
+        }),
+        Request::Get {
+            subscription: SubscriptionId(10),
+            queue: name.clone(),
+            leased: false,
+        },
+        Request::Recall {
+            queue: name.clone(),
+            pattern: Pattern::from_key_pattern(b"#"),
+        },
+        Request::DeleteQueue {
+            name: name.clone(),
+            if_unused: false,
+            if_empty: false,
+        },
+    ]
+}
+
+#[test]
+fn only_a_session_reaches_its_queues() {
+    let harness = Harness::new();
+    let (mut device, mut other, mut publisher) = (harness.client(), harness.client(), harness.client());
+    device.ask(&harness.engine, attach(false, 10_000)).unwrap();
+    device.ask(&harness.engine, filter("t.#", "\0device")).unwrap();
+    device.ask(&harness.engine, share("\0\0g")).unwrap();
+    let mut refuses = |who: &str, other: &mut Client| {
+        for name in ["\0device", "\0\0g", "\0nobody", "\0"] {
+            for request in requests_on(name) {
+                let text = format!("{who}: {request:?}");
+                let refusal = other.ask(&harness.engine, request).expect_err(&text);
+                assert_eq!(refusal, Refusal::AccessRefused, "{text}");
+            }
+        }
+        for (name, is_there) in [("|00device", true), ("|00|00g", true), ("|00nobody", false)] {
+            for persistent in [true, false] {
+                let token = publisher.publish(Publish {
+                    persistent,
+                    ..message(Entry::Queue, name, "", "injected")
+                });
+                harness.engine.sync_once().unwrap();
+                let fates: Vec<Fate> = publisher
+                    .events()
+                    .into_iter()
+                    .filter_map(|event| match event {
+                        Event::Outcome(outcome) if outcome.first == token => Some(outcome.fate),
+                        _ => None,
+                    })
+                    .collect();
+                let is_refused = matches!(fates[..], [Fate::Rejected(Reject::AccessRefused)]);
+                assert_eq!(is_refused, is_there, "{name}: {fates:?}");
+            }
+        }
+        for entry in [Entry::Native, Entry::Topic] {
+            publisher.publish(message(entry, "|00device", "", "injected"));
+        }
+    };
+    refuses("while its client is here", &mut other);
+    drop(device);
+    refuses("while its client is away", &mut other);
+    // Another session is as foreign.
+    let taken = Attach {
+        holder: bytes("other"),
+        clean: true,
+        durable: true,
+        keep: Millis(10_000),
+        limit: Limit::NONE,
+        will: None,
+    };
+    other.ask(&harness.engine, Request::Attach(taken)).unwrap();
+    refuses("to another session", &mut other);
+    publisher.publish(message(Entry::Topic, "t", "a", "kept"));
+    let mut device = harness.client();
+    assert!(present(device.ask(&harness.engine, attach(false, 10_000))));
+    device.subscribe("\0device", None);
+    device.subscribe("\0\0g", None);
+    harness.engine.sync_once().unwrap();
+    assert_eq!(device.bodies(), ["kept", "kept"]);
+}
+
+#[test]
+fn nothing_is_dead_lettered_to_a_sessions_queue() {
+    let harness = Harness::new();
+    let (mut device, mut other) = (harness.client(), harness.client());
+    device.ask(&harness.engine, attach(false, 10_000)).unwrap();
+    device.subscribe("\0device", None);
+    let dead_letter = DeadLetter {
+        way: Way::Queue,
+        key: Some(bytes("\0device")),
+    };
+    let policy = Policy {
+        dead_letter: Some(dead_letter),
+        ..Policy::default()
+    };
+    let giving_up = Queue {
+        policy: Some(Box::new(policy)),
+        ..queue("q")
+    };
+    other.ask(&harness.engine, Request::DeclareQueue(giving_up)).unwrap();
+    other.publish(message(Entry::Queue, "q", "", "injected"));
+    let subscription = other.subscribe("q", None);
+    harness.engine.sync_once().unwrap();
+    let sequence = other.deliveries()[0].sequence;
+    other.settle(subscription, sequence, 1, Settle::Reject);
+    harness.engine.sync_once().unwrap();
+    assert!(device.bodies().is_empty());
+    assert_eq!(harness.engine.totals().kept_messages, 0);
+}
+
+#[test]
+fn what_only_native_clients_write_to_is_refused_to_others() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    for topic in [
+        "%RETRY%g",
+        "%DLQ%g",
+        "%LMQ%q",
+        "SCHEDULE_TOPIC_XXXX",
+        "RMQ_SYS_TRANS_HALF_TOPIC",
+    ] {
+        client
+            .ask(&harness.engine, Request::DeclareQueue(queue(topic)))
+            .unwrap();
+        client
+            .ask(
+                &harness.engine,
+                Request::DeclareExchange(exchange(topic, ExchangeKind::Fanout)),
+            )
+            .unwrap();
+        for entry in [Entry::Queue, Entry::Topic, Entry::Exchange, Entry::Native] {
+            client.publish(message(entry, topic, "", "m"));
+            harness.engine.sync_once().unwrap();
+            let events = client.events();
+            let is_refused = |event: &Event| matches!(event, Event::Outcome(outcome) if outcome.fate == Fate::Rejected(Reject::AccessRefused));
+            assert!(events.iter().any(is_refused), "{topic} {entry:?}: {events:?}");
+        }
+        let find = Request::FindTopic { topic: bytes(topic) };
+        assert!(matches!(
+            client.ask(&harness.engine, find),
+            Err(Refusal::NotFound { .. })
+        ));
+    }
+    let will = Will {
+        entry: Entry::Topic,
+        topic: bytes("%RETRY%g"),
+        key: Bytes::new(),
+        body: bytes("will"),
+        attributes: Default::default(),
+        format: message(Entry::Topic, "t", "", "").format,
+        origin: Bytes::new(),
+        persistent: true,
+        retain: false,
+        delay: Millis(0),
+    };
+    let Request::Attach(attach) = attach(true, 0) else {
+        unreachable!()
+    };
+    let with_will = Request::Attach(Attach {
+        will: Some(Box::new(will)),
+        ..attach
+    });
+    assert_eq!(
+        client.ask(&harness.engine, with_will).unwrap_err(),
+        Refusal::AccessRefused
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::address::encode_name;
 use crate::boundary::{Delivery, Event, Notice, Settle, Settlement, SubscriptionId};
 use crate::engine::change::Change;
 use crate::engine::entries::EntryList;
+use crate::engine::holder::is_of_sessions;
 use crate::engine::links::LinkId;
 use crate::engine::progress::{Entry, Taken};
 use crate::engine::queue::{Consumer, Queue, Subscription, Turn};
@@ -31,9 +32,14 @@ impl State {
         (*queue.spec.name == **name).then_some(id)
     }
 
-    /// The queue of that name, unless it is another connection's exclusive one.
+    /// The queue of that name, unless it is another connection's exclusive one or a session's whose the link has
+    /// not.
     pub(crate) fn queue_for(&mut self, link: LinkId, name: &Bytes) -> Result<QueueId, Refusal> {
-        let Some(id) = self.queue_id(name) else {
+        let id = self.queue_id(name);
+        if is_of_sessions(name) && !id.is_some_and(|id| self.is_in_session(link, id)) {
+            return Err(Refusal::AccessRefused);
+        }
+        let Some(id) = id else {
             return Err(Refusal::NotFound {
                 what: "queue",
                 name: name.clone(),

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::address::is_reserved;
 use crate::boundary::{Notice, Publish};
 use crate::engine::change::Change;
 use crate::engine::dedup::Scope;
@@ -41,14 +42,34 @@ pub(crate) fn queue_name(holder: &[u8]) -> Bytes {
     [b"\0", holder].concat().into()
 }
 
+/// Whether only sessions have queues of that name, each its own and those it shares.
+pub(crate) fn is_of_sessions(name: &[u8]) -> bool {
+    name.first() == Some(&0)
+}
+
 impl State {
+    /// Whether a queue is of the session that the link holds: its own, or one that it is a member of.
+    pub(crate) fn is_in_session(&mut self, link: LinkId, queue: QueueId) -> bool {
+        let Some(name) = self.link(link).and_then(|link| link.holder.clone()) else {
+            return false;
+        };
+        self.holders
+            .get(&name)
+            .is_some_and(|holder| holder.queue == queue || holder.shares.iter().any(|(shared, _)| *shared == queue))
+    }
+
     pub(crate) fn attach(&mut self, link: LinkId, mut attach: Attach) -> Result<Reply, Refusal> {
         if attach.holder.first() == Some(&0) {
             return Err(Refusal::Invalid("a session's name begins with no zero byte".to_owned()));
         }
+        if attach.will.as_ref().is_some_and(|will| is_reserved(&will.topic)) {
+            return Err(Refusal::AccessRefused);
+        }
         self.release_holder(link);
         self.take_from_other(&attach.holder);
-        let resumed = self.holders.get(&attach.holder).is_some_and(|holder| holder.durable) && !attach.clean;
+        // A session whose queue is missing has nothing left to go on with: it begins anew.
+        let is_whole = |holder: &Holder| holder.durable && self.queues.get(holder.queue).is_some();
+        let resumed = !attach.clean && self.holders.get(&attach.holder).is_some_and(is_whole);
         if resumed {
             // Its client is back in time.
             self.forget_will(&attach.holder);
@@ -532,3 +553,6 @@ fn publish_of(will: Will) -> Publish {
         ..Publish::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

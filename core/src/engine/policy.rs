@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::address::{encode_name, name_is_cut, split_whole_key};
+use crate::address::{encode_name, is_reserved, name_is_cut, split_whole_key};
 use crate::attributes::{Attribute, AttributesBuilder, Name, Value};
 use crate::boundary::Publish;
 use crate::engine::change::Change;
@@ -442,6 +442,9 @@ impl State {
                 (message::Entry::Topic, topic, Some(name), key)
             }
         };
+        if is_reserved(&topic) {
+            return None;
+        }
         let publish = &mut revived.publish;
         publish.attributes = dead_attributes(publish, &history, topic_name.filter(|_| name_is_cut(&topic)));
         publish.entry = entry;

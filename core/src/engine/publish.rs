@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-use crate::address::fnv1a;
+use crate::address::{fnv1a, is_reserved};
 use crate::attributes::{Attribute, Iter, Name, Value};
 use crate::boundary::{Event, Fate, HolderKey, Outcome, Publish, Reject, Stored};
 use crate::engine::config::Flush;
@@ -281,6 +281,9 @@ impl State {
             return Err(Reject::Closed);
         }
         if !self.link(link).is_some_and(|link| link.logged_in) {
+            return Err(Reject::AccessRefused);
+        }
+        if publish.format != Format::NATIVE && is_reserved(&publish.topic) {
             return Err(Reject::AccessRefused);
         }
         self.check_size(publish)

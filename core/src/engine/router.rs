@@ -360,6 +360,9 @@ impl Router {
         if publish.entry == Entry::Queue {
             self.steps += 1;
             let found = queues.find(topic);
+            if found.is_some_and(|(_, queue)| queue.of_holder) {
+                return Err(Reject::AccessRefused);
+            }
             return Ok(Route {
                 queues: found.map_or_else(|| QueueIds::Many(Arc::default()), |(queue, _)| QueueIds::One(queue)),
                 addressed: found.is_some_and(|(_, queue)| queue.spec.addressable),

@@ -24,7 +24,7 @@ pub const CHECK_INTERVAL: u64 = 3000;
 pub const CHECK_MAX: u32 = 2;
 
 /// How long sessions are kept.
-const KEEP: u64 = 9000;
+pub const KEEP: u64 = 9000;
 
 impl World {
     /// One random operation.
@@ -617,6 +617,11 @@ impl World {
 
     /// Whether a link may use a queue.
     fn find(&self, at: usize, name: &str) -> Result<&model::Queue, Why> {
+        if let Some(holder) = name.strip_prefix('\0')
+            && self.live.holders.get(holder).and_then(|holder| holder.link) != Some(at)
+        {
+            return Err(Why::AccessRefused);
+        }
         match self.live.queues.get(name) {
             None => Err(Why::NotFound),
             Some(queue) if queue.owner.is_some_and(|owner| owner != at) => Err(Why::Locked),

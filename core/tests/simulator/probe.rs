@@ -16,6 +16,7 @@ use rocketbridge_core::time::Millis;
 use crate::model::{self, Catalog, Id, Name, State};
 use crate::names::*;
 use crate::operations::CHECK_MAX;
+use crate::operations::KEEP;
 use crate::world::SimClock;
 
 /// Bodies of the probe's own messages have numbers from here on.
@@ -296,6 +297,9 @@ impl<'a> Probe<'a> {
             }
         }
         for name in all_queues() {
+            if !self.reach(&name) {
+                continue;
+            }
             let Ok(Reply::Queue(queue)) = self.ask(Request::FindQueue { name: bytes(&name) }) else {
                 continue;
             };
@@ -305,6 +309,37 @@ impl<'a> Probe<'a> {
                 .insert(name, (spec_of(&queue.queue), queue.ready, items));
         }
         observed
+    }
+
+    /// A session's queue is reached by who has the session: takes it, if there is such a session.
+    fn reach(&mut self, queue: &str) -> bool {
+        let Some(holder) = queue.strip_prefix('\0') else {
+            return true;
+        };
+        let attached = self.ask(Request::Attach(Attach {
+            holder: bytes(holder),
+            clean: false,
+            durable: true,
+            keep: Millis(KEEP),
+            limit: Limit::default(),
+            will: None,
+        }));
+        if matches!(attached, Ok(Reply::Attached { present: true, .. })) {
+            return true;
+        }
+        let _ = self.ask(Request::Detach {
+            keep: Millis(0),
+            keep_will: false,
+        });
+        false
+    }
+
+    /// The same for the queue that a binding leads to.
+    fn reach_end(&mut self, binding: &model::Binding) -> bool {
+        match &binding.target {
+            model::Target::Queue(name) => self.reach(name),
+            _ => true,
+        }
     }
 
     /// Everything in a queue, in order.
@@ -420,6 +455,9 @@ impl<'a> Probe<'a> {
         }
         let mut found: BTreeMap<usize, BTreeSet<Name>> = BTreeMap::new();
         for name in all_queues().chain(EXCHANGES.map(tap_name)) {
+            if !self.reach(&name) {
+                continue;
+            }
             for id in self.content(&name) {
                 found.entry(id - PROBES).or_default().insert(name.clone());
             }
@@ -433,7 +471,7 @@ impl<'a> Probe<'a> {
         routes
     }
 
-    /// How many messages a queue counts, unless it is another's.
+    /// How many messages a queue counts, unless it is another's or a session's.
     pub fn count(&mut self, name: &str) -> Option<u64> {
         match self.ask(Request::FindQueue { name: bytes(name) }) {
             Ok(Reply::Queue(queue)) => Some(queue.ready),
@@ -444,10 +482,14 @@ impl<'a> Probe<'a> {
     /// Makes the broker have those bindings that the state has, and not the others.
     pub fn make_sure(&mut self, state: &State, others: &BTreeSet<model::Binding>) {
         for wanted in &state.bindings {
-            let _ = self.ask(Request::Bind(binding(state, wanted)));
+            if self.reach_end(wanted) {
+                let _ = self.ask(Request::Bind(binding(state, wanted)));
+            }
         }
         for other in others {
-            let _ = self.ask(Request::Unbind(binding(state, other)));
+            if self.reach_end(other) {
+                let _ = self.ask(Request::Unbind(binding(state, other)));
+            }
         }
     }
 

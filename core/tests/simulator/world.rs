@@ -113,6 +113,7 @@ pub struct Got {
 pub enum Why {
     NotFound,
     Locked,
+    AccessRefused,
     InUse,
     NotEmpty,
     Invalid,
@@ -836,6 +837,7 @@ impl World {
                 let is = match &refusal {
                     Refusal::NotFound { .. } => Some(Why::NotFound),
                     Refusal::Locked => Some(Why::Locked),
+                    Refusal::AccessRefused => Some(Why::AccessRefused),
                     Refusal::InUse => Some(Why::InUse),
                     Refusal::NotEmpty => Some(Why::NotEmpty),
                     Refusal::Invalid(_) => Some(Why::Invalid),

@@ -827,6 +827,76 @@ fn a_consumer_tag_names_one_consumer() {
 }
 
 #[test]
+fn a_queue_of_a_session_is_refused_to_every_method() {
+    let q = b"\0victim";
+    let table = Table::default;
+    let passive = |name| match queue_declare(name, table()) {
+        Method::QueueDeclare { queue, arguments, .. } => Method::QueueDeclare {
+            ticket: 0,
+            queue,
+            passive: true,
+            durable: false,
+            exclusive: false,
+            auto_delete: false,
+            no_wait: false,
+            arguments,
+        },
+        other => other,
+    };
+    let queue = ShortStr(q);
+    for (method, blamed) in [
+        (passive(q), (50, 10)),
+        (queue_declare(q, table()), (50, 10)),
+        (queue_bind(q, b"amq.fanout", b"", table()), (50, 20)),
+        (
+            Method::QueueUnbind {
+                ticket: 0,
+                queue,
+                exchange: ShortStr(b"amq.fanout"),
+                routing_key: ShortStr(b""),
+                arguments: table(),
+            },
+            (50, 50),
+        ),
+        (
+            Method::QueuePurge {
+                ticket: 0,
+                queue,
+                no_wait: false,
+            },
+            (50, 30),
+        ),
+        (
+            Method::QueueDelete {
+                ticket: 0,
+                queue,
+                if_unused: false,
+                if_empty: false,
+                no_wait: false,
+            },
+            (50, 40),
+        ),
+        (consume(q, b"", false), (60, 20)),
+        (
+            Method::BasicGet {
+                ticket: 0,
+                queue,
+                no_ack: true,
+            },
+            (60, 70),
+        ),
+    ] {
+        let mut script = Script::opened();
+        script.open_channel(1);
+        script.method(1, &method);
+        let (id, _) = script.request();
+        script.reply(id, Err(Refusal::AccessRefused));
+        let text = "ACCESS_REFUSED - access to queue '\0victim' in vhost '/' refused for user 'guest'";
+        script.expect_channel_close(1, 403, text, blamed);
+    }
+}
+
+#[test]
 fn consuming_in_vain_ends_the_channel() {
     for (refusal, code, text) in [
         (not_found("queue", b"q"), 404, "NOT_FOUND - no queue 'q' in vhost '/'"),

@@ -165,7 +165,7 @@ impl Context<'_> {
                 };
                 Err(ChannelError::NotFound(missing).into())
             }
-            Err(Refusal::Locked) => Err(ChannelError::Locked(bind.destination_name.clone()).into()),
+            Err(Refusal::Locked | Refusal::AccessRefused) => Err(self.refused(&bind.destination_name, result)),
             Err(Refusal::Closed) | Ok(_) => Err(self.refused(&source, result)),
             Err(refusal) => {
                 self.shared.forget(&bind.source.name);

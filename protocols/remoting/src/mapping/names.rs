@@ -1,5 +1,7 @@
 //! Which names are allowed.
 
+use rocketbridge_core::address::BROKER_TOPICS;
+
 use crate::response_code::{Refused, ResponseCode};
 
 /// Longest topic name in bytes: the record has a signed byte for its length.
@@ -15,16 +17,6 @@ pub const RETRY_PREFIX: &[u8] = b"%RETRY%";
 pub const DEAD_LETTER_PREFIX: &[u8] = b"%DLQ%";
 /// The topic whose route a producer takes for a topic that does not exist yet.
 pub const AUTO_CREATE_TOPIC: &[u8] = b"TBW102";
-
-/// Where only a broker writes.
-const NOT_FOR_SENDING: [&[u8]; 6] = [
-    b"SCHEDULE_TOPIC_XXXX",
-    b"RMQ_SYS_TRANS_HALF_TOPIC",
-    b"RMQ_SYS_TRANS_OP_HALF_TOPIC",
-    b"TRANS_CHECK_MAX_TIME_TOPIC",
-    b"SELF_TEST_TOPIC",
-    b"OFFSET_MOVED_EVENT",
-];
 
 fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'%' | b'|' | b'-' | b'_')
@@ -59,7 +51,7 @@ pub fn check_topic(topic: &[u8]) -> Result<(), Refused> {
 /// 29 for a name that cannot be one, 16 for a broker's own topic.
 pub fn check_send_topic(topic: &[u8]) -> Result<(), Refused> {
     check_topic(topic)?;
-    if NOT_FOR_SENDING.contains(&topic) {
+    if BROKER_TOPICS.contains(&topic) {
         let remark = format!("Sending message to topic[{}] is forbidden.", lossy(topic));
         return Err(Refused::new(ResponseCode::NoPermission, remark));
     }
