@@ -271,6 +271,20 @@ fn a_kept_session_opens_and_closes_keys_with_core() {
     assert_eq!(script.publishes()[0].holder_key, None);
 }
 
+/// A session that is to end with this connection may have outlived earlier ones: what came over those comes again.
+#[test]
+fn a_session_that_was_kept_opens_keys_although_it_is_to_end() {
+    for (present, key) in [(true, Some(HolderKey::Open(7))), (false, None)] {
+        let mut script = Script::new(Config::default());
+        // Clean start 0, and no session expiry.
+        script.send(b"\x10\x0E\0\x04MQTT\x05\0\0\x0A\0\0\x01c");
+        script.accept(present);
+        script.sent();
+        script.send(b"\x3C\x06\0\x01t\0\x07\0");
+        assert_eq!(script.publishes()[0].holder_key, key);
+    }
+}
+
 #[test]
 fn a_refused_message_ends_its_exchange() {
     let mut script = Script::connected(CONNECT_5);

@@ -43,6 +43,8 @@ pub(super) struct Connected {
     pub outgoing_alias_maximum: u16,
     /// How long the session outlives the connection.
     pub keep: Millis,
+    /// The session outlives a connection, this one or an earlier one: core knows which QoS 2 messages came over it.
+    pub is_kept: bool,
 }
 
 /// The state of a connected client.

@@ -220,6 +220,7 @@ impl MqttSession {
             topic_alias_maximum,
             outgoing_alias_maximum: connecting.outgoing_alias_maximum,
             keep: connecting.expiry.keep(),
+            is_kept: connecting.is_present || connecting.expiry.keep() > Millis(0),
         });
         client.resume(&connecting.cookies);
         client.resume_shared(connecting.shares, out);

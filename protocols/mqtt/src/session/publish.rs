@@ -108,8 +108,7 @@ impl Client {
         }
         let token = self.await_outcome(&publish);
         // Where the session is kept, core knows the message when it is sent again over another connection.
-        let holder_key =
-            (publish.qos == 2 && self.is.keep > Millis(0)).then_some(HolderKey::Open(u64::from(publish.packet_id)));
+        let holder_key = (publish.qos == 2 && self.is.is_kept).then_some(HolderKey::Open(u64::from(publish.packet_id)));
         out.publish(CorePublish {
             holder_key,
             ..self.core_publish(publish, token)
@@ -351,7 +350,7 @@ impl Client {
         let publishing = self.publishing();
         let was_answered = publishing.unreleased.remove(&ack.packet_id) == Some(true);
         publishing.unreleased_answered -= usize::from(was_answered);
-        if self.is.keep == Millis(0) {
+        if !self.is.is_kept {
             let reason = ReasonCode::Success;
             put_short_ack(out.bytes(), self.is.version, PacketType::PubComp, ack.packet_id, reason);
             self.counted.packets_out += 1;
