@@ -49,8 +49,10 @@ pub struct Config {
     /// subscription. Zero is never, and not with the subscription either. Default 10 s.
     #[serde(with = "humantime_serde")]
     pub sys_interval: Duration,
-    /// Most subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 10,000.
+    /// Most subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 100,000.
     pub subscriptions_max: usize,
+    /// Most bytes that the topic filters of one session have together; beyond it the same. Default 8 MiB.
+    pub subscriptions_bytes_max: u32,
     /// Most shared subscriptions of one session; beyond it SUBACK says 0x97 (3.1.1: 0x80). Default 100.
     pub shared_subscriptions_max: usize,
     /// Most levels of a topic name or filter. Default 200.
@@ -87,7 +89,8 @@ impl Default for Config {
             refused_filters: Vec::new(),
             response_prefix: "response/".into(),
             sys_interval: Duration::from_secs(10),
-            subscriptions_max: 10_000,
+            subscriptions_max: 100_000,
+            subscriptions_bytes_max: 8 << 20,
             shared_subscriptions_max: 100,
             topic_levels_max: 200,
             session_expiry_max: Duration::from_secs(7 * 24 * 3600),

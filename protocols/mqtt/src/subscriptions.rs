@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::SubscriptionOptions;
 use crate::codec::properties::{PropertyId, put_number};
-use crate::codec::text::{LEVEL, has_wildcard};
+use crate::codec::text::{LEVEL, has_wildcard, is_sys};
 
 /// Topics remembered with what they match.
 const CACHED_MAX: usize = 256;
@@ -87,6 +87,10 @@ pub struct Subscriptions {
     exact: BTreeMap<Box<[u8]>, Subscription>,
     /// Filters with wildcards.
     wild: BTreeMap<Box<[u8]>, Subscription>,
+    /// All filters together.
+    bytes: u32,
+    /// How many filters are below `$SYS`.
+    of_sys: u32,
     /// Made with the first delivery.
     cache: Option<Box<Cache>>,
 }
@@ -97,11 +101,23 @@ impl Subscriptions {
         self.exact.len() + self.wild.len()
     }
 
+    /// How many bytes all filters have together.
+    pub fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Whether there are filters below `$SYS`.
+    pub fn has_sys(&self) -> bool {
+        self.of_sys > 0
+    }
+
     /// A copy of them as they are now.
     pub fn snapshot(&self) -> Self {
         Self {
             exact: self.exact.clone(),
             wild: self.wild.clone(),
+            bytes: self.bytes,
+            of_sys: self.of_sys,
             cache: None,
         }
     }
@@ -109,13 +125,23 @@ impl Subscriptions {
     /// Adds a subscription, or replaces the one of that filter, which is given back.
     pub fn insert(&mut self, filter: &[u8], subscription: Subscription) -> Option<Subscription> {
         self.cache = None;
-        self.map(filter).insert(filter.into(), subscription)
+        let previous = self.map(filter).insert(filter.into(), subscription);
+        if previous.is_none() {
+            self.bytes += filter.len() as u32;
+            self.of_sys += u32::from(is_sys(filter));
+        }
+        previous
     }
 
     /// Removes the subscription of that filter.
     pub fn remove(&mut self, filter: &[u8]) -> Option<Subscription> {
         self.cache = None;
-        self.map(filter).remove(filter)
+        let removed = self.map(filter).remove(filter);
+        if removed.is_some() {
+            self.bytes -= filter.len() as u32;
+            self.of_sys -= u32::from(is_sys(filter));
+        }
+        removed
     }
 
     /// Whether there is one of that filter.
@@ -313,7 +339,11 @@ mod tests {
         let own = all.matched_own(b"a/b");
         assert_eq!((own.qos, &*own.identifiers), (Some(1), &[0x0B, 7][..]));
         assert_eq!(all.matched_own(b"z").qos, None);
+        assert_eq!((all.len(), all.bytes()), (4, 8));
+        all.insert(b"a/+", subscription(2, 0));
         all.remove(b"a/+");
+        all.remove(b"a/+");
+        assert_eq!(all.bytes(), 5);
         assert_eq!(all.matched(b"a/b").qos, Some(0));
         assert_eq!(all.len(), 3);
     }

@@ -708,6 +708,30 @@ fn the_number_of_subscriptions_is_limited() {
 }
 
 #[test]
+fn the_bytes_of_all_filters_are_limited() {
+    let config = Config {
+        subscriptions_bytes_max: 4,
+        ..Config::default()
+    };
+    let mut script = Script::connected_with(config, CONNECT_5);
+    script.send(b"\x82\x11\0\x01\0\0\x01a\0\0\x02bb\0\0\x02cc\0");
+    let requests = script.requests();
+    assert_eq!(requests.len(), 2);
+    requests.iter().for_each(|(id, _)| script.reply(*id, Ok(Reply::Done)));
+    assert_eq!(script.sent(), b"\x90\x06\0\x01\0\0\0\x97");
+    // Replacing one is not one more, and what is given up makes room.
+    script.send(b"\x82\x08\0\x02\0\0\x02bb\x01");
+    script.reply_next(Ok(Reply::Done));
+    assert_eq!(script.sent(), b"\x90\x04\0\x02\0\x01");
+    script.send(b"\xA2\x06\0\x03\0\0\x01a");
+    script.reply_next(Ok(Reply::Done));
+    script.sent();
+    script.send(b"\x82\x08\0\x04\0\0\x02cc\x01");
+    script.reply_next(Ok(Reply::Done));
+    assert_eq!(script.sent(), b"\x90\x04\0\x04\0\x01");
+}
+
+#[test]
 fn one_huge_subscribe_makes_a_bounded_number_of_requests() {
     let mut script = Script::connected(CONNECT_5);
     let count = 30_000;

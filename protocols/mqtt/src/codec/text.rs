@@ -72,6 +72,11 @@ pub fn split_shared(filter: &[u8]) -> Option<(&[u8], &[u8])> {
     (!name.is_empty() && !has_wildcard(name) && is_topic_filter(filter)).then_some((name, filter))
 }
 
+/// Whether a topic name or filter is below `$SYS`, the broker's own.
+pub fn is_sys(text: &[u8]) -> bool {
+    text.starts_with(b"$SYS/")
+}
+
 /// How many levels a topic name or filter has.
 pub fn level_count(text: &[u8]) -> usize {
     1 + text.iter().filter(|b| **b == LEVEL).count()

@@ -58,8 +58,6 @@ pub(super) struct Client {
     /// The subscriptions of then, if others came since.
     pub(super) earlier: Option<Box<Subscriptions>>,
     pub(super) shared: Option<Box<Shared>>,
-    /// How many of its filters are below `$SYS`.
-    pub(super) sys_filters: u32,
     pub(super) in_flight: InFlight,
     /// PUBREC came, and core has not said that it is noted: packet identifier and sequence.
     pub(super) received: Vec<(u16, u64)>,
@@ -89,7 +87,6 @@ impl Client {
             may_resend: false,
             earlier: None,
             shared: None,
-            sys_filters: 0,
             in_flight: InFlight::default(),
             received: Vec::new(),
             waiting: VecDeque::new(),
@@ -110,7 +107,6 @@ impl Client {
         for cookie in cookies {
             if let Some((subscription, filter)) = Subscription::from_cookie(cookie) {
                 self.subscriptions.insert(filter, subscription);
-                self.sys_filters += u32::from(is_sys(filter));
             }
         }
     }
@@ -363,11 +359,6 @@ pub(super) fn settled(subscription: SubscriptionId, sequence: u64) -> Settlement
     }
 }
 
-/// Whether a topic or filter is below `$SYS`.
-pub(super) fn is_sys(text: &[u8]) -> bool {
-    text.starts_with(b"$SYS/")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,6 +367,6 @@ mod tests {
     #[test]
     fn a_connected_client_is_small() {
         let size = size_of::<Client>();
-        assert!(size <= 408, "{size} bytes");
+        assert!(size <= 416, "{size} bytes");
     }
 }

@@ -11,10 +11,10 @@ use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 use tracing::debug;
 
-use super::client::{Client, Connected, is_sys};
+use super::client::{Client, Connected};
 use super::{MqttSession, State};
 use crate::codec::properties::{PropertyId, put_bytes, put_number};
-use crate::codec::text::{LEVEL, is_topic_name, level_count};
+use crate::codec::text::{LEVEL, is_sys, is_topic_name, level_count};
 use crate::codec::{self, Connect, PacketType, Version, put_fixed_header, put_variable, variable_len};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, queue_of};

@@ -310,7 +310,7 @@ impl MqttSession {
         if client.counted.publishes_in > 0 && client.version() == Version::V5 && self.published_at.is_none() {
             self.published_at = Some(now.mono);
         }
-        let watches_sys = client.sys_filters > 0 && self.config.sys_interval > Duration::ZERO;
+        let watches_sys = client.subscriptions.has_sys() && self.config.sys_interval > Duration::ZERO;
         let next = now.mono + millis(self.config.sys_interval);
         self.sys_due = watches_sys.then(|| self.sys_due.unwrap_or(next));
         self.stats.add(&mut client.counted);

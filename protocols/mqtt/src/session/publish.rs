@@ -11,9 +11,9 @@ use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 
 use super::Close;
-use super::client::{Client, is_sys};
+use super::client::Client;
 use crate::codec::properties::{PropertyId, PropertyValue};
-use crate::codec::text::{LEVEL, level_count};
+use crate::codec::text::{LEVEL, is_sys, level_count};
 use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};

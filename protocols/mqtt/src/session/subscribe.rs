@@ -10,9 +10,9 @@ use rocketbridge_session::Outbox;
 use tracing::debug;
 
 use super::Close;
-use super::client::{Client, is_sys};
+use super::client::Client;
 use crate::codec::properties::PropertyId;
-use crate::codec::text::{level_count, split_shared};
+use crate::codec::text::{is_sys, level_count, split_shared};
 use crate::codec::{PacketType, Subscribe, SubscriptionOptions, Unsubscribe, Version, put_fixed_header, variable_len};
 use crate::config::Config;
 use crate::mapping::{binding_of, pattern_of};
@@ -182,7 +182,6 @@ impl Client {
         // At once, since deliveries may come before the reply. [MQTT-3.8.4-2]
         let previous = self.subscriptions.insert(filter, subscription);
         let wants_retained = options.wants_retained(previous.is_none());
-        self.sys_filters += u32::from(previous.is_none() && is_sys(filter));
         let asked = Asked::Bind {
             index,
             filter: cookie.slice(cookie.len() - filter.len()..),
@@ -209,7 +208,9 @@ impl Client {
             let is_full = self.shared_count() >= config.shared_subscriptions_max && !self.has_shared(filter);
             return (is_full || self.asked_count() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded);
         }
-        let is_full = self.subscriptions.len() >= config.subscriptions_max && !self.subscriptions.contains(filter);
+        let is_full = self.subscriptions.len() >= config.subscriptions_max
+            || self.subscriptions.bytes() + filter.len() > config.subscriptions_bytes_max as usize;
+        let is_full = is_full && !self.subscriptions.contains(filter);
         (is_full || self.asked_count() >= Asked::MAX).then_some(ReasonCode::QuotaExceeded)
     }
 
@@ -234,7 +235,6 @@ impl Client {
                 ack.waiting += 1;
                 UNDECIDED
             } else if self.subscriptions.remove(filter).is_some() {
-                self.sys_filters -= u32::from(is_sys(filter));
                 let binding = binding_of(filter, self.queue.clone(), Bytes::new());
                 self.ask(Asked::Unbind { index }, Request::Unbind(binding), out);
                 ack.waiting += 1;
@@ -310,9 +310,7 @@ impl Client {
                 self.subscriptions.insert(filter, previous);
             }
             None => {
-                if self.subscriptions.remove(filter).is_some() {
-                    self.sys_filters -= u32::from(is_sys(filter));
-                }
+                self.subscriptions.remove(filter);
             }
         }
         self.subscribe_code(ReasonCode::of_refusal(refusal))
