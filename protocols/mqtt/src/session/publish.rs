@@ -7,7 +7,6 @@ use bytes::{Bytes, BytesMut};
 use rocketbridge_core::attributes::{Attribute, Attributes, AttributesBuilder};
 use rocketbridge_core::boundary::{Fate, HolderKey, Outcome, Publish as CorePublish, Reject};
 use rocketbridge_core::message::Entry;
-use rocketbridge_core::time::Millis;
 use rocketbridge_session::Outbox;
 
 use super::Close;
