@@ -223,6 +223,31 @@ pub fn split_whole_key(whole: &Bytes) -> (Bytes, Bytes) {
     (encode_name(&whole.slice(..dot.unwrap_or(whole.len()))), key)
 }
 
+/// A [`whole_key`] of the levels of an address that `/` separates, see
+/// [`Attribute::ReplyTopic`](crate::attributes::Attribute::ReplyTopic). `None` when there is none: a full stop in the
+/// topic's name would separate words.
+pub fn whole_key_of_levels(levels: &[u8]) -> Option<Vec<u8>> {
+    swap_separators(levels, b'/', b'.')
+}
+
+/// The reverse of [`whole_key_of_levels`].
+pub fn levels_of_whole_key(whole: &[u8]) -> Option<Vec<u8>> {
+    swap_separators(whole, b'.', b'/')
+}
+
+fn swap_separators(text: &[u8], separator: u8, other: u8) -> Option<Vec<u8>> {
+    let first = text.split(|b| *b == separator).next()?;
+    if first.contains(&other) {
+        return None;
+    }
+    let swapped = |byte: &u8| match *byte {
+        byte if byte == separator => other,
+        byte if byte == other => separator,
+        byte => byte,
+    };
+    Some(text.iter().map(swapped).collect())
+}
+
 fn is_marked(text: &[u8]) -> bool {
     text.len() >= 2 && text.ends_with(b"-") && text[..text.len() - 1].iter().all(|b| *b == b'|')
 }
@@ -292,6 +317,24 @@ mod tests {
         assert_eq!(encode_name(&Bytes::from_static(b"a|b")), "a|7Cb");
         assert_eq!(encode_name(&Bytes::from_static(b"%RETRY%g")), "%RETRY%g");
         assert!(!is_name_of(b"a|7Cb", b"a|7Cb") && !is_name_of(b"a|", b"a|"));
+    }
+
+    #[test]
+    fn levels_and_whole_keys_are_one_to_one() {
+        for (levels, whole) in [("a", "a"), ("a/b", "a.b"), ("a/b.c/", "a.b/c."), ("/a", ".a"), ("", "")] {
+            assert_eq!(
+                whole_key_of_levels(levels.as_bytes()).as_deref(),
+                Some(whole.as_bytes())
+            );
+            assert_eq!(
+                levels_of_whole_key(whole.as_bytes()).as_deref(),
+                Some(levels.as_bytes())
+            );
+        }
+        assert_eq!(
+            (whole_key_of_levels(b"a.b/c"), levels_of_whole_key(b"a/b.c")),
+            (None, None)
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub enum Attribute {
     ContentType = 1,
     ContentEncoding = 2,
     CorrelationId = 3,
+    /// The queue that an answer goes to, by its name.
     ReplyTo = 4,
     MessageId = 5,
     Type = 6,
@@ -39,10 +40,13 @@ pub enum Attribute {
     /// Queues that gave the message up before, see [`History`](crate::history::History): always the first entry,
     /// told by [`Message::history`](crate::message::Message::history) and hidden from readers of properties.
     History = 16,
+    /// The topic that an answer goes to, instead of a queue: the levels of its address, the first being the topic's
+    /// name, separated by `/`; a `/` in a key is `.` there.
+    ReplyTopic = 17,
 }
 
 impl Attribute {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::ContentType,
         Self::ContentEncoding,
         Self::CorrelationId,
@@ -59,6 +63,7 @@ impl Attribute {
         Self::Topic,
         Self::PayloadFormat,
         Self::History,
+        Self::ReplyTopic,
     ];
 
     /// The attribute's name among native properties, where it stands as a string.
@@ -67,7 +72,8 @@ impl Attribute {
             Self::ContentType => "content-type",
             Self::ContentEncoding => "content-encoding",
             Self::CorrelationId => "correlation-id",
-            Self::ReplyTo => "reply-to",
+            // Native clients tell them apart by what they agree on; what they send there names a queue.
+            Self::ReplyTo | Self::ReplyTopic => "reply-to",
             Self::MessageId => "message-id",
             Self::Type => "type",
             Self::AppId => "app-id",

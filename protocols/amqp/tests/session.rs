@@ -2,7 +2,8 @@
 
 mod script;
 
-use rocketbridge_amqp::codec::{Method, ShortStr, Table, TableWriter, Value};
+use rocketbridge_amqp::codec::{Method, Properties, ShortStr, Table, TableWriter, Value};
+use rocketbridge_core::attributes::{Attribute, Name, Value as Neutral};
 use rocketbridge_core::boundary::{Fate, Notice, Reject, Settle, Shortage};
 use rocketbridge_core::message::Entry;
 use rocketbridge_core::request::{Acknowledge, ExchangeKind, Matcher, Refusal, Reply, Request, Source};
@@ -824,6 +825,58 @@ fn a_consumer_tag_names_one_consumer() {
     script.consume(1, b"q", b"ct");
     script.method(1, &consume(b"q", b"ct", false));
     script.expect_connection_close(530, "NOT_ALLOWED - attempt to reuse consumer tag 'ct'");
+}
+
+#[test]
+fn a_key_of_the_default_exchange_can_mean_a_topic() {
+    let mut script = Script::opened();
+    script.open_channel(1);
+    script.confirm_select(1);
+    for (exchange, key, entered) in [
+        (&b""[..], &b"amq.topic/resp.me"[..], (Entry::Topic, "resp", "me")),
+        (b"", b"amq.topic/resp.me/x", (Entry::Topic, "resp", "me/x")),
+        (b"", b"amq.topic/", (Entry::Topic, "|-", "")),
+        (b"", b"amq.topic", (Entry::Queue, "amq|2Etopic", "")),
+        (
+            b"amq.fanout",
+            b"amq.topic/a",
+            (Entry::Exchange, "amq|2Efanout", "amq.topic/a"),
+        ),
+    ] {
+        script.publish(1, exchange, key, b"\x00\x00", b"x");
+        let published = script.published();
+        let [publish] = &published[..] else {
+            panic!("{published:?}")
+        };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let is = (publish.entry, text(&publish.topic), text(&publish.key));
+        assert_eq!(is, (entered.0, entered.1.to_owned(), entered.2.to_owned()));
+        assert!(publish.mandatory);
+    }
+    script.outcome(0, 5, stored(1));
+    assert_eq!(script.confirms(), ["1 ack 5*"]);
+}
+
+#[test]
+fn a_reply_to_that_is_a_topic_is_told_as_one() {
+    let mut script = Script::opened();
+    script.open_channel(1);
+    for (reply_to, expected) in [
+        (&b"amq.topic/resp.me"[..], (Attribute::ReplyTopic, &b"resp/me"[..])),
+        (b"replies", (Attribute::ReplyTo, b"replies")),
+        (b"amq.topic/a/b.c", (Attribute::ReplyTo, b"amq.topic/a/b.c")),
+    ] {
+        let mut properties = bytes::BytesMut::new();
+        Properties {
+            reply_to: Some(reply_to),
+            ..Properties::default()
+        }
+        .encode(&mut properties);
+        script.publish(1, b"", b"q", &properties, b"x");
+        let published = script.published();
+        let found: Vec<_> = published[0].attributes.iter().collect();
+        assert_eq!(found, [(Name::Known(expected.0), Neutral::Text(expected.1))]);
+    }
 }
 
 #[test]

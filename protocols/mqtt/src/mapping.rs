@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use bytes::{BufMut, Bytes, BytesMut};
 use rocketbridge_core::address::{Level, Pattern, encode_name, key_from_levels, levels_from_key, name_is_cut};
 use rocketbridge_core::attributes::{Attribute, AttributesBuilder, Name, Value};
-use rocketbridge_core::message::{Format, Message};
+use rocketbridge_core::message::{Entry, Format, Message};
 use rocketbridge_core::request::{Binding, Destination, Matcher, Source};
 use rocketbridge_core::time::Millis;
 use rocketbridge_session::Cursor;
@@ -30,12 +30,35 @@ pub struct TopicAddress {
     pub name: Bytes,
     /// The other levels joined by `.`, a literal `.` being `/`.
     pub key: Bytes,
-    /// The first level was too long for a topic name: the message must carry it in [`Attribute::Topic`].
+    /// What the name was made of was too long for one: the message must carry it in [`Attribute::Topic`].
     pub is_cut: bool,
+    /// How it enters: [`QUEUE_TOPIC`] leads straight to a queue.
+    pub entry: Entry,
+}
+
+/// Begins the topic name that leads to the queue named behind it, whatever that name is: so a response topic can
+/// stand for the queue that a client of another protocol waits at. No filter matches what is published there.
+pub const QUEUE_TOPIC: &[u8] = b"$queue/";
+
+/// What an address's name is made of: the first level, or the queue's name.
+pub fn raw_name(topic: &[u8]) -> &[u8] {
+    match topic.strip_prefix(QUEUE_TOPIC) {
+        Some(queue) => queue,
+        None => topic.split(|b| *b == LEVEL).next().unwrap_or_default(),
+    }
 }
 
 /// The address of a topic name. The key is appended to `scratch` and split off.
 pub fn address_of(topic: &Bytes, scratch: &mut BytesMut) -> TopicAddress {
+    if let Some(queue) = topic.strip_prefix(QUEUE_TOPIC) {
+        let name = encode_name(&topic.slice_ref(queue));
+        return TopicAddress {
+            is_cut: name_is_cut(&name),
+            name,
+            key: Bytes::new(),
+            entry: Entry::Queue,
+        };
+    }
     let slash = topic.iter().position(|b| *b == LEVEL);
     let first = slash.map_or_else(|| topic.clone(), |at| topic.slice(..at));
     let name = encode_name(&first);
@@ -58,6 +81,7 @@ pub fn address_of(topic: &Bytes, scratch: &mut BytesMut) -> TopicAddress {
         is_cut: name_is_cut(&name),
         name,
         key,
+        entry: Entry::Topic,
     }
 }
 
@@ -254,7 +278,10 @@ pub fn put_attributes(properties: &Properties, builder: &mut AttributesBuilder) 
                 builder.put(Name::Known(Attribute::TimeToLive), Value::Uint(millis));
             }
             (PropertyId::ContentType, PropertyValue::Text(text)) => builder.text(Attribute::ContentType, text),
-            (PropertyId::ResponseTopic, PropertyValue::Text(topic)) => builder.text(Attribute::ReplyTo, topic),
+            (PropertyId::ResponseTopic, PropertyValue::Text(topic)) => match topic.strip_prefix(QUEUE_TOPIC) {
+                Some(queue) => builder.text(Attribute::ReplyTo, queue),
+                None => builder.text(Attribute::ReplyTopic, topic),
+            },
             (PropertyId::CorrelationData, PropertyValue::Binary(data)) => {
                 builder.put(Name::Known(Attribute::CorrelationId), Value::Binary(data));
             }
@@ -281,8 +308,13 @@ fn put_user(name: &[u8], text: &[u8], builder: &mut AttributesBuilder) {
 /// string can hold (text that is not UTF-8, more than 65,535 bytes) is left out.
 pub fn put_foreign_properties(message: &Message, waited: Millis, out: &mut BytesMut) {
     let mut text = String::new();
+    let is_native = message.origin().0 == Format::NATIVE;
     for (name, value) in message.attributes() {
         match name {
+            // A native producer's is a word that both ends agreed on, as it stands.
+            Name::Known(Attribute::ReplyTo) if is_native => {
+                put_known(Attribute::ReplyTopic, value, waited, &mut text, out)
+            }
             Name::Known(attribute) => put_known(attribute, value, waited, &mut text, out),
             Name::User(name) => put_text_property(name, value, &mut text, out),
         }
@@ -295,8 +327,11 @@ fn put_known(attribute: Attribute, value: Value<'_>, waited: Millis, text: &mut 
         (Attribute::ContentType, Value::Text(text)) if fits_string(text) => {
             put_bytes(out, PropertyId::ContentType, text);
         }
-        (Attribute::ReplyTo, Value::Text(topic)) if topic.len() <= LENGTH_MAX && is_topic_name(topic) => {
+        (Attribute::ReplyTopic, Value::Text(topic)) if topic.len() <= LENGTH_MAX && is_topic_name(topic) => {
             put_bytes(out, PropertyId::ResponseTopic, topic);
+        }
+        (Attribute::ReplyTo, Value::Text(queue)) if is_queue_name(queue) => {
+            put_bytes(out, PropertyId::ResponseTopic, &[QUEUE_TOPIC, queue].concat());
         }
         (Attribute::CorrelationId, Value::Text(data) | Value::Binary(data)) if data.len() <= LENGTH_MAX => {
             put_bytes(out, PropertyId::CorrelationData, data);
@@ -336,6 +371,12 @@ fn put_text_property(name: &[u8], value: Value<'_>, text: &mut String, out: &mut
     }
 }
 
+/// Whether a topic name can lead to a queue of that name. One with a slash in front is no queue's, but another
+/// protocol's destination.
+fn is_queue_name(name: &[u8]) -> bool {
+    !name.starts_with(b"/") && name.len() <= LENGTH_MAX - QUEUE_TOPIC.len() && is_topic_name(name)
+}
+
 fn fits_string(text: &[u8]) -> bool {
     text.len() <= LENGTH_MAX && is_string(text)
 }
@@ -344,13 +385,11 @@ fn fits_string(text: &[u8]) -> bool {
 mod tests {
     use std::net::SocketAddr;
 
-    use rocketbridge_core::attributes::Attributes;
-    use rocketbridge_core::boundary::Publish;
-    use rocketbridge_core::message::Entry;
-
     use super::*;
     use crate::codec::text::filter_matches;
     use crate::codec::{PacketType, Side, properties::Place};
+    use rocketbridge_core::attributes::Attributes;
+    use rocketbridge_core::boundary::Publish;
 
     fn address(topic: &str) -> TopicAddress {
         address_of(&Bytes::copy_from_slice(topic.as_bytes()), &mut BytesMut::new())
@@ -401,6 +440,69 @@ mod tests {
             let mut back = BytesMut::from(&b"before"[..]);
             assert!(put_topic(&message(&address, Attributes::EMPTY), &mut back));
             assert_eq!(back, format!("before{topic}"));
+        }
+    }
+
+    #[test]
+    fn a_topic_name_leads_to_a_queue() {
+        let long = format!("$queue/{}", "q".repeat(300));
+        for (topic, name) in [
+            ("$queue/amq.gen-1", "amq|2Egen-1"),
+            ("$queue/a/b", "a|2Fb"),
+            ("$queue/", "|-"),
+        ] {
+            let address = address(topic);
+            assert_eq!(
+                (&address.name[..], &address.key[..]),
+                (name.as_bytes(), &b""[..]),
+                "{topic}"
+            );
+            assert_eq!((address.entry, address.is_cut), (Entry::Queue, false));
+            assert_eq!(raw_name(topic.as_bytes()), &topic.as_bytes()["$queue/".len()..]);
+        }
+        assert!(address(&long).is_cut && address("$queue").entry == Entry::Topic);
+        assert_eq!(
+            (raw_name(b"a.b/c"), raw_name(b"$queue"), raw_name(b"")),
+            (&b"a.b"[..], &b"$queue"[..], &b""[..])
+        );
+    }
+
+    #[test]
+    fn where_an_answer_goes_is_a_response_topic() {
+        for (format, attribute, value, expected) in [
+            (Format(1), Attribute::ReplyTo, "replies", Some("$queue/replies")),
+            (Format(1), Attribute::ReplyTo, "a/b.c", Some("$queue/a/b.c")),
+            (Format(1), Attribute::ReplyTo, "/exchange/e/k", None),
+            (Format(1), Attribute::ReplyTo, "a+", None),
+            (Format(1), Attribute::ReplyTopic, "resp/me", Some("resp/me")),
+            (Format::NATIVE, Attribute::ReplyTo, "resp/me", Some("resp/me")),
+        ] {
+            let mut builder = AttributesBuilder::default();
+            builder.text(attribute, value.as_bytes());
+            let host = SocketAddr::from(([127, 0, 0, 1], 1));
+            let mut origin = bytes::BytesMut::new();
+            if format == Format::NATIVE {
+                origin.extend_from_slice(format!("reply-to\u{1}{value}\u{2}").as_bytes());
+            }
+            let publish = Publish {
+                topic: Bytes::from_static(b"t"),
+                attributes: builder.finish(),
+                format,
+                origin: origin.freeze(),
+                ..Publish::default()
+            };
+            let message = Message::from_publish(&publish, host, host, Millis(0));
+            let mut encoded = BytesMut::new();
+            put_foreign_properties(&message, Millis(0), &mut encoded);
+            let properties = Properties::check(encoded.freeze(), Place::Packet(PacketType::Publish), Side::Client);
+            let properties = properties.expect("valid");
+            let found = properties
+                .iter()
+                .find_map(|property| match (property.id, property.value) {
+                    (PropertyId::ResponseTopic, PropertyValue::Text(topic)) => Some(topic.to_vec()),
+                    _ => None,
+                });
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{attribute:?} {value}");
         }
     }
 

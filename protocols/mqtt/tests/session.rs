@@ -404,7 +404,7 @@ fn properties_are_kept_and_become_attributes() {
             (Name::Known(Attribute::PayloadFormat), Value::Uint(1)),
             (Name::Known(Attribute::TimeToLive), Value::Uint(5000)),
             (Name::Known(Attribute::ContentType), Value::Text(b"j")),
-            (Name::Known(Attribute::ReplyTo), Value::Text(b"r/s")),
+            (Name::Known(Attribute::ReplyTopic), Value::Text(b"r/s")),
             (Name::Known(Attribute::CorrelationId), Value::Binary(b"\xFF\0")),
             (Name::User(b"n"), Value::Text(b"v")),
             (Name::Known(Attribute::MessageId), Value::Text(b"m")),
@@ -913,7 +913,7 @@ fn messages_of_other_protocols_get_a_topic_and_properties() {
     script.subscribe(b"#", 1);
     script.deliver(1, true, &foreign);
     let properties = [
-        &b"\x03\0\x01j\x09\0\x01c\x08\0\x01r\x26\0\x0Amessage-id\0\x01m\x02\0\0\0\x02"[..],
+        &b"\x03\0\x01j\x09\0\x01c\x08\0\x08$queue/r\x26\0\x0Amessage-id\0\x01m\x02\0\0\0\x02"[..],
         b"\x26\0\x01n\0\x02-5\x26\0\x01b\0\x02ff",
     ]
     .concat();
@@ -937,6 +937,21 @@ fn messages_of_other_protocols_get_a_topic_and_properties() {
     script.subscribe(b"#", 0);
     script.deliver(1, false, &foreign);
     assert!(script.sent().ends_with(b"\x26\0\x08reply-to\0\x01#x"));
+}
+
+#[test]
+fn what_is_published_below_queue_goes_straight_to_a_queue() {
+    let mut script = Script::connected(CONNECT_5);
+    // Retained, QoS 1, with a response topic that is a queue.
+    script.send(b"\x33\x1F\0\x08$queue/a\0\x07\x11\x08\0\x0E$queue/repliesx");
+    let published = script.publishes();
+    let [publish] = &published[..] else {
+        panic!("{published:?}")
+    };
+    let entered = (publish.entry, &publish.topic[..], &publish.key[..], publish.retain);
+    assert_eq!(entered, (Entry::Queue, &b"a"[..], &b""[..], false));
+    let attributes: Vec<_> = publish.attributes.iter().collect();
+    assert_eq!(attributes, [(Name::Known(Attribute::ReplyTo), Value::Text(b"replies"))]);
 }
 
 #[test]

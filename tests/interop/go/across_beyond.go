@@ -131,18 +131,47 @@ func acrossBeyondChecks(s *Suite) {
 		five.publish(&paho.Publish{Topic: service + "/ask", QoS: 1, Payload: []byte("what?"), Properties: &paho.PublishProperties{
 			ResponseTopic: responseTopic, CorrelationData: []byte("seven")}})
 		asked := a.getSoon(queue)
-		Equal(t, asked.ReplyTo+asked.CorrelationId, responseTopic+"seven", "the request at AMQP")
+		Equal(t, asked.CorrelationId, "seven", "correlation id of the request at AMQP")
+		// As every AMQP service answers: to the default exchange, by what the request says.
 		a.confirmMode()
-		a.confirmed("amq.topic", strings.ReplaceAll(asked.ReplyTo, "/", "."), amqp.Publishing{CorrelationId: asked.CorrelationId,
+		a.confirmed("", asked.ReplyTo, amqp.Publishing{CorrelationId: asked.CorrelationId,
 			DeliveryMode: amqp.Persistent, Body: []byte("from amqp")})
 		got := Receive(t, five.inbox, "the reply of AMQP")
 		Equal(t, string(got.body)+string(got.properties.CorrelationData), "from amqpseven", "reply of AMQP")
 		frame := st.next(requests, "the request at STOMP")
-		Equal(t, frame.Header.Get("reply-to")+frame.Header.Get("correlation-id"), "/reply-queue/"+responseTopic+"seven",
-			"the request at STOMP")
-		st.send("/topic/"+strings.ReplaceAll(responseTopic, "/", "."), []byte("from stomp"), "correlation-id", frame.Header.Get("correlation-id"))
+		Equal(t, frame.Header.Get("correlation-id"), "seven", "correlation id of the request at STOMP")
+		st.send(frame.Header.Get("reply-to"), []byte("from stomp"), "correlation-id", frame.Header.Get("correlation-id"))
 		got = Receive(t, five.inbox, "the reply of STOMP")
 		Equal(t, string(got.body)+string(got.properties.CorrelationData), "from stompseven", "reply of STOMP")
+	})
+	s.Check("across_an_mqtt_client_replies_to_amqp_and_stomp_requests", func(t *T) {
+		service := t.Name("service")
+		five, a, st := t.clean5(), t.amqp(), t.stomp()
+		five.subscribe(paho.SubscribeOptions{Topic: service + "/ask", QoS: 1}, 0)
+		answer := func(body string) {
+			request := Receive(t, five.inbox, "the request")
+			Equal(t, string(request.body), "what?", "request")
+			five.publish(&paho.Publish{Topic: request.properties.ResponseTopic, QoS: 1, Payload: []byte(body),
+				Properties: &paho.PublishProperties{CorrelationData: request.properties.CorrelationData}})
+		}
+		own, err := a.ch.QueueDeclare("", false, true, true, false, nil)
+		t.Ok(err, "declare the reply queue")
+		named := a.consume(own.Name, true)
+		direct := a.consume(replyTo, true)
+		for name, answers := range map[string]<-chan amqp.Delivery{own.Name: named, replyTo: direct} {
+			a.publish("amq.topic", service+".ask", amqp.Publishing{ReplyTo: name, CorrelationId: "seven", Body: []byte("what?")})
+			answer("to amqp")
+			got := Receive(t, answers, "the answer")
+			Equal(t, string(got.Body)+got.CorrelationId, "to amqpseven", "answer at AMQP by "+name)
+		}
+		replies := t.Name("replies")
+		for _, destination := range []string{"/queue/" + replies, "/topic/" + replies + ".here"} {
+			answers := st.subscribe(destination, stomp.AckAuto)
+			st.send("/topic/"+service+".ask", []byte("what?"), "reply-to", destination, "correlation-id", "seven")
+			answer("to stomp")
+			frame := st.next(answers, "the answer")
+			Equal(t, string(frame.Body)+frame.Header.Get("correlation-id"), "to stompseven", "answer at STOMP by "+destination)
+		}
 	})
 	s.Check("across_a_stomp_client_answers_an_amqp_client_by_direct_reply_to", func(t *T) {
 		a, st, service := t.amqp(), t.stomp(), t.Name("service")

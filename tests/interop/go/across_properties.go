@@ -47,7 +47,7 @@ func acrossPropertyChecks(s *Suite) {
 		}
 		p := Receive(t, subscriber.inbox, "the message at the MQTT client").properties
 		Equal(t, p.ContentType+"|"+p.ResponseTopic+"|"+string(p.CorrelationData),
-			"application/json|replies/here|correlation-7", "MQTT's own properties")
+			"application/json|$queue/replies/here|correlation-7", "MQTT's own properties")
 		for name, want := range map[string]string{"message-id": "message-7", "type": "order.created",
 			"app-id": "interop", "priority": "5", "plain": "grüße, 世界", "int": "-7", "bool": "true", "double": "0.5"} {
 			Equal(t, p.User.Get(name), want, "MQTT user property "+name)
@@ -103,7 +103,9 @@ func acrossPropertyChecks(s *Suite) {
 			case "message-id":
 				name = "amqp-message-id"
 			case "reply-to":
-				want = "/reply-queue/" + want
+				Equal(t, fromMQTT.Get(name), "/topic/replies.here", "STOMP header "+name+" of MQTT's")
+				Equal(t, fromNative.Get(name), "/reply-queue/"+want, "STOMP header "+name+" of RocketMQ's")
+				continue
 			}
 			Equal(t, fromMQTT.Get(name), want, "STOMP header "+name+" of MQTT's")
 			Equal(t, fromNative.Get(name), want, "STOMP header "+name+" of RocketMQ's")
@@ -153,7 +155,7 @@ func acrossPropertyChecks(s *Suite) {
 		}})
 		got := c.getSoon(queue)
 		Equal(t, fmt.Sprint([]string{got.ContentType, got.CorrelationId, got.ReplyTo, got.MessageId, got.Type, got.AppId}),
-			fmt.Sprint([]string{"application/json", "correlation-7", "replies/here", "message-7", "order.created", "interop"}),
+			fmt.Sprint([]string{"application/json", "correlation-7", "amq.topic/replies.here", "message-7", "order.created", "interop"}),
 			"AMQP properties")
 		Equal(t, got.Priority, uint8(5), "priority")
 		Equal(t, got.Headers["plain"], any("grüße, 世界"), "header plain")

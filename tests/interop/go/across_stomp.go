@@ -94,7 +94,7 @@ func acrossStompChecks(s *Suite) {
 			fmt.Sprint("application/json", "correlation-7", "replies", "message-7", "order.created", "interop", 5,
 				1_700_000_000, "600000", amqp.Persistent, "grüße, 世界"), "AMQP properties")
 		p := Receive(t, five.inbox, "the message at the MQTT client").properties
-		Equal(t, p.ContentType+"|"+p.ResponseTopic+"|"+string(p.CorrelationData), "application/json|replies|correlation-7",
+		Equal(t, p.ContentType+"|"+p.ResponseTopic+"|"+string(p.CorrelationData), "application/json|$queue/replies|correlation-7",
 			"MQTT's own properties")
 		Equal(t, p.User.Get("plain")+p.User.Get("message-id"), "grüße, 世界message-7", "MQTT user properties")
 		native := Receive(t, t.member(t.Name("group"), topic).inbox, "the message at the native client")

@@ -1,8 +1,10 @@
 //! What a published message's content header means to core.
 
 use bytes::{Bytes, BytesMut};
+use rocketbridge_core::address::levels_of_whole_key;
 use rocketbridge_core::attributes::{Attribute, Attributes, AttributesBuilder, Name, Value as Neutral};
 
+use super::REPLY_TOPIC;
 use crate::arguments::check_expiration;
 use crate::codec::table::Array;
 use crate::codec::{Properties, Table, Value};
@@ -67,6 +69,11 @@ pub fn meaning(
     })
 }
 
+/// The topic that a `reply-to` leads to, if it does not name a queue.
+fn reply_topic(reply_to: &[u8]) -> Option<Vec<u8>> {
+    levels_of_whole_key(reply_to.strip_prefix(REPLY_TOPIC)?)
+}
+
 fn syntax(error: impl std::fmt::Display) -> Failure {
     Failure::Connection(ConnectionError::Syntax(error.to_string()))
 }
@@ -98,7 +105,10 @@ fn read(properties: &Properties<'_>, user: &[u8], attributes: &mut AttributesBui
     text(Attribute::ContentType, properties.content_type);
     text(Attribute::ContentEncoding, properties.content_encoding);
     text(Attribute::CorrelationId, properties.correlation_id);
-    text(Attribute::ReplyTo, properties.reply_to);
+    match properties.reply_to.and_then(reply_topic) {
+        Some(levels) => text(Attribute::ReplyTopic, Some(&levels)),
+        None => text(Attribute::ReplyTo, properties.reply_to),
+    }
     text(Attribute::MessageId, properties.message_id);
     text(Attribute::Type, properties.kind);
     text(Attribute::UserId, properties.user_id);

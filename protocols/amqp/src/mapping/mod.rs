@@ -29,6 +29,11 @@ pub const FORMAT: Format = Format(1);
 /// bindings see what is published to topics from any protocol.
 pub const TOPIC_EXCHANGE: &[u8] = b"amq.topic";
 
+/// Begins a routing key of the default exchange that means [`TOPIC_EXCHANGE`] and the key behind it. So a `reply-to`
+/// can lead to a topic, by the way that all clients answer: to the default exchange with it as routing key. Queues'
+/// names do not begin like this.
+pub const REPLY_TOPIC: &[u8] = b"amq.topic/";
+
 /// Exchanges that are always there, besides the default one.
 pub const PREDECLARED: [(&[u8], ExchangeKind); 5] = [
     (b"amq.direct", ExchangeKind::Direct),

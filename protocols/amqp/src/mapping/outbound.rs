@@ -4,17 +4,21 @@
 //! message of another protocol is translated.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use rocketbridge_core::address::whole_key_of_levels;
 use rocketbridge_core::attributes::{Attribute, Name, Value as Neutral};
 use rocketbridge_core::history::{History, entered};
 use rocketbridge_core::message::{Format, Message};
 use rocketbridge_core::request::Way;
 
 use super::inbound::ORDERING_HEADER;
-use super::{FORMAT, TOPIC_EXCHANGE, history};
+use super::{FORMAT, REPLY_TOPIC, TOPIC_EXCHANGE, history};
 use crate::codec::{Properties, TableWriter, Value, put_short_str};
 
 /// The header that holds a routing key too long for AMQP.
 pub const LONG_KEY_HEADER: &[u8] = b"x-routing-key";
+
+/// The header that holds a topic to reply to which no `reply-to` of AMQP leads to.
+pub const LOST_REPLY_HEADER: &[u8] = b"reply-topic";
 
 /// Native sysFlag: the body is compressed; bits 8 to 10 say how.
 const COMPRESSED: i32 = 1;
@@ -121,8 +125,8 @@ fn put_properties(message: &Message, format: Format, out: &mut BytesMut, headers
         delivery_mode: Some(if message.is_persistent() { 2 } else { 1 }),
         ..Properties::default()
     };
-    let expiration;
-    let mut time_to_live = None;
+    let (expiration, reply_to);
+    let (mut time_to_live, mut reply_topic) = (None, None);
     for (name, value) in message.attributes() {
         let attribute = match name {
             Name::Known(attribute) => attribute,
@@ -145,6 +149,10 @@ fn put_properties(message: &Message, format: Format, out: &mut BytesMut, headers
             }
             (Attribute::TimeToLive, Neutral::Uint(value)) => {
                 time_to_live = Some(value);
+                true
+            }
+            (Attribute::ReplyTopic, Neutral::Text(levels)) => {
+                reply_topic = Some(levels);
                 true
             }
             (Attribute::Priority, Neutral::Uint(value)) => {
@@ -170,6 +178,15 @@ fn put_properties(message: &Message, format: Format, out: &mut BytesMut, headers
         expiration = milliseconds.to_string();
         properties.expiration = Some(expiration.as_bytes());
     }
+    if let Some(levels) = reply_topic {
+        match reply_to_topic(levels) {
+            Some(text) => {
+                reply_to = text;
+                properties.reply_to = Some(&reply_to);
+            }
+            None => put_header(headers, LOST_REPLY_HEADER, Neutral::Text(levels)),
+        }
+    }
     if format == Format::NATIVE && properties.content_encoding.is_none() {
         properties.content_encoding = compression(message.native_sys_flag());
     }
@@ -177,6 +194,12 @@ fn put_properties(message: &Message, format: Format, out: &mut BytesMut, headers
         properties.headers = Some(headers.table());
     }
     properties.encode(out);
+}
+
+/// The `reply-to` that leads to a topic; `None` when there is none, or it would be too long for AMQP.
+fn reply_to_topic(levels: &[u8]) -> Option<Vec<u8>> {
+    let text = [REPLY_TOPIC, &whole_key_of_levels(levels)?].concat();
+    (text.len() <= usize::from(u8::MAX)).then_some(text)
 }
 
 fn text_property<'p, 'a>(properties: &'p mut Properties<'a>, attribute: Attribute) -> Option<&'p mut Option<&'a [u8]>> {
@@ -328,6 +351,31 @@ mod tests {
             ..Properties::default()
         };
         assert_eq!(properties, expected);
+    }
+
+    #[test]
+    fn a_topic_to_reply_to_is_a_key_of_the_default_exchange() {
+        let long = format!("t/{}", "x".repeat(300));
+        for (levels, expected) in [
+            ("resp/me", Some("amq.topic/resp.me")),
+            ("resp/me.x", Some("amq.topic/resp.me/x")),
+            ("resp", Some("amq.topic/resp")),
+            ("a.b/c", None),
+            (&long, None),
+        ] {
+            let mut builder = AttributesBuilder::default();
+            builder.text(Attribute::ReplyTopic, levels.as_bytes());
+            let mut publish = publish(Entry::Topic, "a", "b");
+            publish.attributes = builder.finish();
+            let message = message(publish);
+            let mut scratch = BytesMut::new();
+            let envelope = envelope(&message, 0, &mut scratch);
+            let properties = Properties::decode(envelope.properties).expect("well-formed");
+            assert_eq!(properties.reply_to, expected.map(str::as_bytes), "{levels}");
+            let header = properties.headers.and_then(|headers| headers.get(LOST_REPLY_HEADER));
+            let lost = expected.is_none().then_some(Value::LongStr(levels.as_bytes()));
+            assert_eq!(header, lost, "{levels}");
+        }
     }
 
     #[test]

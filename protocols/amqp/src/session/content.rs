@@ -14,7 +14,7 @@ use crate::codec::{
 };
 use crate::mapping::inbound::{meaning, with_reply_queue};
 use crate::mapping::outbound::{Envelope, envelope, origin};
-use crate::mapping::{FORMAT, Route, target};
+use crate::mapping::{FORMAT, REPLY_TOPIC, Route, TOPIC_EXCHANGE, target};
 use crate::reply_code::{ChannelError, ConnectionError, Failure, ReplyCode, Resource, Snippet};
 
 /// Largest body that RabbitMQ lets anybody announce; beyond it the connection ends.
@@ -32,6 +32,10 @@ impl Context<'_> {
         if immediate {
             return Err(Failure::not_implemented("immediate=true"));
         }
+        let (exchange, routing_key) = match routing_key.strip_prefix(REPLY_TOPIC) {
+            Some(key) if exchange.is_empty() => (TOPIC_EXCHANGE, routing_key.slice_ref(key)),
+            _ => (exchange, routing_key),
+        };
         self.channel.content = Content::Header(Publishing {
             exchange: self.shared.exchange(exchange),
             routing_key,

@@ -14,7 +14,7 @@ use tracing::debug;
 use super::client::{Client, Connected};
 use super::{MqttSession, State};
 use crate::codec::properties::{PropertyId, put_bytes, put_number};
-use crate::codec::text::{LEVEL, is_sys, is_topic_name, level_count};
+use crate::codec::text::{is_sys, is_topic_name, level_count};
 use crate::codec::{self, Connect, PacketType, Version, put_fixed_header, put_variable, variable_len};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, queue_of};
@@ -340,8 +340,7 @@ fn will_of(will: &codec::Will, version: Version, client_id: &[u8]) -> Will {
     let mut attributes = AttributesBuilder::default();
     mapping::put_attributes(&will.properties, &mut attributes);
     if address.is_cut {
-        let first = topic.split(|b| *b == LEVEL).next().unwrap_or_default();
-        attributes.text(Attribute::Topic, first);
+        attributes.text(Attribute::Topic, mapping::raw_name(&topic));
     }
     let mut origin = BytesMut::new();
     mapping::put_origin(&mut origin, version, will.qos, &topic, client_id);
@@ -349,7 +348,7 @@ fn will_of(will: &codec::Will, version: Version, client_id: &[u8]) -> Will {
     let delay = will.properties.number(PropertyId::WillDelay).unwrap_or(0);
     Will {
         delay: Millis::from_secs(delay.into()),
-        entry: Entry::Topic,
+        entry: address.entry,
         topic: address.name,
         key: address.key,
         body: Bytes::copy_from_slice(&will.payload),
@@ -357,7 +356,7 @@ fn will_of(will: &codec::Will, version: Version, client_id: &[u8]) -> Will {
         format: FORMAT,
         origin: origin.freeze(),
         persistent: will.qos > 0,
-        retain: will.retain,
+        retain: will.retain && address.entry == Entry::Topic,
     }
 }
 

@@ -12,7 +12,7 @@ use rocketbridge_session::Outbox;
 use super::Close;
 use super::client::Client;
 use crate::codec::properties::{PropertyId, PropertyValue};
-use crate::codec::text::{LEVEL, is_sys, level_count};
+use crate::codec::text::{is_sys, level_count};
 use crate::codec::{Ack, PacketType, Publish, Version, put_short_ack};
 use crate::config::Config;
 use crate::mapping::{self, FORMAT, TopicAddress};
@@ -211,9 +211,7 @@ impl Client {
         mapping::put_attributes(properties, attributes);
         let last = last_topic(last, scratch, self.is.version, &publish, &self.is.client_id);
         if last.address.is_cut {
-            let end = last.topic.iter().position(|b| *b == LEVEL);
-            let first = &last.topic[..end.unwrap_or(last.topic.len())];
-            attributes.text(Attribute::Topic, first);
+            attributes.text(Attribute::Topic, mapping::raw_name(&last.topic));
         }
         let origin = if properties.as_bytes().is_empty() {
             last.origin.clone()
@@ -230,7 +228,7 @@ impl Client {
         };
         CorePublish {
             token,
-            entry: Entry::Topic,
+            entry: last.address.entry,
             topic: last.address.name.clone(),
             key: last.address.key.clone(),
             body: publish.payload,
@@ -238,7 +236,8 @@ impl Client {
             format: FORMAT,
             origin,
             persistent: publish.qos > 0,
-            retain: publish.retain,
+            // A queue has no last value.
+            retain: publish.retain && last.address.entry == Entry::Topic,
             // Only 5.0 can say no to a publish, and only to one that is answered.
             waits: self.is.version != Version::V5 || publish.qos == 0,
             ..CorePublish::default()

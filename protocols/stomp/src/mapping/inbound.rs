@@ -174,7 +174,10 @@ impl Reading<'_, '_> {
     fn reply_to(&mut self, value: &[u8]) -> Result<(), Error> {
         is_text("reply-to", value)?;
         let (shown, attribute) = self.context.reply_to.unwrap_or((value, value));
-        self.builder.text(Attribute::ReplyTo, attribute);
+        match super::reply_topic(attribute) {
+            Some(levels) => self.builder.text(Attribute::ReplyTopic, &levels),
+            None => self.builder.text(Attribute::ReplyTo, attribute),
+        }
         put_stored_escaped(self.arena, b"reply-to", shown);
         Ok(())
     }

@@ -10,7 +10,9 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use memchr::memchr;
-use rocketbridge_core::address::{Level, Pattern, encode_name, fnv1a, key_from_levels, name_is_cut};
+use rocketbridge_core::address::{
+    Level, Pattern, encode_name, fnv1a, key_from_levels, levels_of_whole_key, name_is_cut, whole_key_of_levels,
+};
 use rocketbridge_core::message::{Entry, Format};
 use rocketbridge_core::request::{ExchangeKind, Headers, Matcher, Source};
 
@@ -28,6 +30,9 @@ pub const TEMPORARY: &[u8] = b"/temp-queue/";
 
 /// Begins the destination that a reply to a queue is sent to.
 pub const REPLY: &[u8] = b"/reply-queue/";
+
+/// Begin the destinations of topics.
+const TOPIC_DESTINATIONS: [&[u8]; 2] = [b"/topic/", b"/exchange/amq.topic/"];
 
 /// What a destination names. Slashes in names are not escaped any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,6 +312,21 @@ pub fn reply_attribute<'a>(reply_to: &'a [u8], config: &Config) -> Cow<'a, [u8]>
     }
 }
 
+/// The topic that a destination to reply to is, as its levels; `None` when it is none or has no such form.
+fn reply_topic(reply_to: &[u8]) -> Option<Vec<u8>> {
+    let words = TOPIC_DESTINATIONS
+        .iter()
+        .find_map(|kind| reply_to.strip_prefix(*kind))?;
+    levels_of_whole_key(&unescaped(words)).filter(|levels| !levels.is_empty())
+}
+
+/// The destination of a topic to reply to, by its levels; `None` when none leads there.
+fn topic_destination(levels: &[u8]) -> Option<Vec<u8>> {
+    let mut destination = BytesMut::from(TOPIC_DESTINATIONS[0]);
+    put_name(&whole_key_of_levels(levels)?, &mut destination);
+    Some(destination.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -430,5 +450,25 @@ mod tests {
         assert_eq!(attribute("/reply-queue/amq.gen-1"), "amq.gen-1");
         assert_eq!(attribute("/topic/a.b"), "/topic/a.b");
         assert_eq!(attribute("plain"), "plain");
+    }
+
+    #[test]
+    fn replies_to_topics_are_read_as_their_levels() {
+        for (destination, levels) in [
+            ("/topic/resp.me", "resp/me"),
+            ("/topic/a.b%2Fc", "a/b.c"),
+            ("/topic/a", "a"),
+        ] {
+            assert_eq!(reply_topic(destination.as_bytes()).as_deref(), Some(levels.as_bytes()));
+            assert_eq!(
+                topic_destination(levels.as_bytes()).as_deref(),
+                Some(destination.as_bytes())
+            );
+        }
+        assert_eq!(reply_topic(b"/exchange/amq.topic/a.b").as_deref(), Some(&b"a/b"[..]));
+        for other in ["/topic/", "/topic/a%2Fb.c", "/queue/a", "/exchange/e/a.b", "a"] {
+            assert_eq!(reply_topic(other.as_bytes()), None, "{other}");
+        }
+        assert_eq!(topic_destination(b"a.b/c"), None);
     }
 }

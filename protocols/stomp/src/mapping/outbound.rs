@@ -12,7 +12,7 @@ use rocketbridge_core::attributes::{Attribute, Name, Value};
 use rocketbridge_core::message::{Entry, Message};
 
 use super::inbound::shown_reply;
-use super::{FORMAT, put_name};
+use super::{FORMAT, put_name, topic_destination};
 use crate::codec::{Version, put_header, put_stored_headers};
 
 /// Headers of a MESSAGE that the broker writes itself: a foreign property of that name is left out.
@@ -84,6 +84,11 @@ fn put_known(attribute: Attribute, value: Value<'_>, version: Version, text: &mu
         (Attribute::ReplyTo, Value::Text(reply_to)) => {
             return put_value(b"reply-to", Value::Text(&shown_reply(reply_to)), version, text, out);
         }
+        (Attribute::ReplyTopic, Value::Text(levels)) => match topic_destination(levels) {
+            Some(destination) => return put_value(b"reply-to", Value::Text(&destination), version, text, out),
+            // No destination leads there.
+            None => b"reply-topic",
+        },
         (Attribute::Timestamp, Value::Uint(millis)) => {
             return put_value(b"timestamp", Value::Uint(millis / 1000), version, text, out);
         }
@@ -193,6 +198,24 @@ mod tests {
         };
         assert_eq!(of(Version::V11), "destination:/topic/a.b\na\\cb:1\\c2\r\\\\\nplain:x\n");
         assert_eq!(of(Version::V10), "destination:/topic/a.b\nplain:x\n");
+    }
+
+    #[test]
+    fn a_topic_to_reply_to_is_a_destination() {
+        for (levels, expected) in [
+            ("resp/me", "reply-to:/topic/resp.me"),
+            ("resp/a.b", "reply-to:/topic/resp.a%2Fb"),
+            ("a.b/c", "reply-topic:a.b/c"),
+        ] {
+            let mut builder = AttributesBuilder::default();
+            builder.text(Attribute::ReplyTopic, levels.as_bytes());
+            let mut publish = publish(Entry::Topic, "t", "");
+            publish.attributes = builder.finish();
+            assert_eq!(
+                headers(publish, Version::V12),
+                format!("destination:/topic/t\n{expected}\n")
+            );
+        }
     }
 
     #[test]
