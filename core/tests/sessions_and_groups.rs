@@ -247,6 +247,43 @@ fn nothing_is_dead_lettered_to_a_sessions_queue() {
 }
 
 #[test]
+fn nothing_is_dead_lettered_to_a_groups_retry_topic() {
+    let harness = Harness::new();
+    let mut client = harness.client();
+    for (name, way, key) in [("q1", Way::Topics, "%RETRY%g.tag"), ("q2", Way::Queue, "%RETRY%g")] {
+        let policy = Policy {
+            dead_letter: Some(DeadLetter {
+                way,
+                key: Some(bytes(key)),
+            }),
+            ..Policy::default()
+        };
+        let giving_up = Queue {
+            policy: Some(Box::new(policy)),
+            ..queue(name)
+        };
+        client.ask(&harness.engine, Request::DeclareQueue(giving_up)).unwrap();
+        client
+            .ask(&harness.engine, Request::DeclareQueue(queue("%RETRY%g")))
+            .unwrap();
+        client.publish(message(Entry::Queue, name, "", "injected"));
+        let subscription = client.subscribe(name, None);
+        harness.engine.sync_once().unwrap();
+        let sequence = client.deliveries()[0].sequence;
+        client.settle(subscription, sequence, 1, Settle::Reject);
+        harness.engine.sync_once().unwrap();
+        let find = Request::FindTopic {
+            topic: bytes("%RETRY%g"),
+        };
+        assert!(matches!(
+            client.ask(&harness.engine, find),
+            Err(Refusal::NotFound { .. })
+        ));
+        assert_eq!(harness.engine.totals().kept_messages, 0);
+    }
+}
+
+#[test]
 fn what_only_native_clients_write_to_is_refused_to_others() {
     let harness = Harness::new();
     let mut client = harness.client();
