@@ -54,7 +54,7 @@ fn go_mqtt() {
 
 #[test]
 fn go_across() {
-    run(Language::Go, "across", 44);
+    run(Language::Go, "across", 45);
 }
 
 #[test]
