@@ -43,7 +43,9 @@ static MQTT_WEBSOCKET: Settings = Settings {
     // The others are what clients of other brokers are set up with.
     paths: &["/mqtt", "/mqtt/", "/ws", "/ws/", "/"],
     subprotocols: &["mqtt", "mqttv3.1"],
-    messages: Messages::Binary,
+    messages: Messages::Binary {
+        packet_len: rocketbridge_mqtt::codec::packet_len,
+    },
 };
 
 static STOMP_WEBSOCKET: Settings = Settings {

@@ -26,6 +26,9 @@ const CONTROL_MAX: usize = 125;
 /// Most bytes of answers to pings that wait for a peer that does not read: beyond it, it is not read.
 const CONTROL_OUT_MAX: usize = 4 * (CONTROL_MAX + 2);
 
+/// Bytes that tell how long a packet is.
+pub const PACKET_HEAD_MAX: usize = 5;
+
 /// Most pieces of one write besides the header.
 const PIECES_MAX: usize = 63;
 
@@ -43,10 +46,15 @@ mod opcode {
 }
 
 /// What messages may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Messages {
     /// Binary only, in both directions.
-    Binary,
+    Binary {
+        /// How long the packet is that begins with these bytes, at most [`PACKET_HEAD_MAX`] of them; `None` when they
+        /// do not tell. Each packet that is sent is a message of its own: there are clients (Paho's for C) that do
+        /// not look at the rest of a message before something new arrives.
+        packet_len: fn(&[u8]) -> Option<usize>,
+    },
     /// Both are read; binary is sent to who sends binary, and where the bytes are no text.
     Any,
 }
@@ -127,7 +135,7 @@ impl<S> WebSocket<S> {
                 state: HEADER,
                 message: None,
             },
-            is_binary: messages == Messages::Binary,
+            is_binary: matches!(messages, Messages::Binary { .. }),
             utf8: Utf8::default(),
             control_out: Vec::new(),
             output: Output::default(),
@@ -227,7 +235,7 @@ impl<S> WebSocket<S> {
             (opcode::CLOSE | opcode::PING | opcode::PONG, _) => {}
             _ => return Err(CloseCode::Protocol),
         }
-        if opcode == opcode::TEXT && self.messages == Messages::Binary {
+        if opcode == opcode::TEXT && matches!(self.messages, Messages::Binary { .. }) {
             return Err(CloseCode::Unsupported);
         }
         let extended = match short {
@@ -316,13 +324,17 @@ impl<S> WebSocket<S> {
 
     /// Begins a frame for what is to be written.
     fn open_frame(&mut self, pieces: &[IoSlice<'_>], len: usize) {
-        let (opcode, len) = if self.is_binary {
-            (opcode::BINARY, len)
-        } else {
-            match text::prefix(pieces) {
+        let mut head = [0; PACKET_HEAD_MAX];
+        let (opcode, len) = match self.messages {
+            Messages::Binary { packet_len } => {
+                let packet_len = packet_len(head_of(pieces, &mut head));
+                (opcode::BINARY, packet_len.unwrap_or(len))
+            }
+            Messages::Any if self.is_binary => (opcode::BINARY, len),
+            Messages::Any => match text::prefix(pieces) {
                 Some(len) => (opcode::TEXT, len),
                 None => (opcode::BINARY, len),
-            }
+            },
         };
         let header = &mut self.output.header;
         header[0] = FINAL | opcode;
@@ -346,6 +358,16 @@ impl<S> WebSocket<S> {
         self.output.header_sent = 0;
         self.output.left = len;
     }
+}
+
+/// The first bytes of what is to be written.
+fn head_of<'a>(pieces: &[IoSlice<'_>], head: &'a mut [u8; PACKET_HEAD_MAX]) -> &'a [u8] {
+    let mut len = 0;
+    for (to, from) in head.iter_mut().zip(pieces.iter().flat_map(|piece| piece.iter())) {
+        *to = *from;
+        len += 1;
+    }
+    &head[..len]
 }
 
 /// `turn` is which byte of the mask is next.

@@ -270,7 +270,7 @@ mod tests {
         title: "a protocol",
         paths: &["/here", "/"],
         subprotocols: &["new", "old"],
-        messages: Messages::Binary,
+        messages: Messages::Any,
     };
 
     const HANDSHAKE: &str = "GET /here HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

@@ -4,6 +4,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 
+/// What is written together is a message.
+const BINARY: Messages = Messages::Binary { packet_len: |_| None };
+
 /// A frame as a client sends it.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0x12, 0x34, 0x56, 0x78];
@@ -67,7 +70,7 @@ async fn messages_are_one_stream_however_they_are_cut() {
     let expected = [b"firstsecond", &[b'x'; 200][..], &long].concat();
     let pong = [&b"\x8a\x0dare you there"[..], NORMAL].concat();
     for piece in [1, 2, 3, 5, 7, 100, 4096, bytes.len()] {
-        let (read, answered) = exchange(Messages::Binary, &bytes, piece).await;
+        let (read, answered) = exchange(BINARY, &bytes, piece).await;
         assert_eq!(read, expected, "{piece} at a time");
         assert_eq!(answered, pong, "{piece} at a time");
     }
@@ -96,7 +99,7 @@ async fn whoever_breaks_the_rules_is_told_the_code() {
         (Messages::Any, frame(FINAL | opcode::CLOSE, b"\x03\xe8\xff"), 1007),
         (Messages::Any, frame(FINAL | opcode::TEXT, b"\xff"), 1007),
         (Messages::Any, frame(FINAL | opcode::TEXT, b"\xc3"), 1007),
-        (Messages::Binary, frame(FINAL | opcode::TEXT, b"x"), 1003),
+        (BINARY, frame(FINAL | opcode::TEXT, b"x"), 1003),
         (
             Messages::Any,
             frame(FINAL | opcode::CLOSE, &1001u16.to_be_bytes()),
@@ -125,7 +128,7 @@ async fn nothing_is_read_behind_a_goodbye() {
         frame(FINAL | opcode::CLOSE, b"\x03\xe8"),
         frame(FINAL | opcode::BINARY, b"behind"),
     ];
-    let (read, answered) = exchange(Messages::Binary, &bytes.concat(), 1000).await;
+    let (read, answered) = exchange(BINARY, &bytes.concat(), 1000).await;
     assert_eq!((&read[..], &answered[..]), (&b"before"[..], NORMAL));
 }
 
@@ -154,7 +157,7 @@ async fn nothing_is_sent_behind_a_goodbye() {
 #[tokio::test]
 async fn a_frame_that_was_begun_is_ended_before_the_goodbye() {
     let (mut client, server) = duplex(4);
-    let mut server = WebSocket::new(server, Messages::Binary);
+    let mut server = WebSocket::new(server, BINARY);
     // Its header and two bytes.
     let begun = server.write(b"an answer").await.expect("there is room");
     assert_eq!(begun, 2);
@@ -231,4 +234,32 @@ async fn binary_is_sent_to_who_sends_binary_and_where_it_is_no_text() {
     client.read_to_end(&mut sent).await.expect("it is shut");
     let (_, opcodes) = unframed(&sent);
     assert_eq!(opcodes, [opcode::TEXT, opcode::BINARY, opcode::BINARY, opcode::CLOSE]);
+}
+
+#[tokio::test]
+async fn each_packet_is_a_message_of_its_own() {
+    // As long as their second byte says.
+    let packet_len = |head: &[u8]| head.get(1).map(|len| usize::from(*len));
+    let (mut client, mut server) = pair(Messages::Binary { packet_len });
+    let bytes = b"a\x03.b\x02c\x06....d\x05..";
+    // However they are written: the last one is not yet whole.
+    let pieces = [IoSlice::new(&bytes[..4]), IoSlice::new(&bytes[4..])];
+    let mut sent = 0;
+    while sent < bytes.len() {
+        sent += match sent {
+            0 => server.write_vectored(&pieces).await,
+            sent => server.write(&bytes[sent..]).await,
+        }
+        .expect("there is room");
+    }
+    server.write_all(b"!e\x02").await.expect("there is room");
+    drop(server);
+    let mut received = Vec::new();
+    client.read_to_end(&mut received).await.expect("it is gone");
+    let frames: [&[u8]; 5] = [b"a\x03.", b"b\x02", b"c\x06....", b"d\x05..!", b"e\x02"];
+    let expected: Vec<u8> = frames
+        .iter()
+        .flat_map(|payload| [&[FINAL | opcode::BINARY, payload.len() as u8][..], payload].concat())
+        .collect();
+    assert_eq!(received, expected);
 }

@@ -70,6 +70,13 @@ impl From<Truncated> for DecodeError {
     }
 }
 
+/// How long the packet is that begins with these bytes, fixed header included (2.1); `None` when five bytes are not
+/// there and fewer do not tell.
+pub fn packet_len(input: &[u8]) -> Option<usize> {
+    let remaining = take_variable(&mut Cursor::new(input.get(1..)?)).ok()?;
+    Some(1 + variable_len(remaining) + remaining as usize)
+}
+
 /// A variable byte integer in its shortest form. [MQTT-1.5.5-1]
 fn take_variable(cursor: &mut Cursor<'_>) -> Result<u32, DecodeError> {
     let mut value = 0;
