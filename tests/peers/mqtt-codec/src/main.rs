@@ -52,6 +52,8 @@ const STRICTER: &[&str] = &[
     "CONNECT",
     "authentication",
     "reason",
+    // [MQTT-3.1.2-2]: 3 is the level of MQIsdp alone, 4 and 5 are those of MQTT.
+    "protocol level",
 ];
 
 fn ours(frame: &[u8], version: Version) -> Result<Option<Packet>, DecodeError> {
@@ -108,6 +110,10 @@ fn is_their_defect(frame: &[u8], version: Version, packet: &Packet, error: &str)
     // So is a topic alias of 0: it is answered with 0x94.
     if matches!(packet, Packet::Publish(publish) if publish.properties.number(PropertyId::TopicAlias) == Some(0)) {
         return true;
+    }
+    // It does not know the protocol levels that Mosquitto's bridges ask for first: 3 and 4 with the highest bit.
+    if matches!(packet, Packet::Connect(connect) if connect.is_bridge) {
+        return error == "UnsupportedProtocolLevel";
     }
     // An empty identifier is the session's business: 5.0 gives one, the others are told.
     if error == "InvalidClientId" {
